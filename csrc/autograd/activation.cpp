@@ -1,0 +1,166 @@
+#include <ATen/TensorOperators.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/exp.h>
+#include <ATen/ops/log_sigmoid.h>
+#include <ATen/ops/sigmoid.h>
+#include <ATen/ops/softplus.h>
+#include <ATen/ops/tanh.h>
+#include <ATen/ops/threshold_backward.h>
+#include <ATen/ops/where.h>
+#include <ATen/ops/zeros_like.h>
+
+#include <cmath>
+
+#include "derivative.h"
+
+namespace rusttorch::autograd {
+namespace {
+
+// A backward op of this package, through the dispatcher, so that it is differentiable in turn.
+Tensor call(const char* op, std::vector<c10::IValue> arguments) {
+  const auto handle = c10::Dispatcher::singleton().findSchemaOrThrow((std::string("rusttorch::") + op).c_str(), "");
+  handle.callBoxed(arguments);
+  return arguments[0].toTensor();
+}
+
+// The gradients of f_backward(grad, x) = grad f'(x), given f_backward(g, x) and f''(x), which is only made if used.
+template <class F>
+Grads of_backward(const Call& c, const Tensor& g, size_t x_position, const Tensor& by_grad, F second) {
+  return {c.want(0, [&] { return by_grad; }),
+          c.want(1, [&] { return g * c.tensor(0) * second(c.tensor(x_position)); })};
+}
+
+Tensor inside(const Tensor& x, double low, double high) { return (x > low).logical_and(x < high).to(x.scalar_type()); }
+
+Tensor gelu_second(const Tensor& x, bool tanh) {
+  if (!tanh) return (x * x * -0.5).exp() * (0.5 * M_2_SQRTPI * M_SQRT1_2) * (2 - x * x);
+  // y = x s, s = sigmoid(2 u), u = k (x + 0.044715 x^3); p = s (1 - s)
+  const double k = M_2_SQRTPI * M_SQRT1_2;
+  const Tensor s = at::sigmoid(2 * k * (x + 0.044715 * x * x * x)), p = s * (1 - s);
+  const Tensor du = k * (1 + 3 * 0.044715 * x * x), ddu = 6 * 0.044715 * k * x;
+  return 4 * p * du + 4 * x * p * (1 - 2 * s) * du * du + 2 * x * p * ddu;
+}
+
+Tensor mish_second(const Tensor& x) {
+  const Tensor s = at::sigmoid(x), t = at::tanh(at::softplus(x)), w = 1 - t * t;
+  return w * s * (2 + x * ((1 - s) - 2 * t * s));
+}
+
+Grads of_log_sigmoid_backward(const Call& c, const Tensor& g) {
+  const Tensor s = at::sigmoid(c.tensor(1));
+  return {c.want(0, [&] { return g * (1 - s); }), c.want(1, [&] { return -g * c.tensor(0) * s * (1 - s); }), Tensor()};
+}
+
+}  // namespace
+
+const std::vector<Formula>& activation_formulas() {
+  static const std::vector<Formula> formulas = {
+      {"relu", Save::result,
+       [](const Call& c, const Tensor& g) -> Grads { return {at::threshold_backward(g, c.result(), 0)}; }},
+      {"leaky_relu", Save::inputs,
+       [](const Call& c, const Tensor& g) -> Grads {
+         return {call("leaky_relu_backward", {g, c.tensor(0), c.scalar(1), false})};
+       }},
+      {"leaky_relu_backward", Save::inputs,
+       [](const Call& c, const Tensor& g) -> Grads {
+         return {c.want(0, [&] { return call("leaky_relu_backward", {g, c.tensor(1), c.scalar(2), c.flag(3)}); }),
+                 c.want(1, [&] { return at::zeros_like(g); })};
+       }},
+      {"sigmoid", Save::result,
+       [](const Call& c, const Tensor& g) -> Grads { return {call("sigmoid_backward", {g, c.result()})}; }},
+      {"sigmoid_backward", Save::inputs,
+       [](const Call& c, const Tensor& g) {
+         return of_backward(c, g, 1, call("sigmoid_backward", {g, c.tensor(1)}),
+                            [](const Tensor& y) { return 1 - 2 * y; });
+       }},
+      {"tanh", Save::result,
+       [](const Call& c, const Tensor& g) -> Grads { return {call("tanh_backward", {g, c.result()})}; }},
+      {"tanh_backward", Save::inputs,
+       [](const Call& c, const Tensor& g) {
+         return of_backward(c, g, 1, call("tanh_backward", {g, c.tensor(1)}), [](const Tensor& y) { return -2 * y; });
+       }},
+      {"gelu", Save::inputs,
+       [](const Call& c, const Tensor& g) -> Grads {
+         return {call("gelu_backward", {g, c.tensor(0), c.argument(1)})};
+       }},
+      {"gelu_backward", Save::inputs,
+       [](const Call& c, const Tensor& g) {
+         return of_backward(c, g, 1, call("gelu_backward", {g, c.tensor(1), c.argument(2)}), [&](const Tensor& x) {
+           return gelu_second(x, c.argument(2).toStringRef() == "tanh");
+         });
+       }},
+      {"elu", Save::inputs,
+       [](const Call& c, const Tensor& g) -> Grads {
+         return {call("elu_backward", {g, c.scalar(1), c.scalar(2), c.scalar(3), false, c.tensor(0)})};
+       }},
+      {"elu_backward", Save::inputs,
+       [](const Call& c, const Tensor& g) {
+         const double alpha = c.scalar(1).toDouble(), scale = c.scalar(2).toDouble(), in = c.scalar(3).toDouble();
+         const Tensor by_grad =
+             call("elu_backward", {g, c.scalar(1), c.scalar(2), c.scalar(3), c.flag(4), c.tensor(5)});
+         return of_backward(c, g, 5, by_grad, [&](const Tensor& x) {
+           const Tensor curved = c.flag(4) ? at::zeros_like(x) + in : (x * in).exp() * (in * in * alpha * scale);
+           return at::where(x <= 0, curved, at::zeros_like(x));
+         });
+       }},
+      {"silu", Save::inputs,
+       [](const Call& c, const Tensor& g) -> Grads { return {call("silu_backward", {g, c.tensor(0)})}; }},
+      {"silu_backward", Save::inputs,
+       [](const Call& c, const Tensor& g) {
+         return of_backward(c, g, 1, call("silu_backward", {g, c.tensor(1)}), [](const Tensor& x) {
+           const Tensor s = at::sigmoid(x);
+           return s * (1 - s) * (2 + x * (1 - 2 * s));
+         });
+       }},
+      {"mish", Save::inputs,
+       [](const Call& c, const Tensor& g) -> Grads { return {call("mish_backward", {g, c.tensor(0)})}; }},
+      {"mish_backward", Save::inputs,
+       [](const Call& c, const Tensor& g) {
+         return of_backward(c, g, 1, call("mish_backward", {g, c.tensor(1)}), mish_second);
+       }},
+      {"softplus", Save::inputs,
+       [](const Call& c, const Tensor& g) -> Grads {
+         return {call("softplus_backward", {g, c.tensor(0), c.scalar(1), c.scalar(2)})};
+       }},
+      {"softplus_backward", Save::inputs,
+       [](const Call& c, const Tensor& g) {
+         const Tensor by_grad = call("softplus_backward", {g, c.tensor(1), c.scalar(2), c.scalar(3)});
+         return of_backward(c, g, 1, by_grad, [&](const Tensor& x) {
+           const Tensor z = x * c.scalar(2), s = at::sigmoid(z);
+           return (s * (1 - s) * c.scalar(2)).masked_fill(z > c.scalar(3), 0);
+         });
+       }},
+      {"softsign", Save::inputs,
+       [](const Call& c, const Tensor& g) -> Grads {
+         const Tensor d = 1 + c.tensor(0).abs();
+         return {g / (d * d)};
+       }},
+      {"hardswish", Save::inputs,
+       [](const Call& c, const Tensor& g) -> Grads { return {call("hardswish_backward", {g, c.tensor(0)})}; }},
+      {"hardswish_backward", Save::inputs,
+       [](const Call& c, const Tensor& g) {
+         return of_backward(c, g, 1, call("hardswish_backward", {g, c.tensor(1)}),
+                            [](const Tensor& x) { return inside(x, -3, 3) / 3; });
+       }},
+      {"hardsigmoid", Save::inputs,
+       [](const Call& c, const Tensor& g) -> Grads { return {call("hardsigmoid_backward", {g, c.tensor(0)})}; }},
+      {"hardsigmoid_backward", Save::inputs,
+       [](const Call& c, const Tensor& g) -> Grads {
+         return {c.want(0, [&] { return call("hardsigmoid_backward", {g, c.tensor(1)}); }),
+                 c.want(1, [&] { return at::zeros_like(g); })};
+       }},
+      {"log_sigmoid", Save::inputs,
+       [](const Call& c, const Tensor& g) -> Grads {
+         return {call("log_sigmoid_backward", {g, c.tensor(0), at::empty({0}, g.options())})};
+       }},
+      {"log_sigmoid_forward", Save::inputs,
+       [](const Call& c, const Tensor& g) -> Grads {
+         return {call("log_sigmoid_backward", {g, c.tensor(0), at::empty({0}, g.options())})};
+       }},
+      {"log_sigmoid_backward", Save::inputs, of_log_sigmoid_backward},
+  };
+  return formulas;
+}
+
+}  // namespace rusttorch::autograd

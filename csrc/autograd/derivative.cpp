@@ -1,0 +1,185 @@
+#include "derivative.h"
+
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/csrc/autograd/VariableTypeUtils.h>
+#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/functions/utils.h>
+#include <torch/csrc/autograd/saved_variable.h>
+#include <torch/library.h>
+
+#include <unordered_map>
+
+#include "../form.h"
+#include "../schemas.h"
+
+namespace rusttorch::autograd {
+namespace {
+
+namespace ag = torch::autograd;
+using c10::IValue;
+using torch::jit::Stack;
+
+// Node was counted by a shared_ptr until torch 2.12.
+using NodePtr = std::remove_cvref_t<decltype(std::declval<ag::Edge>().function)>;
+
+class FormulaNode final : public ag::Node {
+ public:
+  const Formula* formula = nullptr;
+  std::vector<IValue> arguments;           // the tensors among them taken out
+  std::vector<size_t> tensor_positions;    // of the schema's tensors among the arguments
+  std::vector<ag::SavedVariable> inputs;   // those tensors
+  ag::SavedVariable result;
+
+  std::string name() const override { return std::string("Rusttorch") + formula->op + "Backward"; }
+
+  void release_variables() override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (auto& input : inputs) input.reset_data();
+    result.reset_data();
+  }
+
+  ag::variable_list apply(ag::variable_list&& grads) override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const size_t n = tensor_positions.size();
+    if (!grads[0].defined()) return ag::variable_list(n);
+    std::vector<IValue> unpacked = arguments;
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      const Tensor t = inputs[i].unpack();
+      if (t.defined()) unpacked[tensor_positions[i]] = t;
+    }
+    std::vector<bool> needed(n);
+    for (size_t i = 0; i < n; ++i) needed[i] = task_should_compute_output(i);
+    Tensor y = formula->save == Save::result ? result.unpack(getptr()) : Tensor();
+    return formula->grads(Call(std::move(unpacked), std::move(y), std::move(needed)), grads[0]);
+  }
+};
+
+template <class Pointer>
+Pointer make_node() {
+  if constexpr (std::is_same_v<Pointer, std::shared_ptr<ag::Node>>) {
+    return std::make_shared<FormulaNode>();
+  } else {
+    return c10::make_intrusive<FormulaNode>();
+  }
+}
+
+// The autograd kernel of a functional or in-place op.
+class Differentiable final : public c10::OperatorKernel {
+ public:
+  explicit Differentiable(const Formula* formula) : formula_(formula) {}
+
+  void operator()(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
+    const size_t count = op.schema().arguments().size();
+    const size_t begin = stack->size() - count;
+    const bool record = c10::GradMode::is_enabled() && requires_grad(*stack, begin);
+    if (!record) return below(op, keys, stack);
+
+    std::vector<size_t> positions;
+    ag::variable_list tensors;
+    for (size_t i = 0; i < count; ++i) {
+      const auto& type = *op.schema().arguments()[i].type();
+      if (!type.isSubtypeOf(*c10::OptionalType::ofTensor())) continue;
+      const IValue& value = (*stack)[begin + i];
+      positions.push_back(i);
+      tensors.push_back(value.isTensor() ? value.toTensor() : Tensor());
+    }
+    for (const auto& t : tensors) {
+      TORCH_CHECK_NOT_IMPLEMENTED(!ag::isFwGradDefined(t), op.schema().name(), " has no forward-mode derivative");
+      TORCH_CHECK_NOT_IMPLEMENTED(!t.defined() || !t.is_complex(), op.schema().name(),
+                                  " has no derivative for complex tensors");
+    }
+    const bool inplace = is_inplace(op.schema());
+    if (inplace) ag::check_inplace(tensors[0], true);
+
+    const auto pointer = make_node<NodePtr>();
+    auto& node = static_cast<FormulaNode&>(*pointer);
+    node.formula = formula_;
+    node.tensor_positions = positions;
+    node.arguments.assign(stack->begin() + begin, stack->end());
+    for (const size_t i : positions) node.arguments[i] = IValue();
+    node.set_next_edges(ag::collect_next_edges(tensors));
+    if (formula_->save == Save::inputs) {
+      for (size_t i = 0; i < tensors.size(); ++i) {
+        node.inputs.emplace_back(inplace && i == 0 ? tensors[0].clone() : tensors[i], false);
+      }
+    }
+
+    below(op, keys, stack);
+
+    const size_t outputs = op.schema().returns().size();
+    const Tensor y = (*stack)[stack->size() - outputs].toTensor();
+    inplace ? ag::rebase_history(tensors[0], pointer) : ag::set_history(y, pointer);
+    if (formula_->save == Save::result) {
+      node.result = ag::SavedVariable(inplace ? tensors[0] : y, true, inplace && tensors[0].is_view());
+    }
+  }
+
+ private:
+  static bool requires_grad(const Stack& stack, size_t begin) {
+    for (size_t i = begin; i < stack.size(); ++i) {
+      if (stack[i].isTensor() && stack[i].toTensor().requires_grad()) return true;
+    }
+    return false;
+  }
+  static void below(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
+    const at::AutoDispatchBelowAutograd guard;
+    op.redispatchBoxed(keys & c10::after_autograd_keyset, stack);
+  }
+
+  const Formula* formula_;
+};
+
+// The autograd kernel of an out= op: stock's refusal.
+class NotDifferentiable final : public c10::OperatorKernel {
+ public:
+  void operator()(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
+    const size_t begin = stack->size() - op.schema().arguments().size();
+    for (size_t i = begin; c10::GradMode::is_enabled() && i < stack->size(); ++i) {
+      const IValue& value = (*stack)[i];
+      if (value.isTensor() && value.toTensor().requires_grad()) {
+        ag::throw_error_out_requires_grad(op.schema().name().substr(sizeof("rusttorch::") - 1).c_str());
+      }
+    }
+    const at::AutoDispatchBelowAutograd guard;
+    op.redispatchBoxed(keys & c10::after_autograd_keyset, stack);
+  }
+};
+
+const Formula* find_formula(const std::string& op) {
+  static const auto by_op = [] {
+    std::unordered_map<std::string, const Formula*> map;
+    for (const auto* table : {&pointwise_formulas(), &activation_formulas()}) {
+      for (const auto& formula : *table) map.emplace(formula.op, &formula);
+    }
+    return map;
+  }();
+  const auto found = by_op.find(op);
+  return found == by_op.end() ? nullptr : found->second;
+}
+
+}  // namespace
+}  // namespace rusttorch::autograd
+
+TORCH_LIBRARY_IMPL(rusttorch, Autograd, m) {
+  using namespace rusttorch;
+  for_each_schema([&](const c10::FunctionSchema& schema, const std::string&, const std::string& name) {
+    if (is_out(schema)) {
+      m.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunctor(std::make_unique<autograd::NotDifferentiable>()));
+    } else if (const auto* formula = autograd::find_formula(functional_name(schema))) {
+      m.impl(name.c_str(),
+             torch::CppFunction::makeFromBoxedFunctor(std::make_unique<autograd::Differentiable>(formula)));
+    }
+  });
+}
+
+// In-place and out= ops tell autograd that a tensor has changed.
+TORCH_LIBRARY_IMPL(rusttorch, ADInplaceOrView, m) {
+  using namespace rusttorch;
+  for_each_schema([&](const c10::FunctionSchema& schema, const std::string&, const std::string& name) {
+    if (is_out(schema) || (is_inplace(schema) && autograd::find_formula(functional_name(schema)))) {
+      m.impl(name.c_str(), torch::autograd::autogradNotImplementedInplaceOrViewFallback());
+    }
+  });
+}

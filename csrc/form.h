@@ -1,0 +1,24 @@
+#pragma once
+
+// The three forms of an op (functional, in-place, out=), told from its schema.
+
+#include <ATen/core/function_schema.h>
+
+#include <functional>
+#include <string>
+
+namespace rusttorch {
+
+// f(schema, family, "name.overload") for every op of the table.
+using SchemaVisitor = std::function<void(const c10::FunctionSchema&, const std::string&, const std::string&)>;
+void for_each_schema(const SchemaVisitor& f);
+
+bool is_inplace(const c10::FunctionSchema& schema);
+bool is_out(const c10::FunctionSchema& schema);
+// "name.overload" of the op that returns what this one writes: add_.Tensor, add.out -> add.Tensor.
+std::string functional_name(const c10::FunctionSchema& schema);
+
+// Whether the op is made of others of the table, and has no kernel of its own.
+bool is_composite(const std::string& name);
+
+}  // namespace rusttorch

@@ -1,0 +1,5 @@
+#include "activation.h"
+
+#include "loop.h"
+
+RUSTTORCH_KERNELS(activation, RUSTTORCH_ACTIVATION)

@@ -1,0 +1,29 @@
+#pragma once
+
+// What a kernel is given: pointers, a length, scalars. No Tensor.
+
+#include <cstdint>
+
+namespace rusttorch {
+
+enum class Dtype : uint8_t { f32, f64, bf16, f16, i32, i64 };
+
+// out[j][i] = formula(in[0][i], in[1][i], ..., scalars...) for i in [0, n). An output may be one of the inputs,
+// but may not overlap one in part.
+struct Args {
+  Dtype dtype;
+  bool stream;        // the outputs are too large for the cache: write them around it
+  uint8_t broadcast;  // bit k: in[k] is one element, taken for every i
+  int64_t n;
+  void* out[2];
+  const void* in[3];
+  const void* scalars;  // in the type that is computed in: float for bf16 and f16, else dtype's own
+};
+
+constexpr int64_t element_size(Dtype dtype) {
+  return dtype == Dtype::bf16 || dtype == Dtype::f16 ? 2 : dtype == Dtype::f32 || dtype == Dtype::i32 ? 4 : 8;
+}
+
+using kernel_fn = void (*)(const Args&);
+
+}  // namespace rusttorch

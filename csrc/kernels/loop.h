@@ -1,0 +1,240 @@
+#pragma once
+
+// The loop around a formula, for every dtype. Compiled once per instruction set.
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cstring>
+#include <type_traits>
+#include <utility>
+
+#include "kernel.h"
+
+namespace rusttorch {
+namespace {  // one copy per instruction set, invisible to the others
+
+struct bf16 {
+  uint16_t bits;
+};
+struct f16 {
+  uint16_t bits;
+};
+
+// bf16 and f16 are computed in float, a block at a time: widened into a buffer, narrowed out of it.
+template <class T>
+using Compute = std::conditional_t<sizeof(T) == 2, float, T>;
+
+constexpr int64_t block = 512;  // elements: three float inputs and two outputs stay in a 32 KiB L1 cache
+
+inline void widen(const bf16* in, float* out, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) out[i] = __builtin_bit_cast(float, uint32_t(in[i].bits) << 16);
+}
+
+inline void narrow(const float* in, bf16* out, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) {
+    const uint32_t u = __builtin_bit_cast(uint32_t, in[i]);
+    const uint32_t nearest_even = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
+    out[i].bits = uint16_t(in[i] != in[i] ? 0x7fc0 : nearest_even);
+  }
+}
+
+constexpr int64_t f16_lanes = 8;
+
+#ifndef __F16C__
+// Not inlined: gcc 12 fails on a loop over _Float16 conversions that it tries to vectorise.
+__attribute__((noinline)) float widen_one(f16 h) { return static_cast<float>(__builtin_bit_cast(_Float16, h)); }
+__attribute__((noinline)) f16 narrow_one(float x) { return __builtin_bit_cast(f16, static_cast<_Float16>(x)); }
+#endif
+
+inline void widen_lanes(const f16* in, float* out) {
+#ifdef __F16C__
+  _mm256_storeu_ps(out, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(in))));
+#else
+  for (int i = 0; i < f16_lanes; ++i) out[i] = widen_one(in[i]);
+#endif
+}
+
+inline void narrow_lanes(const float* in, f16* out) {
+#ifdef __F16C__
+  const __m128i h = _mm256_cvtps_ph(_mm256_loadu_ps(in), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(out), h);
+#else
+  for (int i = 0; i < f16_lanes; ++i) out[i] = narrow_one(in[i]);
+#endif
+}
+
+// Runs f over whole groups of lanes, and over a padded copy of what is left.
+template <class In, class Out, class F>
+inline void by_lanes(const In* in, Out* out, int64_t n, F f) {
+  int64_t i = 0;
+  for (; i + f16_lanes <= n; i += f16_lanes) f(in + i, out + i);
+  if (i < n) {
+    In rest[f16_lanes] = {};
+    Out result[f16_lanes];
+    std::memcpy(rest, in + i, (n - i) * sizeof(In));
+    f(rest, result);
+    std::memcpy(out + i, result, (n - i) * sizeof(Out));
+  }
+}
+
+inline void widen(const f16* in, float* out, int64_t n) { by_lanes(in, out, n, widen_lanes); }
+inline void narrow(const float* in, f16* out, int64_t n) { by_lanes(in, out, n, narrow_lanes); }
+
+// Whole vectors of `in` to `out`, which is aligned to one, around the cache.
+inline void stream_out(const void* in, void* out, int64_t bytes) {
+  const char* from = static_cast<const char*>(in);
+  char* to = static_cast<char*>(out);
+#if defined(__AVX512F__)
+  for (int64_t i = 0; i < bytes; i += 64) _mm512_stream_si512(reinterpret_cast<__m512i*>(to + i), _mm512_loadu_si512(from + i));
+#else
+  for (int64_t i = 0; i < bytes; i += 16) {
+    _mm_stream_si128(reinterpret_cast<__m128i*>(to + i), _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i)));
+  }
+#endif
+}
+
+template <class Op, class T, class Inputs = std::make_index_sequence<Op::tensors>,
+          class Scalars = std::make_index_sequence<Op::scalars>>
+struct Loop;
+
+template <class Op, class T, size_t... I, size_t... S>
+struct Loop<Op, T, std::index_sequence<I...>, std::index_sequence<S...>> {
+  using C = Compute<T>;
+  using Result = decltype(Op::apply((static_cast<void>(I), C())..., (static_cast<void>(S), C())...));
+  static constexpr int outputs = std::is_same_v<Result, C> ? 1 : 2;
+
+  // ivdep: an output may be an input, which a compiler would have to guard against with a scalar copy of the loop.
+  static void elements(int64_t n, C* const* out, const C* const* in, const C* scalars) {
+    [[maybe_unused]] const C s[] = {scalars[S]..., C()};
+    const C* const x[] = {in[I]...};
+    C* const y = out[0];
+    if constexpr (outputs == 1) {
+#pragma GCC ivdep
+      for (int64_t i = 0; i < n; ++i) y[i] = Op::apply(x[I][i]..., s[S]...);
+    } else {
+      C* const y2 = out[1];
+#pragma GCC ivdep
+      for (int64_t i = 0; i < n; ++i) {
+        const auto [first, second] = Op::apply(x[I][i]..., s[S]...);
+        y[i] = first;
+        y2[i] = second;
+      }
+    }
+  }
+
+  // A block at a time, through buffers where an input or output is not what the loop reads or writes: types that
+  // are not computed in, one element for all, and streaming (the outputs are aligned for it).
+  static void blocks(int64_t n, T* const* out, const T* const* in, const C* scalars, bool stream, uint8_t broadcast) {
+    constexpr bool convert = sizeof(T) == 2;
+    alignas(64) C buffer[Op::tensors + outputs][block];
+    const auto is_one = [&](int k) { return (broadcast >> k & 1) != 0; };
+    const int64_t longest = std::min(n, block);
+    for (int k = 0; k < Op::tensors; ++k) {
+      if (!is_one(k)) continue;
+      read(in[k], buffer[k], 1);
+      std::fill_n(buffer[k] + 1, longest - 1, buffer[k][0]);
+    }
+    for (int64_t i = 0; i < n; i += block) {
+      const int64_t m = std::min(block, n - i);
+      const C* x[Op::tensors];
+      C* y[outputs];
+      for (int k = 0; k < Op::tensors; ++k) {
+        x[k] = buffer[k];
+        if (is_one(k)) continue;
+        if constexpr (convert) {
+          read(in[k] + i, buffer[k], m);
+        } else {
+          x[k] = in[k] + i;
+        }
+      }
+      for (int k = 0; k < outputs; ++k) {
+        y[k] = buffer[Op::tensors + k];
+        if constexpr (!convert) y[k] = stream ? y[k] : out[k] + i;
+      }
+      elements(m, y, x, scalars);
+      for (int k = 0; k < outputs; ++k) {
+        if constexpr (convert) {
+          narrow(y[k], out[k] + i, m);
+        } else if (stream) {
+          const int64_t whole = m * int64_t(sizeof(T)) / 64 * 64;
+          stream_out(y[k], out[k] + i, whole);
+          std::memcpy(reinterpret_cast<char*>(out[k] + i) + whole, reinterpret_cast<char*>(y[k]) + whole,
+                      m * sizeof(T) - whole);
+        }
+      }
+    }
+    if (stream) _mm_sfence();
+  }
+
+  static void read(const T* in, C* out, int64_t n) {
+    if constexpr (sizeof(T) == 2) {
+      widen(in, out, n);
+    } else {
+      std::copy_n(in, n, out);
+    }
+  }
+
+  static void run(const Args& a) {
+    const T* in[] = {static_cast<const T*>(a.in[I])...};
+    T* out[outputs];
+    for (int k = 0; k < outputs; ++k) out[k] = static_cast<T*>(a.out[k]);
+    const C* scalars = static_cast<const C*>(a.scalars);
+    if (sizeof(T) > 2 && outputs == 1 && a.stream) {
+      // The elements before the first aligned one, then the rest.
+      const int64_t past = reinterpret_cast<uintptr_t>(out[0]) % 64;
+      const int64_t head = std::min<int64_t>(a.n, past ? (64 - past) / sizeof(T) : 0);
+      blocks(head, out, in, scalars, false, a.broadcast);
+      for (int k = 0; k < Op::tensors; ++k) in[k] += (a.broadcast >> k & 1) ? 0 : head;
+      out[0] += head;
+      blocks(a.n - head, out, in, scalars, true, a.broadcast);
+    } else if (sizeof(T) == 2 || a.broadcast) {
+      blocks(a.n, out, in, scalars, false, a.broadcast);
+    } else if constexpr (sizeof(T) > 2) {
+      elements(a.n, out, in, scalars);
+    }
+  }
+};
+
+template <class Op>
+void run(const Args& a) {
+  switch (a.dtype) {
+    case Dtype::f32: return Loop<Op, float>::run(a);
+    case Dtype::f64: return Loop<Op, double>::run(a);
+    case Dtype::bf16: return Loop<Op, bf16>::run(a);
+    case Dtype::f16: return Loop<Op, f16>::run(a);
+    default: break;
+  }
+  if constexpr (Op::integers) {
+    if (a.dtype == Dtype::i32) return Loop<Op, int32_t>::run(a);
+    return Loop<Op, int64_t>::run(a);
+  }
+}
+
+constexpr bool all = true, floats = false;  // the types of a formula's row: with the integers or without
+
+}  // namespace
+}  // namespace rusttorch
+
+// The kernels of a family, registered for the instruction set that this file is being compiled for.
+#define RUSTTORCH_FORMULA(NAME, TENSORS, SCALARS, TYPES)       \
+  struct NAME##_formula {                                      \
+    static constexpr int tensors = TENSORS, scalars = SCALARS; \
+    static constexpr bool integers = TYPES;                    \
+    template <class... A>                                      \
+    RT_INLINE static auto apply(A... a) {                      \
+      return formula::NAME(a...);                              \
+    }                                                          \
+  };
+#define RUSTTORCH_KERNEL(NAME, ...) &run<NAME##_formula>,
+#define RUSTTORCH_KERNELS(family, LIST)                                                    \
+  namespace rusttorch {                                                                    \
+  namespace {                                                                              \
+  LIST(RUSTTORCH_FORMULA)                                                                  \
+  constexpr kernel_fn family##_kernels[] = {LIST(RUSTTORCH_KERNEL)};                       \
+  const kernel_fn* family##_table() { return family##_kernels; }                           \
+  }                                                                                        \
+  }                                                                                        \
+  namespace at::native {                                                                   \
+  ALSO_REGISTER_AVX512_DISPATCH(rusttorch_##family##_stub, &rusttorch::family##_table)     \
+  }

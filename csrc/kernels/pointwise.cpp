@@ -1,0 +1,5 @@
+#include "pointwise.h"
+
+#include "loop.h"
+
+RUSTTORCH_KERNELS(pointwise, RUSTTORCH_POINTWISE)

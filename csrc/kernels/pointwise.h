@@ -1,0 +1,6 @@
+#pragma once
+
+#include "pointwise_formulas.h"
+#include "stub.h"
+
+RUSTTORCH_DECLARE_FAMILY(pointwise, RUSTTORCH_POINTWISE)

@@ -1,0 +1,32 @@
+#pragma once
+
+// One DispatchStub per family. What it picks for a device and an instruction set is a table of kernels, indexed by
+// the family's enum. DispatchStub wants its registrations in at::native.
+
+#include <ATen/native/DispatchStub.h>
+
+#include "kernel.h"
+
+namespace rusttorch {
+using kernel_table_fn = const kernel_fn* (*)();
+}
+
+#define RUSTTORCH_ENUMERATOR(name, ...) name,
+#define RUSTTORCH_DECLARE_FAMILY(family, LIST)                                 \
+  namespace at::native {                                                       \
+  DECLARE_DISPATCH(rusttorch::kernel_table_fn, rusttorch_##family##_stub)      \
+  }                                                                            \
+  namespace rusttorch {                                                        \
+  enum class family : int { LIST(RUSTTORCH_ENUMERATOR) };                      \
+  inline kernel_fn kernel(family which, c10::DeviceType device) {              \
+    return at::native::rusttorch_##family##_stub(device)[int(which)];          \
+  }                                                                            \
+  }
+
+// In the family's file in csrc/ops: the one definition.
+#define RUSTTORCH_DEFINE_FAMILY(family)          \
+  }                                              \
+  namespace at::native {                         \
+  DEFINE_DISPATCH(rusttorch_##family##_stub);    \
+  }                                              \
+  namespace rusttorch {

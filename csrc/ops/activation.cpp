@@ -1,0 +1,180 @@
+#include "../kernels/activation.h"
+
+#include <ATen/CPUFunctions.h>
+#include <ATen/CompositeExplicitAutogradFunctions.h>
+#include <ATen/CompositeImplicitAutogradFunctions.h>
+#ifdef RUSTTORCH_CUDA
+#include <ATen/CUDAFunctions.h>
+#endif
+#include <ATen/ops/celu.h>
+#include <ATen/ops/empty.h>
+
+#include "families.h"
+
+#define CEA(fn) AnyDevice<&at::compositeexplicitautograd::fn>
+#define CIA(fn) AnyDevice<&at::compositeimplicitautograd::fn>
+#define STOCK RUSTTORCH_STOCK
+#define ROW RUSTTORCH_ROW
+
+// The three forms of an activation, and the two of a backward.
+#define FORWARD(name, pick) \
+  ROW(#name, pick, STOCK(name)), ROW(#name "_", pick, STOCK(name##_)), ROW(#name ".out", pick, STOCK(name##_outf))
+#define BACKWARD(name, pick) ROW(#name, pick, STOCK(name)), ROW(#name ".grad_input", pick, STOCK(name##_outf))
+
+namespace rusttorch {
+RUSTTORCH_DEFINE_FAMILY(activation)
+
+namespace {
+
+// By approximate="none" or "tanh"; anything else has no kernel, and stock raises.
+template <activation none, activation tanh>
+struct Approximate {
+  template <class... A>
+  static Request request(const A&... args) {
+    Request r = Always<none>::request(args...);
+    const std::string_view approximate = std::get<sizeof...(A) - 1>(std::tie(args...));
+    if (approximate != "none") r.kernel = approximate == "tanh" ? &resolve<tanh> : nullptr;
+    return r;
+  }
+};
+using Gelu = Approximate<activation::gelu, activation::gelu_tanh>;
+using GeluBackward = Approximate<activation::gelu_backward, activation::gelu_tanh_backward>;
+
+struct LeakyReluBackward {
+  static Request request(const Tensor& grad, const Tensor& self, const Scalar& slope, bool self_is_result) {
+    Request r = Always<activation::leaky_relu_backward>::request(grad, self, slope);
+    if (self_is_result && slope.toDouble() < 0) r.kernel = nullptr;  // the sign of the input is lost: stock raises
+    return r;
+  }
+};
+
+struct EluBackward {
+  static Request request(const Tensor& grad, const Scalar& alpha, const Scalar& scale, const Scalar& input_scale,
+                         bool is_result, const Tensor& self_or_result) {
+    Request r = Always<activation::elu_backward>::request(grad, alpha, scale, input_scale, self_or_result);
+    if (is_result) r.kernel = alpha.toDouble() < 0 ? nullptr : &resolve<activation::elu_backward_result>;
+    return r;
+  }
+};
+
+// The buffer holds exp(-|x|) when a CPU forward made it, and nothing when a CUDA forward did.
+struct LogSigmoidBackward {
+  static Request request(const Tensor& grad, const Tensor& self, const Tensor& buffer) {
+    if (buffer.numel() == 0) return Always<activation::log_sigmoid_backward_input>::request(grad, self);
+    return Always<activation::log_sigmoid_backward>::request(grad, self, buffer);
+  }
+};
+
+// Two outputs: the only op of the family that Op's forms do not cover.
+using TwoTensors = std::tuple<Tensor, Tensor>;
+struct LogSigmoidForward {
+  static TwoTensors call(const Tensor& self) {
+    const Request request = Always<activation::log_sigmoid_forward>::request(self);
+    Plan plan(request);
+    stats<"log_sigmoid_forward">.count(plan.reason());
+    if (plan.reason() != Handed::no) return STOCK(log_sigmoid_forward)::call(device_type(self), self);
+    Tensor output = plan.allocate(), buffer = plan.allocate();
+    plan.run(output, &buffer);
+    return {output, buffer};
+  }
+};
+struct LogSigmoidForwardOutput {
+  static std::tuple<Tensor&, Tensor&> call(const Tensor& self, Tensor& output, Tensor& buffer) {
+    const Request request = Always<activation::log_sigmoid_forward>::request(self);
+    Plan plan(request);
+    const bool ours = plan.reason() == Handed::no && plan.accepts(output) && plan.accepts(buffer) &&
+                      !output.is_alias_of(buffer);
+    stats<"log_sigmoid_forward.output">.count(ours || plan.reason() != Handed::no ? plan.reason() : Handed::layout);
+    if (!ours) return STOCK(log_sigmoid_forward_outf)::call(device_type(self), self, output, buffer);
+    plan.run(output, &buffer);
+    return {output, buffer};
+  }
+};
+
+Tensor softsign_stock(const Tensor& x) { return x.div(x.abs().add(1)); }
+
+// selu and celu are elu with other constants (G. Klambauer et al., Self-Normalizing Neural Networks, 2017;
+// J. T. Barron, Continuously Differentiable Exponential Linear Units, 2017).
+constexpr double selu_alpha = 1.6732632423543772848170429916717;
+constexpr double selu_scale = 1.0507009873554804934193349852946;
+
+const auto& elu_op() {
+  static const auto op =
+      c10::Dispatcher::singleton().findSchemaOrThrow("rusttorch::elu", "").typed<Tensor(const Tensor&, const Scalar&, const Scalar&, const Scalar&)>();
+  return op;
+}
+const auto& elu_inplace_op() {
+  static const auto op =
+      c10::Dispatcher::singleton().findSchemaOrThrow("rusttorch::elu_", "").typed<Tensor&(Tensor&, const Scalar&, const Scalar&, const Scalar&)>();
+  return op;
+}
+
+struct Selu {
+  static Tensor call(const Tensor& self) { return elu_op().call(self, selu_alpha, selu_scale, 1); }
+};
+struct SeluInplace {
+  static Tensor& call(Tensor& self) { return elu_inplace_op().call(self, selu_alpha, selu_scale, 1); }
+};
+struct Celu {
+  static Tensor call(const Tensor& self, const Scalar& alpha) {
+    if (alpha.toDouble() == 0) return at::celu(self, alpha);  // stock's error
+    return elu_op().call(self, alpha, 1, 1 / alpha.toDouble());
+  }
+};
+struct CeluInplace {
+  static Tensor& call(Tensor& self, const Scalar& alpha) {
+    if (alpha.toDouble() == 0) return at::celu_(self, alpha);
+    return elu_inplace_op().call(self, alpha, 1, 1 / alpha.toDouble());
+  }
+};
+
+}  // namespace
+
+const Rows& activation_rows() {
+  static const Rows rows = {
+      ROW("relu", Always<activation::relu>, STOCK(relu)),
+      ROW("relu_", Always<activation::relu>, STOCK(relu_)),
+      ROW("relu.out", Always<activation::relu>, CEA(relu_outf)),
+      FORWARD(leaky_relu, Always<activation::leaky_relu>),
+      BACKWARD(leaky_relu_backward, LeakyReluBackward),
+      FORWARD(sigmoid, Always<activation::sigmoid>),
+      BACKWARD(sigmoid_backward, Always<activation::sigmoid_backward>),
+      FORWARD(tanh, Always<activation::tanh>),
+      BACKWARD(tanh_backward, Always<activation::tanh_backward>),
+      FORWARD(gelu, Gelu),
+      BACKWARD(gelu_backward, GeluBackward),
+      FORWARD(elu, Always<activation::elu>),
+      BACKWARD(elu_backward, EluBackward),
+      FORWARD(silu, Always<activation::silu>),
+      BACKWARD(silu_backward, Always<activation::silu_backward>),
+      FORWARD(mish, Always<activation::mish>),
+      ROW("mish_backward", Always<activation::mish_backward>, STOCK(mish_backward)),
+      ROW("softplus", Always<activation::softplus>, STOCK(softplus)),
+      ROW("softplus.out", Always<activation::softplus>, STOCK(softplus_outf)),
+      BACKWARD(softplus_backward, Always<activation::softplus_backward>),
+      ROW("softsign", Always<activation::softsign>, AnyDevice<&softsign_stock>),
+      FORWARD(hardswish, Always<activation::hardswish>),
+      ROW("hardswish_backward", Always<activation::hardswish_backward>, STOCK(hardswish_backward)),
+      ROW("hardswish_backward.out", Always<activation::hardswish_backward>, CEA(hardswish_backward_outf)),
+      FORWARD(hardsigmoid, Always<activation::hardsigmoid>),
+      BACKWARD(hardsigmoid_backward, Always<activation::hardsigmoid_backward>),
+      ROW("log_sigmoid", Always<activation::log_sigmoid>, CIA(log_sigmoid)),
+      ROW("log_sigmoid.out", Always<activation::log_sigmoid>, CIA(log_sigmoid_outf)),
+      {"log_sigmoid_forward", &impl<LogSigmoidForward>, &stats<"log_sigmoid_forward">},
+      {"log_sigmoid_forward.output", &impl<LogSigmoidForwardOutput>, &stats<"log_sigmoid_forward.output">},
+      BACKWARD(log_sigmoid_backward, LogSigmoidBackward),
+  };
+  return rows;
+}
+
+const Rows& activation_composites() {
+  static const Rows rows = {
+      {"selu", &impl<Selu>, nullptr},
+      {"selu_", &impl<SeluInplace>, nullptr},
+      {"celu", &impl<Celu>, nullptr},
+      {"celu_", &impl<CeluInplace>, nullptr},
+  };
+  return rows;
+}
+
+}  // namespace rusttorch

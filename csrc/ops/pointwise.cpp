@@ -1,0 +1,233 @@
+#include "../kernels/pointwise.h"
+
+#include <ATen/CPUFunctions.h>
+#include <ATen/CompositeExplicitAutogradFunctions.h>
+#ifdef RUSTTORCH_CUDA
+#include <ATen/CUDAFunctions.h>
+#endif
+#include <ATen/ops/addcmul.h>
+
+#include <cmath>
+
+#include "families.h"
+
+#define CEA(fn) AnyDevice<&at::compositeexplicitautograd::fn>
+#define CEA_AS(type, fn) AnyDevice<static_cast<type*>(&at::compositeexplicitautograd::fn)>
+#define STOCK RUSTTORCH_STOCK
+#define STOCK_AS RUSTTORCH_STOCK_AS
+#define ROW RUSTTORCH_ROW
+
+// The three forms of an op that has no options.
+#define UNARY(name)                                                              \
+  ROW(#name, Always<pointwise::name>, STOCK(name)),                              \
+      ROW(#name "_", Always<pointwise::name>, STOCK(name##_)),                   \
+      ROW(#name ".out", Always<pointwise::name>, STOCK(name##_outf))
+
+namespace rusttorch {
+RUSTTORCH_DEFINE_FAMILY(pointwise)
+
+namespace {
+
+using Mode = std::optional<std::string_view>;
+using MaybeScalar = const std::optional<Scalar>&;
+using MaybeTensor = const std::optional<Tensor>&;
+
+// add and sub: without the product where alpha is 1.
+template <pointwise plain, pointwise scaled>
+struct Alpha {
+  static Request request(const Tensor& self, const Tensor& other, const Scalar& alpha) {
+    Request r = Always<plain>::request(self, other, alpha);
+    if (!alpha.equal(1)) r.kernel = &resolve<scaled>;
+    return r;
+  }
+};
+using Add = Alpha<pointwise::add, pointwise::add_scaled>;
+using Sub = Alpha<pointwise::sub, pointwise::sub_scaled>;
+using AddScalar = Always<pointwise::add_scalar>;
+using SubScalar = Always<pointwise::sub_scalar>;
+using Mul = Always<pointwise::mul>;
+using MulScalar = Always<pointwise::mul_scalar>;
+using LerpScalar = Always<pointwise::lerp_scalar>;
+using LerpTensor = Always<pointwise::lerp_tensor>;
+
+// div with a rounding_mode; "floor" needs fmod, which does not vectorise: stock's.
+template <pointwise plain, pointwise trunc>
+struct Div {
+  template <class Other>
+  static Request request(const Tensor& self, const Other& other, Mode mode = std::nullopt) {
+    Request r = Always<plain>::request(self, other);
+    if (mode) r.kernel = *mode == "trunc" ? &resolve<trunc> : nullptr;
+    if (!at::isFloatingType(self.scalar_type())) r.kernel = nullptr;
+    return r;
+  }
+};
+using DivTensor = Div<pointwise::div, pointwise::div_trunc>;
+using DivScalar = Div<pointwise::div_scalar, pointwise::div_trunc_scalar>;
+
+struct Pow {
+  static Request request(const Tensor& self, const Scalar& exponent) {
+    Request r;
+    r.add(self);
+    if (!at::isFloatingType(self.scalar_type()) || exponent.isComplex() || exponent.isBoolean()) return r;
+    const double e = exponent.toDouble();
+    if (e == 0.5) {
+      r.kernel = &resolve<pointwise::sqrt>;
+    } else if (e == 2) {
+      r.kernel = &resolve<pointwise::square>;
+    } else if (e == 3) {
+      r.kernel = &resolve<pointwise::cube>;
+    } else if (e == -1) {
+      r.kernel = &resolve<pointwise::reciprocal>;
+    } else if (std::isfinite(e) && e != 0 && e != 1 && self.scalar_type() != at::kDouble) {
+      const bool integer = std::trunc(e) == e;
+      r.kernel = &resolve<pointwise::pow>;
+      r.add(Scalar(e));
+      r.add(Scalar(integer && std::fmod(e, 2) != 0 ? -0.0 : 0.0));
+      r.add(Scalar(integer ? 1.0 : std::numeric_limits<double>::quiet_NaN()));
+    }
+    return r;
+  }
+};
+
+// clamp with one bound has the other at the end of the type's range. NaN bounds are stock's.
+struct Clamp {
+  static Request request(const Tensor& self, MaybeScalar min, MaybeScalar max) {
+    Request r;
+    r.add(self);
+    const auto is_nan = [](MaybeScalar s) { return s && s->isFloatingPoint() && std::isnan(s->toDouble()); };
+    if ((!min && !max) || is_nan(min) || is_nan(max)) return r;
+    const bool is_float = at::isFloatingType(self.scalar_type());
+    const bool is_int = self.scalar_type() == at::kInt;
+    const double inf = std::numeric_limits<double>::infinity();
+    const auto end = [&](auto limits32, auto limits64) { return is_int ? Scalar(int64_t(limits32)) : Scalar(limits64); };
+    using Int = std::numeric_limits<int32_t>;
+    using Long = std::numeric_limits<int64_t>;
+    r.kernel = &resolve<pointwise::clamp>;
+    r.add(min ? *min : is_float ? Scalar(-inf) : end(Int::min(), Long::min()));
+    r.add(max ? *max : is_float ? Scalar(inf) : end(Int::max(), Long::max()));
+    return r;
+  }
+};
+
+struct ClampTensor {
+  static Request request(const Tensor& self, MaybeTensor min, MaybeTensor max) {
+    Request r;
+    r.add(self);
+    if (min) r.add(*min);
+    if (max) r.add(*max);
+    if (min && max) {
+      r.kernel = &resolve<pointwise::clamp_tensor>;
+    } else if (min) {
+      r.kernel = &resolve<pointwise::maximum>;
+    } else if (max) {
+      r.kernel = &resolve<pointwise::minimum>;
+    }
+    return r;
+  }
+};
+
+Tensor fused_multiply_add_stock(const Tensor& a, const Tensor& b, const Tensor& c) { return at::addcmul(c, a, b); }
+
+// The signatures of names that aten overloads.
+template <class... A>
+using Fn = Tensor(const Tensor&, A...);
+template <class... A>
+using FnInplace = Tensor&(Tensor&, A...);
+template <class X>
+using FnOut = Tensor&(const Tensor&, X, Tensor&);
+template <class X>
+using WithMode = Fn<X, Mode>;
+template <class X>
+using WithModeInplace = FnInplace<X, Mode>;
+template <class X>
+using WithModeOut = Tensor&(const Tensor&, X, Mode, Tensor&);
+template <class X>
+using Bounds = Fn<X, X>;
+template <class X>
+using BoundsInplace = FnInplace<X, X>;
+template <class X>
+using BoundsOut = Tensor&(const Tensor&, X, X, Tensor&);
+template <class X>
+using Weight = Fn<const Tensor&, X>;
+template <class X>
+using WeightInplace = FnInplace<const Tensor&, X>;
+template <class X>
+using WeightOut = Tensor&(const Tensor&, const Tensor&, X, Tensor&);
+
+
+}  // namespace
+
+const Rows& pointwise_rows() {
+  using T = const Tensor&;
+  using S = const Scalar&;
+  static const Rows rows = {
+      ROW("add.Tensor", Add, STOCK(add)),
+      ROW("add_.Tensor", Add, STOCK(add_)),
+      ROW("add.out", Add, STOCK(add_outf)),
+      ROW("add.Scalar", AddScalar, CEA(add)),
+      ROW("add_.Scalar", AddScalar, CEA(add_)),
+      ROW("add.Scalar_out", AddScalar, CEA(add_outf)),
+      ROW("sub.Tensor", Sub, STOCK(sub)),
+      ROW("sub_.Tensor", Sub, STOCK(sub_)),
+      ROW("sub.out", Sub, STOCK(sub_outf)),
+      ROW("sub.Scalar", SubScalar, CEA(sub)),
+      ROW("sub_.Scalar", SubScalar, CEA(sub_)),
+      ROW("sub.Scalar_out", SubScalar, CEA(sub_outf)),
+      ROW("mul.Tensor", Mul, STOCK(mul)),
+      ROW("mul_.Tensor", Mul, STOCK(mul_)),
+      ROW("mul.out", Mul, STOCK(mul_outf)),
+      ROW("mul.Scalar", MulScalar, CEA(mul)),
+      ROW("mul_.Scalar", MulScalar, CEA(mul_)),
+      ROW("mul.Scalar_out", MulScalar, CEA(mul_outf)),
+      ROW("div.Tensor", DivTensor, STOCK_AS(Fn<T>, div)),
+      ROW("div_.Tensor", DivTensor, STOCK_AS(FnInplace<T>, div_)),
+      ROW("div.out", DivTensor, STOCK_AS(FnOut<T>, div_outf)),
+      ROW("div.Tensor_mode", DivTensor, STOCK_AS(WithMode<T>, div)),
+      ROW("div_.Tensor_mode", DivTensor, STOCK_AS(WithModeInplace<T>, div_)),
+      ROW("div.out_mode", DivTensor, STOCK_AS(WithModeOut<T>, div_outf)),
+      ROW("div.Scalar", DivScalar, CEA_AS(Fn<S>, div)),
+      ROW("div_.Scalar", DivScalar, CEA_AS(FnInplace<S>, div_)),
+      ROW("div.Scalar_out", DivScalar, CEA_AS(FnOut<S>, div_outf)),
+      ROW("div.Scalar_mode", DivScalar, CEA_AS(WithMode<S>, div)),
+      ROW("div_.Scalar_mode", DivScalar, CEA_AS(WithModeInplace<S>, div_)),
+      ROW("div.Scalar_mode_out", DivScalar, CEA_AS(WithModeOut<S>, div_outf)),
+      UNARY(neg),
+      ROW("abs", Always<pointwise::abs>, CEA(abs)),
+      ROW("abs_", Always<pointwise::abs>, CEA(abs_)),
+      ROW("abs.out", Always<pointwise::abs>, STOCK(abs_outf)),
+      UNARY(exp),
+      UNARY(log),
+      UNARY(sqrt),
+      ROW("pow.Tensor_Scalar", Pow, STOCK_AS(Fn<S>, pow)),
+      ROW("pow_.Scalar", Pow, STOCK_AS(FnInplace<S>, pow_)),
+      ROW("pow.Tensor_Scalar_out", Pow, STOCK_AS(FnOut<S>, pow_outf)),
+      ROW("maximum", Always<pointwise::maximum>, STOCK(maximum)),
+      ROW("maximum.out", Always<pointwise::maximum>, STOCK(maximum_outf)),
+      ROW("minimum", Always<pointwise::minimum>, STOCK(minimum)),
+      ROW("minimum.out", Always<pointwise::minimum>, STOCK(minimum_outf)),
+      ROW("clamp", Clamp, STOCK_AS(Bounds<MaybeScalar>, clamp)),
+      ROW("clamp_", Clamp, STOCK_AS(BoundsInplace<MaybeScalar>, clamp_)),
+      ROW("clamp.out", Clamp, STOCK_AS(BoundsOut<MaybeScalar>, clamp_outf)),
+      ROW("clamp.Tensor", ClampTensor, STOCK_AS(Bounds<MaybeTensor>, clamp)),
+      ROW("clamp_.Tensor", ClampTensor, STOCK_AS(BoundsInplace<MaybeTensor>, clamp_)),
+      ROW("clamp.Tensor_out", ClampTensor, STOCK_AS(BoundsOut<MaybeTensor>, clamp_outf)),
+      ROW("addcmul", Always<pointwise::addcmul>, STOCK(addcmul)),
+      ROW("addcmul_", Always<pointwise::addcmul>, STOCK(addcmul_)),
+      ROW("addcmul.out", Always<pointwise::addcmul>, STOCK(addcmul_outf)),
+      ROW("addcdiv", Always<pointwise::addcdiv>, STOCK(addcdiv)),
+      ROW("addcdiv_", Always<pointwise::addcdiv>, STOCK(addcdiv_)),
+      ROW("addcdiv.out", Always<pointwise::addcdiv>, STOCK(addcdiv_outf)),
+      ROW("lerp.Scalar", LerpScalar, STOCK_AS(Weight<S>, lerp)),
+      ROW("lerp_.Scalar", LerpScalar, STOCK_AS(WeightInplace<S>, lerp_)),
+      ROW("lerp.Scalar_out", LerpScalar, STOCK_AS(WeightOut<S>, lerp_outf)),
+      ROW("lerp.Tensor", LerpTensor, STOCK_AS(Weight<T>, lerp)),
+      ROW("lerp_.Tensor", LerpTensor, STOCK_AS(WeightInplace<T>, lerp_)),
+      ROW("lerp.Tensor_out", LerpTensor, STOCK_AS(WeightOut<T>, lerp_outf)),
+      ROW("fused_multiply_add", Always<pointwise::fused_multiply_add>, AnyDevice<&fused_multiply_add_stock>),
+      ROW("add_scalar", AddScalar, CEA(add)),
+      ROW("mul_scalar", MulScalar, CEA(mul)),
+  };
+  return rows;
+}
+
+}  // namespace rusttorch

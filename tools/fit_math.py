@@ -1,0 +1,144 @@
+"""Fits the polynomials of csrc/kernels/math.h and prints them as C++ arguments.
+
+    python tools/fit_math.py            # every polynomial, with its largest error
+
+Each entry of FITS names a function g, an interval and a degree. The polynomial is the weighted least-squares
+fit at Chebyshev nodes, which is within a small factor of the best (minimax) polynomial. Coefficients are rounded to the target precision from the lowest order up, and the remaining ones are
+fitted again after each rounding, so that later coefficients make up for the rounding of earlier ones.
+"""
+
+import re
+import struct
+
+from mpmath import cos, erf, erfc, exp, expm1, log, log1p, lu_solve, matrix, mp, mpf, pi, sqrt, tanh
+
+mp.dps = 60
+
+
+def to_f32(c):
+    return mpf(struct.unpack("f", struct.pack("f", float(c)))[0])
+
+
+def to_f64(c):
+    return mpf(float(c))
+
+
+def nodes(a, b, n):
+    return [(a + b) / 2 + (b - a) / 2 * cos((2 * i + 1) * pi / (2 * n)) for i in range(n)]
+
+
+def fit(g, a, b, degree, rounding, weight=None):
+    """Coefficients c[0..degree], lowest first, of a near-minimax polynomial for g on [a, b], and its error.
+
+    The error is relative, or times weight(x) where that is given.
+    """
+    weight = weight or (lambda x: 1 / abs(g(x)))
+    xs = nodes(mpf(a), mpf(b), 4 * degree + 9)
+    rows = [(x, g(x), weight(x)) for x in xs]
+    coefficients = []
+    for fixed in range(degree + 1):
+        free = range(fixed, degree + 1)
+        known = [sum(c * x**k for k, c in enumerate(coefficients)) for x in xs]
+        m = matrix(len(free), len(free))
+        rhs = matrix(len(free), 1)
+        for i, p in enumerate(free):
+            rhs[i] = sum(w**2 * (y - k) * x**p for (x, y, w), k in zip(rows, known))
+            for j, q in enumerate(free):
+                m[i, j] = sum(w**2 * x ** (p + q) for x, _, w in rows)
+        coefficients.append(rounding(lu_solve(m, rhs)[0]))
+    error = max(w * abs(sum(c * x**k for k, c in enumerate(coefficients)) - y) for x, y, w in rows)
+    return coefficients, error
+
+
+def near_zero(formula, series, threshold=mpf("1e-12")):
+    """formula, with its limit where it would divide 0 by 0."""
+    return lambda x: formula(x) if abs(x) > threshold else series
+
+
+LN2 = log(mpf(2))
+S2 = sqrt(mpf(2))
+
+
+def cdf(t):
+    """The standard normal distribution function at -t."""
+    return erfc(t / S2) / 2
+
+
+# name: (g, from, to, degree in f32, degree in f64[, weight of the absolute error])
+FITS = {
+    # exp(r) = 1 + r + r^2 g(r)
+    "exp": (
+        near_zero(lambda r: (expm1(r) - r) / r**2, mpf(1) / 2),
+        -LN2 / 2 * 1.001,
+        LN2 / 2 * 1.001,
+        4,
+        9,
+    ),
+    # 2^r = 1 + r g(r)
+    "exp2": (near_zero(lambda r: expm1(r * LN2) / r, LN2), -0.5001, 0.5001, 5, None),
+    # log(1 + f) = f - f^2/2 + f^3 g(f)
+    "log": (
+        near_zero(lambda f: (log1p(f) - f + f**2 / 2) / f**3, mpf(1) / 3, mpf("1e-8")),
+        1 / S2 - 1,
+        S2 - 1,
+        8,
+        None,
+        lambda f: f**2,
+    ),
+    # 2 atanh(s) = 2 s + s z g(z), z = s^2
+    "atanh": (
+        near_zero(
+            lambda z: (log((1 + sqrt(z)) / (1 - sqrt(z))) - 2 * sqrt(z)) / (sqrt(z) * z), mpf(2) / 3
+        ),
+        0,
+        mpf("0.02944"),
+        None,
+        7,
+    ),
+    # the same for log(1 + t), t in [0, 1], where s is up to 1/3
+    "atanh_unit": (
+        near_zero(
+            lambda z: (log((1 + sqrt(z)) / (1 - sqrt(z))) - 2 * sqrt(z)) / (sqrt(z) * z), mpf(2) / 3
+        ),
+        0,
+        mpf("0.11112"),
+        None,
+        10,
+        sqrt,
+    ),
+    # log(1 + t) = t g(t) for t in [0, 1]
+    "log1p_unit": (near_zero(lambda t: log1p(t) / t, mpf(1)), 0, 1, 8, None),
+    # tanh(x) = x + x z g(z), z = x^2
+    "tanh": (
+        near_zero(lambda z: (tanh(sqrt(z)) - sqrt(z)) / (sqrt(z) * z), -mpf(1) / 3),
+        0,
+        mpf("0.3"),
+        4,
+        10,
+    ),
+    # erf(x) = x + x g(z), z = x^2
+    "erf": (near_zero(lambda z: erf(sqrt(z)) / sqrt(z) - 1, 2 / sqrt(pi) - 1), 0, mpf("0.81"), 5, 11),
+    # erfc(x) = 2^g(x) in f32, exp(g(x)) in f64, from 0.9 to where erf(x) is 1
+    "erfc2": (lambda x: log(erfc(x)) / LN2, mpf("0.9"), 4, 6, None, erfc),
+    "erfc": (lambda x: log(erfc(x)), mpf("0.9"), 6, None, 18, erfc),
+    # normal_cdf(-t) = 2^g(t)
+    "cdf": (lambda t: log(cdf(t)) / LN2, 0, mpf("13.5"), 9, None, lambda t: cdf(t) + mpf("1e-9")),
+    # t normal_pdf(t) - normal_cdf(-t) = normal_cdf(-t) g(t)
+    "mills": (
+        lambda t: t * exp(-(t**2) / 2) / sqrt(2 * pi) / cdf(t) - 1,
+        0,
+        9,
+        8,
+        None,
+        lambda t: cdf(t) + mpf("1e-10"),
+    ),
+}
+
+if __name__ == "__main__":
+    for name, (g, a, b, degree32, degree64, *weight) in FITS.items():
+        for degree, rounding, suffix in ((degree32, to_f32, "f"), (degree64, to_f64, "")):
+            if degree is None:
+                continue
+            coefficients, error = fit(g, a, b, degree, rounding, *weight)
+            print(f"{name}: error {float(error):.2e} on [{float(a):.4f}, {float(b):.4f}]")
+            print("    " + ", ".join(re.sub("0*p", "p", float(c).hex()) + suffix for c in coefficients))

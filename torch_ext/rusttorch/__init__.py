@@ -1,0 +1,29 @@
+"""Faster, fused, drop-in operators for PyTorch.
+
+    torch.ops.rusttorch.mish(x), rusttorch.mish(x)      one op, by name
+    with rusttorch.use(): ...                           every op it has, in the place of stock torch's
+    ab = rusttorch.AB()                                 what that is worth, inside a training loop
+"""
+
+import torch
+
+from . import _build
+
+if _build.TORCH.split("+")[0] != torch.__version__.split("+")[0]:
+    raise ImportError(
+        f"rusttorch was built against torch {_build.TORCH}, but torch {torch.__version__} is installed: "
+        "rebuild it with `pip install --no-build-isolation --force-reinstall --no-deps .` in its source folder"
+    )
+
+from . import _C, _register
+from .ab import AB
+from .swap import disable, enable, ops, reset_stats, stats, use
+
+_functions = {name: f for name, f in vars(_C.functions).items() if not name.startswith("__")}
+globals().update(_functions)
+swish = _C.functions.silu  # the name of its paper (P. Ramachandran et al., 2017)
+
+__version__ = "0.1.0"
+__all__ = ["AB", "disable", "enable", "ops", "reset_stats", "stats", "swish", "use", *sorted(_functions)]
+
+_register.register()

@@ -1,0 +1,73 @@
+"""What torch.ops.rusttorch.* needs beside its kernels: fake tensors, vmap, and the builtins under torch.compile."""
+
+import torch
+
+from . import _C
+
+# Ops that aten does not have, in its terms.
+OWN = {
+    "softsign": lambda x: x / (x.abs() + 1),
+    "fused_multiply_add": lambda a, b, c: torch.addcmul(c, a, b),
+    "add_scalar": torch.ops.aten.add.Scalar,
+    "mul_scalar": torch.ops.aten.mul.Scalar,
+}
+
+
+def overload(namespace, name):
+    """torch.ops.NAMESPACE.OP.OVERLOAD of "op.overload" (or "op"), or None."""
+    base, _, suffix = name.partition(".")
+    packet = getattr(getattr(torch.ops, namespace), base, None)
+    return getattr(packet, suffix or "default", None) if packet is not None else None
+
+
+def register_fake(name):
+    """The rules for shapes, dtypes and layouts are aten's own: the fake kernel is aten's op on fake tensors."""
+    twin = OWN.get(name) or overload("aten", name)
+    torch.library.register_fake(f"rusttorch::{name}", lambda *args, **kwargs: twin(*args, **kwargs))
+
+
+def register_vmap(name):
+    """Every op is elementwise: the batch dimension goes first, and ranks are made equal behind it."""
+    op = overload("rusttorch", name)
+    inplace = name.partition(".")[0].endswith("_")
+
+    def batched(info, in_dims, *args, **kwargs):
+        if inplace and in_dims[0] is None:
+            raise RuntimeError(
+                f"vmap: rusttorch.{name} writes a tensor that is not batched, with one that is; "
+                "use the out-of-place op"
+            )
+        is_batched = [dim is not None and isinstance(x, torch.Tensor) for x, dim in zip(args, in_dims)]
+        tensors = [x for x in args if isinstance(x, torch.Tensor)]
+        rank = max(x.dim() - b for x, b in zip(args, is_batched) if isinstance(x, torch.Tensor))
+        # What promotion should see is the rank of one example: a batch of numbers counts as a number.
+        dtype = tensors[0].dtype
+        for x, b in zip(args, is_batched):
+            if isinstance(x, torch.Tensor):
+                one = x.new_empty(()) if b and x.dim() == 1 else x
+                dtype = torch.result_type(torch.empty((0,) * (rank > 0), dtype=dtype, device=x.device), one)
+
+        def align(x, dim, batched):
+            if not batched:
+                return x
+            x = x.movedim(dim, 0)
+            if x.dim() == 1 and rank > 0:
+                x = x.to(dtype)
+            return x.reshape(x.shape[:1] + (1,) * (rank + 1 - x.dim()) + x.shape[1:])
+
+        out = op(*map(align, args, in_dims, is_batched), **kwargs)
+        if isinstance(out, tuple):
+            return out, (0,) * len(out)
+        return out, 0
+
+    torch.library.register_vmap(f"rusttorch::{name}", batched)
+
+
+def register():
+    composite = {"selu", "selu_", "celu", "celu_"}
+    for _, name, _ in _C.entries():
+        if name in composite:
+            continue
+        register_fake(name)
+        if "out" not in name and "grad_input" not in name:
+            register_vmap(name)

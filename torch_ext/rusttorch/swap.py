@@ -1,0 +1,129 @@
+"""Putting rusttorch's kernels in the place of stock torch's, and taking them out again."""
+
+import contextlib
+import difflib
+import threading
+from collections import Counter
+from typing import NamedTuple
+
+from . import _C
+
+# Ops that aten makes of another op above the kernels: the swap reaches them through that one.
+VIA = {"selu": "elu", "celu": "elu", "log_sigmoid": "log_sigmoid_forward"}
+
+
+class Op(NamedTuple):
+    """An op of torch.ops.rusttorch."""
+
+    name: str  # with its overload: "add.Tensor"
+    family: str  # "pointwise", "activation", ...
+    swappable: bool  # whether it can take the place of the aten op of the same name
+
+
+class OpStats(NamedTuple):
+    """How an op's calls ended, since the start or the last reset_stats()."""
+
+    ran: int  # calls that rusttorch's kernel took
+    handed: dict[str, int]  # calls that stock's kernel took, by reason: dtype, layout, size, option
+
+
+def ops():
+    """Every op, as Op(name, family, swappable)."""
+    return [Op(name, family, swappable) for family, name, swappable in _C.entries()]
+
+
+def stats():
+    """What ran and what was handed to stock: {name: OpStats(ran, handed)}, ops that were never called left out."""
+    return {name: OpStats(ran, handed) for name, (ran, handed) in _C.stats().items()}
+
+
+def reset_stats():
+    """Sets every count to zero."""
+    _C.reset_stats()
+
+
+def _base(name):
+    return name.partition(".")[0].removesuffix("_")
+
+
+def _resolve(names, exclude):
+    """The overloads that names (all, if empty) without exclude stand for."""
+
+    def overloads(name):
+        if name in families:
+            return {op.name for op in known if op.family == name and op.swappable}
+        target = VIA.get(name.removesuffix("_"), name)
+        found = {op for op in known if target in (op.name, _base(op.name), op.name.partition(".")[0])}
+        if not found:
+            choices = [*families, *sorted({_base(op.name) for op in known})]
+            close = difflib.get_close_matches(name, choices, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"unknown op or family {name!r}{hint}")
+        swappable = {op.name for op in found if op.swappable}
+        if not swappable:
+            raise ValueError(f"{name!r} has no aten op to take the place of; call rusttorch.{name}")
+        return swappable
+
+    known = ops()
+    families = sorted({op.family for op in known})
+    wanted = set().union(*map(overloads, names or families))
+    return frozenset(wanted.difference(*map(overloads, exclude)))
+
+
+class _Swapped:
+    """What is swapped now: what enable() asked for, and what each open use() asks for."""
+
+    def __init__(self):
+        self.lock = threading.Lock()
+        self.enabled = frozenset()
+        self.used = Counter()
+
+    def change(self, enabled=None, use=frozenset(), unuse=frozenset()):
+        with self.lock:
+            if enabled is not None:
+                self.enabled = enabled(self.enabled)
+            self.used.update(use)
+            self.used.subtract(unuse)
+            self.used = +self.used
+            _C.set_swapped(sorted(self.enabled.union(self.used)))
+
+    def any(self):
+        with self.lock:
+            return bool(self.enabled or self.used)
+
+
+_swapped = _Swapped()
+
+
+def enable(*names, exclude=()):
+    """Swaps ops in for stock torch, for every thread, until disable().
+
+    names are aten op names ("mish", "mish_backward", "add.Tensor"; without an overload, all of them, in-place and
+    out= forms included) or family names ("activation"); none means every op. Those of exclude are left out.
+    Raises ValueError for a name that does not exist. Not while another thread runs one of the ops.
+    """
+    wanted = _resolve(names, exclude)
+    _swapped.change(enabled=lambda now: now | wanted)
+
+
+def disable():
+    """Takes out what enable() put in. What an open use() asks for stays until it ends."""
+    _swapped.change(enabled=lambda now: frozenset())
+
+
+class use(contextlib.ContextDecorator):
+    """A with block (or a decorator) in which ops are swapped in, as by enable().
+
+    Blocks may be nested and may overlap across threads: an op is swapped while any open block asks for it. At the
+    end of the last one, by return or by exception, the dispatcher is as it was.
+    """
+
+    def __init__(self, *names, exclude=()):
+        self.names = _resolve(names, exclude)
+
+    def __enter__(self):
+        _swapped.change(use=self.names)
+        return self
+
+    def __exit__(self, *exception):
+        _swapped.change(unuse=self.names)
