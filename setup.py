@@ -3,11 +3,11 @@
     pip install --no-build-isolation .
 
 Kernels (csrc/kernels) are compiled once per instruction set. CUDA sources (csrc_cuda) are compiled when torch has
-CUDA and nvcc is there, or when FORCE_CUDA=1. CXX may be given with ccache in front. Everything else here is what
-torch.utils.cpp_extension does.
+CUDA and nvcc is there, or when FORCE_CUDA=1. Everything else here is what torch.utils.cpp_extension does.
 """
 
 import os
+import subprocess
 from pathlib import Path
 
 import torch
@@ -15,50 +15,71 @@ from setuptools import find_packages, setup
 from torch.utils import cpp_extension
 
 ROOT = Path(__file__).parent
-GENERATED = ROOT / "build" / "kernels"
 
-# How at::native::DispatchStub names the levels, and what each lets the compiler use.
-INSTRUCTION_SETS = {
-    "DEFAULT": None,
-    "AVX2": "avx2,fma,f16c",
-    "AVX512": "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,prefer-vector-width=512",
-}
 FLAGS = [
     "-std=c++20",
     "-O3",
     "-g0",
+    "-fPIC",
     "-fopenmp",  # without it at::parallel_for is serial
     "-fvisibility=hidden",
-    "-ffp-contract=fast",  # FMA: what the formulas in csrc/kernels are written for
-    "-fno-math-errno",
-    "-fno-trapping-math",  # lets selects be vectorised
-    "-fwrapv",  # integer overflow wraps, as in stock
     "-Wall",
     "-Wextra",
     "-Wno-unused-parameter",  # torch's headers
+    *(["-Werror"] if os.environ.get("WERROR") == "1" else []),
 ]
+KERNEL_FLAGS = [
+    "-ffp-contract=fast",  # FMA: what the formulas in csrc/kernels are written for
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fwrapv",  # integer overflow wraps, as in stock
+    "-Wno-maybe-uninitialized",  # gcc 12's own AVX-512 intrinsics
+    "-Wno-psabi",  # vectors as arguments: every such function is inlined
+]
+# How at::native::DispatchStub names the levels, and what each lets the compiler use. DEFAULT comes first, so that
+# where the linker meets an inline function of a header in several copies, it keeps the one every machine can run.
+INSTRUCTION_SETS = {
+    "DEFAULT": [],
+    "AVX2": ["-mavx2", "-mfma", "-mf16c"],
+    "AVX512": [
+        *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"),
+        *("-mavx2", "-mfma", "-mf16c", "-mprefer-vector-width=512"),
+    ],
+}
 LEVELS = [("HAVE_AVX2_CPU_DEFINITION", None), ("HAVE_AVX512_CPU_DEFINITION", None)]
 
 
-def kernel_sources():
-    """One source per kernel file and instruction set: the file, behind the level's macros and target.
+def compile_kernels(folder):
+    """Compiles csrc/kernels once per instruction set, and returns the objects.
 
-    DEFAULT comes first, so that where the linker meets an inline function of a header in several copies, it keeps
-    the one that every machine can run.
+    torch.utils.cpp_extension has one set of flags for all sources, so this is a ninja file of our own.
     """
-    GENERATED.mkdir(parents=True, exist_ok=True)
-    sources = []
-    for level, target in INSTRUCTION_SETS.items():
-        for kernel in sorted((ROOT / "csrc" / "kernels").glob("*.cpp")):
-            text = f"#define CPU_CAPABILITY {level}\n#define CPU_CAPABILITY_{level}\n"
-            if target:
-                text += f'#pragma GCC target("{target}")\n'
-            text += f'#include "{kernel}"\n'
-            source = GENERATED / f"{kernel.stem}.{level}.cpp"
-            if not source.exists() or source.read_text() != text:
-                source.write_text(text)
-            sources.append(str(source.relative_to(ROOT)))
-    return sources
+    folder = Path(folder).absolute() / "kernels"
+    folder.mkdir(parents=True, exist_ok=True)
+    includes = [f"-isystem {path}" for path in cpp_extension.include_paths()]
+    macros = [f"-D{name}" for name, _ in LEVELS]
+    command = " ".join([os.environ.get("CXX", "c++"), *FLAGS, *KERNEL_FLAGS, *macros, *includes])
+    lines = ["rule kernel", f"  command = {command} $level -MMD -MF $out.d -c $in -o $out"]
+    lines += ["  depfile = $out.d", "  deps = gcc", ""]
+    objects = []
+    for level, flags in INSTRUCTION_SETS.items():
+        for source in sorted((ROOT / "csrc" / "kernels").glob("*.cpp")):
+            objects.append(str(folder / f"{source.stem}.{level}.o"))
+            lines.append(f"build {objects[-1]}: kernel {source}")
+            lines.append(f"  level = -DCPU_CAPABILITY={level} -DCPU_CAPABILITY_{level} {' '.join(flags)}")
+    (folder / "build.ninja").write_text("\n".join(lines) + "\n")
+    jobs = ["-j", os.environ["MAX_JOBS"]] if "MAX_JOBS" in os.environ else []
+    subprocess.run(["ninja", "-C", folder, *jobs], check=True)
+    return objects
+
+
+class Build(cpp_extension.BuildExtension):
+    def build_extensions(self):
+        objects = compile_kernels(self.build_temp)
+        for extension in self.extensions:
+            extension.extra_objects += objects
+            extension.depends += objects
+        super().build_extensions()
 
 
 def torch_sources():
@@ -73,12 +94,14 @@ def with_cuda():
 
 
 def extension():
-    sources = kernel_sources() + torch_sources()
+    sources = torch_sources()
+    headers = sorted(str(f.relative_to(ROOT)) for f in ROOT.glob("csrc*/**/*.[hc]*"))
     link = ["-fopenmp", "-Wl,--exclude-libs,ALL"]
     if not with_cuda():
         return cpp_extension.CppExtension(
             "rusttorch._C",
             sources,
+            depends=headers,
             define_macros=LEVELS,
             extra_compile_args=FLAGS,
             extra_link_args=link,
@@ -93,6 +116,7 @@ def extension():
     return cpp_extension.CUDAExtension(
         "rusttorch._C",
         sources + cuda,
+        depends=headers,
         define_macros=macros,
         extra_compile_args={"cxx": FLAGS, "nvcc": nvcc},
         extra_link_args=link,
@@ -112,5 +136,5 @@ setup(
     packages=find_packages("torch_ext"),
     package_dir={"": "torch_ext"},
     ext_modules=[extension()],
-    cmdclass={"build_ext": cpp_extension.BuildExtension},
+    cmdclass={"build_ext": Build},
 )

@@ -2,7 +2,7 @@
 
 // The activation family, one element at a time: the same text makes the CPU loops and the CUDA kernels.
 // Semantics (NaN, infinities, signed zero) are those of the aten op of the same name. g is the gradient of the
-// output, x the input, y the output. T is float or double.
+// output, x the input, y the output. V is float, double or a vector of them.
 
 #include "math.h"
 
@@ -41,169 +41,197 @@ namespace rusttorch::formula {
   X(log_sigmoid_backward_input, 2, 0, floats)
 
 // What a formula with two outputs returns.
-template <class T>
+template <class V>
 struct Pair {
-  T first, second;
+  V first, second;
 };
 
-template <class T>
-RT_INLINE T relu(T x) {
-  return math::at_least(x, T(0));
+template <class V>
+RT_INLINE V relu(V x) {
+  return at_least(x, lane_t<V>(0));
 }
-template <class T>
-RT_INLINE T leaky_relu(T x, T slope) {
-  return x > 0 ? x : x * slope;
+template <class V>
+RT_INLINE V leaky_relu(V x, lane_t<V> slope) {
+  return select(x > lane_t<V>(0), x, V(x * slope));
 }
-template <class T>
-RT_INLINE T leaky_relu_backward(T g, T x, T slope) {
-  return x > 0 ? g : g * slope;
+template <class V>
+RT_INLINE V leaky_relu_backward(V g, V x, lane_t<V> slope) {
+  return select(x > lane_t<V>(0), g, V(g * slope));
 }
-template <class T>
-RT_INLINE T sigmoid(T x) {
+template <class V>
+RT_INLINE V sigmoid(V x) {
   return math::sigmoid(x);
 }
-template <class T>
-RT_INLINE T sigmoid_backward(T g, T y) {
-  return g * (1 - y) * y;
+template <class V>
+RT_INLINE V sigmoid_backward(V g, V y) {
+  return g * (lane_t<V>(1) - y) * y;
 }
-template <class T>
-RT_INLINE T tanh(T x) {
+template <class V>
+RT_INLINE V tanh(V x) {
   return math::tanh(x);
 }
-template <class T>
-RT_INLINE T tanh_backward(T g, T y) {
-  return g * (1 - y * y);
+template <class V>
+RT_INLINE V tanh_backward(V g, V y) {
+  return g * (lane_t<V>(1) - y * y);
 }
 
-// x cdf(x) = max(x, 0) - |x| cdf(-|x|): the second term is one polynomial and one power of two, and keeps its
-// relative accuracy in the tail, where 1 + erf(x / sqrt(2)) cancels.
-RT_INLINE float gelu(float x) {
-  const float t = math::at_most(math::abs(x), 13.5f);
-  return math::at_least(x, 0.0f) - t * math::exp2_normal(math::log2_normal_cdf(t));
+// x cdf(x). In float as max(x, 0) - |x| cdf(-|x|): the second term is one polynomial and one power of two, and keeps
+// its relative accuracy in the tail, where 1 + erf(x / sqrt(2)) cancels.
+template <class V>
+RT_INLINE V gelu(V x) {
+  if constexpr (math::is_float<V>) {
+    const V t = at_most(abs(x), 13.5f);
+    return at_least(x, 0.0f) - t * math::exp2(math::log2_normal_cdf(t));
+  } else {
+    return 0.5 * x * (1.0 + math::erf(V(x * 0.70710678118654752440)));
+  }
 }
-RT_INLINE double gelu(double x) { return 0.5 * x * (1 + math::erf(x * 0.70710678118654752440)); }
-
-// cdf(x) + x pdf(x), written as above: (x > 0) + sign(x) (t pdf(t) - cdf(-t)), t = |x|.
-RT_INLINE float gelu_backward(float g, float x) {
-  const float t = math::at_most(math::abs(x), 13.5f);
-  const float d = math::exp2_normal(math::log2_normal_cdf(t)) * math::normal_mills(t);
-  return g * (x > 0 ? 1 + d : -d);
-}
-RT_INLINE double gelu_backward(double g, double x) {
-  const double cdf = 0.5 * (1 + math::erf(x * 0.70710678118654752440));
-  return g * (cdf + x * math::exp(-0.5 * x * x) * 0.39894228040143267794);
-}
-
-// 0.5 x (1 + tanh(u)) = x sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3).
-template <class T>
-RT_INLINE T gelu_tanh_sigmoid(T x) {
-  const T u = T(0.79788456080286535588) * x * (1 + T(0.044715) * x * x);
-  return 1 / (1 + math::exp_normal(-2 * u));
-}
-template <class T>
-RT_INLINE T gelu_tanh(T x) {
-  return x * gelu_tanh_sigmoid(x);
-}
-template <class T>
-RT_INLINE T gelu_tanh_backward(T g, T x) {
-  const T s = gelu_tanh_sigmoid(x);
-  const T du = T(0.79788456080286535588) * (1 + T(3 * 0.044715) * x * x);
-  return g * (s + 2 * x * s * (1 - s) * du);
+// cdf(x) + x pdf(x). In float as above: (x > 0) + sign(x) (t pdf(t) - cdf(-t)), t = |x|.
+template <class V>
+RT_INLINE V gelu_backward(V g, V x) {
+  if constexpr (math::is_float<V>) {
+    const V t = at_most(abs(x), 13.5f);
+    const V d = math::exp2(math::log2_normal_cdf(t)) * math::normal_mills(t);
+    return g * select(x > 0.0f, V(1.0f + d), V(-d));
+  } else {
+    const V cdf = 0.5 * (1.0 + math::erf(V(x * 0.70710678118654752440)));
+    return g * (cdf + x * math::exp(V(-0.5 * x * x)) * 0.39894228040143267794);
+  }
 }
 
-template <class T>
-RT_INLINE T elu(T x, T alpha, T scale, T input_scale) {
-  return x <= 0 ? math::expm1(x * input_scale) * (alpha * scale) : x * scale;
+// 0.5 x (1 + tanh(u)) = x / (1 + exp(-2 u)), u = sqrt(2 / pi) (x + 0.044715 x^3).
+template <class V>
+RT_INLINE V gelu_tanh_exp(V x) {
+  using T = lane_t<V>;
+  constexpr double c = -2 * 0.79788456080286535588;
+  if constexpr (math::is_float<V>) {
+    constexpr double log2e = 1.4426950408889634074;
+    const V w = x * (T(c * log2e) + T(c * log2e * 0.044715) * (x * x));
+    return math::exp2(at_least(at_most(w, 128.0f), -150.0f));
+  } else {
+    return math::exp(V(x * (c + c * 0.044715 * (x * x))));
+  }
 }
-template <class T>
-RT_INLINE T elu_backward(T g, T x, T alpha, T scale, T input_scale) {
-  return x <= 0 ? g * (input_scale * alpha * scale) * math::exp(x * input_scale) : g * scale;
+template <class V>
+RT_INLINE V gelu_tanh(V x) {
+  return x / (lane_t<V>(1) + gelu_tanh_exp(x));
 }
-template <class T>
-RT_INLINE T elu_backward_result(T g, T y, T alpha, T scale, T input_scale) {
-  return y <= 0 ? g * input_scale * (y + alpha * scale) : g * scale;
+template <class V>
+RT_INLINE V gelu_tanh_backward(V g, V x) {
+  using T = lane_t<V>;
+  constexpr double c = 2 * 0.79788456080286535588;
+  const V s = T(1) / (T(1) + gelu_tanh_exp(x));
+  const V du = x * (T(c) + T(c * 3 * 0.044715) * (x * x));  // 2 x du/dx
+  return g * (s + s * (T(1) - s) * du);
 }
 
-template <class T>
-RT_INLINE T silu(T x) {
-  return x / (1 + math::exp(-x));
+template <class V>
+RT_INLINE V elu(V x, lane_t<V> alpha, lane_t<V> scale, lane_t<V> input_scale) {
+  return select(x <= lane_t<V>(0), V(math::expm1(V(x * input_scale)) * (alpha * scale)), V(x * scale));
 }
-template <class T>
-RT_INLINE T silu_backward(T g, T x) {
-  const T s = math::sigmoid(x);
-  return g * s * (1 + x * (1 - s));
+template <class V>
+RT_INLINE V elu_backward(V g, V x, lane_t<V> alpha, lane_t<V> scale, lane_t<V> input_scale) {
+  const V below = g * (input_scale * alpha * scale) * math::exp(V(x * input_scale));
+  return select(x <= lane_t<V>(0), below, V(g * scale));
+}
+template <class V>
+RT_INLINE V elu_backward_result(V g, V y, lane_t<V> alpha, lane_t<V> scale, lane_t<V> input_scale) {
+  return select(y <= lane_t<V>(0), V(g * input_scale * (y + alpha * scale)), V(g * scale));
 }
 
-// tanh(softplus(x)) = n / (n + 2), n = e (e + 2), e = exp(x); from x = 20 (40 in double) on it is 1.
+template <class V>
+RT_INLINE V silu(V x) {
+  return x / (lane_t<V>(1) + math::exp(V(-x)));
+}
+template <class V>
+RT_INLINE V silu_backward(V g, V x) {
+  using T = lane_t<V>;
+  const V s = math::sigmoid(x);
+  return g * s * (T(1) + x * (T(1) - s));
+}
+
+// tanh(softplus(x)) = n / (n + 2), n = e (e + 2), e = exp(x). From here on it is 1:
 template <class T>
-RT_INLINE T mish(T x) {
-  const T e = math::exp(math::at_most(x, T(10 * sizeof(T) / 2)));
-  const T n = e * (e + 2);
-  return x * (n / (n + 2));
+constexpr T mish_end = sizeof(T) == 4 ? 20 : 40;
+
+template <class V>
+RT_INLINE V mish(V x) {
+  using T = lane_t<V>;
+  const V e = math::exp_below(at_most(x, mish_end<T>));
+  const V n = e * (e + T(2));
+  return x * (n / (n + T(2)));
 }
 // tanh(softplus(x)) + x sigmoid(x) (1 - tanh^2) over the common denominator (n + 2)^2.
-template <class T>
-RT_INLINE T mish_backward(T g, T x) {
-  const T e = math::exp(math::at_most(x, T(10 * sizeof(T) / 2)));
-  const T n = e * (e + 2), d = n + 2;
-  return g * ((n * d + 4 * x * e * (1 + e)) / (d * d));
+template <class V>
+RT_INLINE V mish_backward(V g, V x) {
+  using T = lane_t<V>;
+  const V e = math::exp_below(at_most(x, mish_end<T>));
+  const V n = e * (e + T(2)), d = n + T(2);
+  return g * ((n * d + (T(4) * x) * (e * e + e)) / (d * d));
 }
 
 // log(1 + exp(z)) = max(z, 0) + log(1 + exp(-|z|)), z = beta x
-template <class T>
-RT_INLINE T softplus(T x, T beta, T threshold) {
-  const T z = x * beta;
-  const T y = (math::at_least(z, T(0)) + math::log1p_unit(math::exp(-math::abs(z)))) * (1 / beta);
-  return z > threshold ? x : y;
+template <class V>
+RT_INLINE V softplus(V x, lane_t<V> beta, lane_t<V> threshold) {
+  using T = lane_t<V>;
+  const V z = x * beta;
+  const V y = (at_least(z, T(0)) + math::log1p_unit(math::exp_below(V(-abs(z))))) * (T(1) / beta);
+  return select(z > threshold, x, y);
 }
-template <class T>
-RT_INLINE T softplus_backward(T g, T x, T beta, T threshold) {
-  const T z = x * beta;
-  const T e = math::exp(z);
-  return z > threshold ? g : g * (e / (e + 1));
+template <class V>
+RT_INLINE V softplus_backward(V g, V x, lane_t<V> beta, lane_t<V> threshold) {
+  using T = lane_t<V>;
+  const V z = x * beta;
+  const V e = math::exp(z);
+  return select(z > threshold, g, V(g * (e / (e + T(1)))));
 }
 
-template <class T>
-RT_INLINE T softsign(T x) {
-  return x / (1 + math::abs(x));
+template <class V>
+RT_INLINE V softsign(V x) {
+  return x / (lane_t<V>(1) + abs(x));
 }
-template <class T>
-RT_INLINE T hardswish(T x) {
-  return x * math::at_most(math::at_least(x + 3, T(0)), T(6)) * T(1.0 / 6);
+template <class V>
+RT_INLINE V hardswish(V x) {
+  using T = lane_t<V>;
+  return x * at_most(at_least(V(x + T(3)), T(0)), T(6)) * T(1.0 / 6);
 }
-template <class T>
-RT_INLINE T hardswish_backward(T g, T x) {
-  const T inner = x <= 3 ? g * (x * T(1.0 / 3) + T(0.5)) : g;
-  return x < -3 ? 0 : inner;
+template <class V>
+RT_INLINE V hardswish_backward(V g, V x) {
+  using T = lane_t<V>;
+  const V inner = select(x <= T(3), V(g * (x * T(1.0 / 3) + T(0.5))), g);
+  return select(x < T(-3), V{}, inner);
 }
-template <class T>
-RT_INLINE T hardsigmoid(T x) {
-  return math::at_most(math::at_least(x + 3, T(0)), T(6)) * T(1.0 / 6);
+template <class V>
+RT_INLINE V hardsigmoid(V x) {
+  using T = lane_t<V>;
+  return at_most(at_least(V(x + T(3)), T(0)), T(6)) * T(1.0 / 6);
 }
-template <class T>
-RT_INLINE T hardsigmoid_backward(T g, T x) {
-  return (x > -3) & (x < 3) ? g * T(1.0 / 6) : 0;
+template <class V>
+RT_INLINE V hardsigmoid_backward(V g, V x) {
+  using T = lane_t<V>;
+  return select((x > T(-3)) & (x < T(3)), V(g * T(1.0 / 6)), V{});
 }
 
 // log(sigmoid(x)) = min(x, 0) - log(1 + z), z = exp(-|x|)
-template <class T>
-RT_INLINE T log_sigmoid(T x) {
-  return math::at_most(x, T(0)) - math::log1p_unit(math::exp(-math::abs(x)));
+template <class V>
+RT_INLINE V log_sigmoid(V x) {
+  return at_most(x, lane_t<V>(0)) - math::log1p_unit(math::exp_below(V(-abs(x))));
 }
 // The second output is the z that aten's CPU backward takes as its buffer.
-template <class T>
-RT_INLINE Pair<T> log_sigmoid_forward(T x) {
-  const T z = math::exp(-math::abs(x));
-  return {math::at_most(x, T(0)) - math::log1p_unit(z), z};
+template <class V>
+RT_INLINE Pair<V> log_sigmoid_forward(V x) {
+  const V z = math::exp_below(V(-abs(x)));
+  return {at_most(x, lane_t<V>(0)) - math::log1p_unit(z), z};
 }
-template <class T>
-RT_INLINE T log_sigmoid_backward(T g, T x, T z) {
-  const T s = z / (1 + z);
-  return g * (x < 0 ? 1 - s : s);
+template <class V>
+RT_INLINE V log_sigmoid_backward(V g, V x, V z) {
+  using T = lane_t<V>;
+  const V s = z / (T(1) + z);
+  return g * select(x < T(0), V(T(1) - s), s);
 }
-template <class T>
-RT_INLINE T log_sigmoid_backward_input(T g, T x) {
-  return log_sigmoid_backward(g, x, math::exp(-math::abs(x)));
+template <class V>
+RT_INLINE V log_sigmoid_backward_input(V g, V x) {
+  return log_sigmoid_backward(g, x, math::exp_below(V(-abs(x))));
 }
 
 }  // namespace rusttorch::formula

@@ -101,25 +101,37 @@ struct Loop;
 template <class Op, class T, size_t... I, size_t... S>
 struct Loop<Op, T, std::index_sequence<I...>, std::index_sequence<S...>> {
   using C = Compute<T>;
-  using Result = decltype(Op::apply((static_cast<void>(I), C())..., (static_cast<void>(S), C())...));
-  static constexpr int outputs = std::is_same_v<Result, C> ? 1 : 2;
+  using V = Vector<C>;
+  using Result = decltype(Op::apply((static_cast<void>(I), V())..., (static_cast<void>(S), C())...));
+  static constexpr int outputs = std::is_same_v<Result, V> ? 1 : 2;
 
-  // ivdep: an output may be an input, which a compiler would have to guard against with a scalar copy of the loop.
   static void elements(int64_t n, C* const* out, const C* const* in, const C* scalars) {
     [[maybe_unused]] const C s[] = {scalars[S]..., C()};
     const C* const x[] = {in[I]...};
-    C* const y = out[0];
+    C* y[outputs];
+    std::copy_n(out, outputs, y);
+    int64_t i = 0;
+    for (; i + lanes<C> <= n; i += lanes<C>) write(y, i, Op::apply(load(x[I] + i)..., s[S]...));
+    if (i == n) return;
+    // What is left, through padded copies: a vector's worth may not be read or written beyond the end.
+    V rest_in[Op::tensors] = {}, rest_out[outputs];
+    C* const to[] = {reinterpret_cast<C*>(&rest_out[0]), reinterpret_cast<C*>(&rest_out[outputs - 1])};
+    for (int k = 0; k < Op::tensors; ++k) std::memcpy(&rest_in[k], x[k] + i, (n - i) * sizeof(C));
+    write(to, 0, Op::apply(rest_in[I]..., s[S]...));
+    for (int k = 0; k < outputs; ++k) std::memcpy(y[k] + i, to[k], (n - i) * sizeof(C));
+  }
+
+  static V load(const C* from) {
+    V v;
+    std::memcpy(&v, from, sizeof v);
+    return v;
+  }
+  static void write(C* const* to, int64_t i, const Result& result) {
     if constexpr (outputs == 1) {
-#pragma GCC ivdep
-      for (int64_t i = 0; i < n; ++i) y[i] = Op::apply(x[I][i]..., s[S]...);
+      std::memcpy(to[0] + i, &result, sizeof result);
     } else {
-      C* const y2 = out[1];
-#pragma GCC ivdep
-      for (int64_t i = 0; i < n; ++i) {
-        const auto [first, second] = Op::apply(x[I][i]..., s[S]...);
-        y[i] = first;
-        y2[i] = second;
-      }
+      std::memcpy(to[0] + i, &result.first, sizeof(V));
+      std::memcpy(to[1] + i, &result.second, sizeof(V));
     }
   }
 

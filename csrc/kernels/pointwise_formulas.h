@@ -30,7 +30,6 @@ namespace rusttorch::formula {
   X(square, 1, 0, floats)            \
   X(cube, 1, 0, floats)              \
   X(reciprocal, 1, 0, floats)        \
-  X(pow, 1, 3, floats)               \
   X(maximum, 2, 0, all)              \
   X(minimum, 2, 0, all)              \
   X(clamp, 1, 2, all)                \
@@ -41,133 +40,129 @@ namespace rusttorch::formula {
   X(lerp_tensor, 3, 0, floats)       \
   X(fused_multiply_add, 3, 0, all)
 
-template <class T>
-RT_INLINE T add(T a, T b) {
+template <class V>
+RT_INLINE V add(V a, V b) {
   return a + b;
 }
-template <class T>
-RT_INLINE T add_scaled(T a, T b, T alpha) {
+template <class V>
+RT_INLINE V add_scaled(V a, V b, lane_t<V> alpha) {
   return a + alpha * b;
 }
-template <class T>
-RT_INLINE T add_scalar(T a, T s, T alpha) {
+template <class V>
+RT_INLINE V add_scalar(V a, lane_t<V> s, lane_t<V> alpha) {
   return a + alpha * s;
 }
-template <class T>
-RT_INLINE T sub(T a, T b) {
+template <class V>
+RT_INLINE V sub(V a, V b) {
   return a - b;
 }
-template <class T>
-RT_INLINE T sub_scaled(T a, T b, T alpha) {
+template <class V>
+RT_INLINE V sub_scaled(V a, V b, lane_t<V> alpha) {
   return a - alpha * b;
 }
-template <class T>
-RT_INLINE T sub_scalar(T a, T s, T alpha) {
+template <class V>
+RT_INLINE V sub_scalar(V a, lane_t<V> s, lane_t<V> alpha) {
   return a - alpha * s;
 }
-template <class T>
-RT_INLINE T mul(T a, T b) {
+template <class V>
+RT_INLINE V mul(V a, V b) {
   return a * b;
 }
-template <class T>
-RT_INLINE T mul_scalar(T a, T s) {
+template <class V>
+RT_INLINE V mul_scalar(V a, lane_t<V> s) {
   return a * s;
 }
-template <class T>
-RT_INLINE T div(T a, T b) {
+template <class V>
+RT_INLINE V div(V a, V b) {
   return a / b;
 }
-template <class T>
-RT_INLINE T div_scalar(T a, T s) {
+template <class V>
+RT_INLINE V div_scalar(V a, lane_t<V> s) {
   return a / s;
 }
-RT_INLINE float div_trunc(float a, float b) { return __builtin_truncf(a / b); }
-RT_INLINE double div_trunc(double a, double b) { return __builtin_trunc(a / b); }
-template <class T>
-RT_INLINE T div_trunc_scalar(T a, T s) {
-  return div_trunc(a, s);
+template <class V>
+RT_INLINE V div_trunc(V a, V b) {
+  return trunc(V(a / b));
 }
-template <class T>
-RT_INLINE T neg(T a) {
+template <class V>
+RT_INLINE V div_trunc_scalar(V a, lane_t<V> s) {
+  return trunc(V(a / s));
+}
+template <class V>
+RT_INLINE V neg(V a) {
   return -a;
 }
-RT_INLINE float abs(float a) { return math::abs(a); }
-RT_INLINE double abs(double a) { return math::abs(a); }
-template <class T>
-RT_INLINE T abs(T a) {
-  return a < 0 ? -a : a;
+template <class V>
+RT_INLINE V abs(V a) {
+  if constexpr (std::is_integral_v<lane_t<V>>) {
+    return select(a < 0, V(-a), a);
+  } else {
+    return rusttorch::abs(a);
+  }
 }
-template <class T>
-RT_INLINE T exp(T a) {
+template <class V>
+RT_INLINE V exp(V a) {
   return math::exp(a);
 }
-template <class T>
-RT_INLINE T log(T a) {
+template <class V>
+RT_INLINE V log(V a) {
   return math::log(a);
 }
-RT_INLINE float sqrt(float a) { return __builtin_sqrtf(a); }
-RT_INLINE double sqrt(double a) { return __builtin_sqrt(a); }
-template <class T>
-RT_INLINE T square(T a) {
+template <class V>
+RT_INLINE V sqrt(V a) {
+  return rusttorch::sqrt(a);
+}
+template <class V>
+RT_INLINE V square(V a) {
   return a * a;
 }
-template <class T>
-RT_INLINE T cube(T a) {
+template <class V>
+RT_INLINE V cube(V a) {
   return a * a * a;
 }
-template <class T>
-RT_INLINE T reciprocal(T a) {
-  return 1 / a;
+template <class V>
+RT_INLINE V reciprocal(V a) {
+  return lane_t<V>(1) / a;
 }
-
-// a^s through double, which leaves 29 spare bits for the error of log times s. For a < 0: odd_sign is -0 where s is
-// an odd integer, else 0; outside is 1 where s is an integer, else NaN.
-RT_INLINE double pow(double a, double s, double odd_sign, double outside) {
-  const double magnitude = math::exp(s * math::log(math::abs(a)));
-  return math::from_bits(math::bits(magnitude) | (math::bits(a) & math::bits(odd_sign))) * (a < 0 ? outside : 1);
+template <class V>
+RT_INLINE V maximum(V a, V b) {
+  const V larger = select(a > b, a, b);
+  return select(a != a, a, larger);
 }
-RT_INLINE float pow(float a, float s, float odd_sign, float outside) {
-  return static_cast<float>(pow(double(a), double(s), double(odd_sign), double(outside)));
+template <class V>
+RT_INLINE V minimum(V a, V b) {
+  const V smaller = select(a < b, a, b);
+  return select(a != a, a, smaller);
 }
-
-template <class T>
-RT_INLINE T maximum(T a, T b) {
-  const T larger = a > b ? a : b;
-  return a != a ? a : larger;
+template <class V>
+RT_INLINE V clamp(V a, lane_t<V> low, lane_t<V> high) {
+  return at_most(at_least(a, low), high);
 }
-template <class T>
-RT_INLINE T minimum(T a, T b) {
-  const T smaller = a < b ? a : b;
-  return a != a ? a : smaller;
-}
-template <class T>
-RT_INLINE T clamp(T a, T low, T high) {
-  return math::at_most(math::at_least(a, low), high);
-}
-template <class T>
-RT_INLINE T clamp_tensor(T a, T low, T high) {
+template <class V>
+RT_INLINE V clamp_tensor(V a, V low, V high) {
   return minimum(maximum(a, low), high);
 }
-template <class T>
-RT_INLINE T addcmul(T a, T b, T c, T value) {
+template <class V>
+RT_INLINE V addcmul(V a, V b, V c, lane_t<V> value) {
   return a + value * b * c;
 }
-template <class T>
-RT_INLINE T addcdiv(T a, T b, T c, T value) {
+template <class V>
+RT_INLINE V addcdiv(V a, V b, V c, lane_t<V> value) {
   return a + value * b / c;
 }
-template <class T>
-RT_INLINE T lerp_tensor(T a, T end, T weight) {
-  // Exact at both ends: from whichever end is nearer.
-  const T d = end - a;
-  return math::abs(weight) < T(0.5) ? a + weight * d : end - d * (1 - weight);
+// Exact at both ends: from whichever end is nearer.
+template <class V>
+RT_INLINE V lerp_tensor(V a, V end, V weight) {
+  using T = lane_t<V>;
+  const V d = end - a;
+  return select(rusttorch::abs(weight) < T(0.5), V(a + weight * d), V(end - d * (T(1) - weight)));
 }
-template <class T>
-RT_INLINE T lerp_scalar(T a, T end, T weight) {
-  return lerp_tensor(a, end, weight);
+template <class V>
+RT_INLINE V lerp_scalar(V a, V end, lane_t<V> weight) {
+  return lerp_tensor(a, end, splat<V>(weight));
 }
-template <class T>
-RT_INLINE T fused_multiply_add(T a, T b, T c) {
+template <class V>
+RT_INLINE V fused_multiply_add(V a, V b, V c) {
   return a * b + c;
 }
 

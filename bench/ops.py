@@ -1,0 +1,173 @@
+"""Times every op against stock torch, interleaved in one process.
+
+    python bench/ops.py                          # every op, all sizes, f32, one thread
+    python bench/ops.py mish add --sizes 16 10000
+    python bench/ops.py --out bench/results/ops.json
+
+Two ratios per op and size, stock's time over ours: `name` calls rusttorch.NAME, `use` calls stock's function under
+rusttorch.use(). Each is the median over pairs of blocks, one block of calls each, in random order; the interval is
+the bootstrap's, 95 %.
+"""
+
+import argparse
+import ctypes
+import gc
+import itertools
+import json
+import os
+import platform
+import random
+import statistics
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from table import ROWS
+
+import rusttorch
+
+SIZES = (16, 1_000, 10_000, 100_000, 1_000_000, 16_000_000)
+BLOCK_SECONDS = 1e-3
+
+
+def keep_memory():
+    """Keeps glibc from giving freed blocks back to the kernel and taking them again, a page fault per 4 KiB.
+
+    Whether it does depends on what lies on top of the heap, so it would hit the two arms differently. What a pool
+    of memory is worth is another question than what a kernel is worth.
+    """
+    libc = ctypes.CDLL(None)
+    m_trim_threshold, m_mmap_max = -1, -4
+    libc.mallopt(m_trim_threshold, 2**31 - 1)
+    libc.mallopt(m_mmap_max, 0)
+
+
+def make_inputs(row, n, dtype):
+    torch.manual_seed(0)
+    make = {
+        "n": lambda: torch.randn(n),
+        "p": lambda: torch.rand(n) + 0.1,
+        "u": lambda: torch.rand(n) * 0.8 + 0.1,
+    }
+    return [make[letter]().to(dtype) for letter in row.inputs]
+
+
+def block(f, args, kwargs, calls):
+    """Seconds per call."""
+    start = time.perf_counter()
+    for _ in itertools.repeat(None, calls):
+        f(*args, **kwargs)
+    return (time.perf_counter() - start) / calls
+
+
+def compare(stock, ours, pairs, setup=None):
+    """Paired ratios and the median seconds of both: stock and ours are (f, args, kwargs).
+
+    setup(arm) is called before a block, outside the timed part.
+    """
+    arms = {"stock": stock, "ours": ours}
+    once = max(block(*stock, 2), 1e-7)
+    calls = max(1, int(BLOCK_SECONDS / once))
+    times = {"stock": [], "ours": []}
+    for i in range(pairs + 2):
+        for arm in random.sample(("stock", "ours"), 2):
+            if setup:
+                setup(arm)
+            block(*arms[arm], max(1, calls // 10))
+            seconds = block(*arms[arm], calls)
+            if i >= 2:
+                times[arm].append(seconds)
+    if setup:
+        setup("stock")
+    ratios = np.array(times["stock"]) / np.array(times["ours"])
+    draws = np.median(np.random.default_rng(0).choice(ratios, (1000, len(ratios))), axis=1)
+    return {
+        "ratio": float(np.median(ratios)),
+        "interval": [float(q) for q in np.quantile(draws, [0.025, 0.975])],
+        "stock_us": statistics.median(times["stock"]) * 1e6,
+        "ours_us": statistics.median(times["ours"]) * 1e6,
+    }
+
+
+def bandwidth():
+    """GB/s of a plain streaming loop: torch.add on tensors far larger than the cache, reads and writes counted."""
+    a = torch.ones(16_000_000)
+    out = torch.empty_like(a)
+    best = min(block(torch.add, (a, 1.0), {"out": out}, 1) for _ in range(7))
+    return 2 * a.nbytes / best / 1e9
+
+
+def cpu_name():
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":")[1].strip()
+    return platform.processor()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("ops", nargs="*", help="substrings of op names; none: all")
+    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--pairs", type=int, default=31)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+
+    if options.threads == 1:
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    torch.set_num_threads(options.threads)
+    random.seed(0)
+    gc.disable()
+    keep_memory()
+    facts = {
+        "cpu": cpu_name(),
+        "torch": torch.__version__,
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": options.threads,
+        "dtype": options.dtype,
+        "bandwidth_gb_s": round(bandwidth(), 1),
+    }
+    print(facts)
+    rows = [r for r in ROWS if not options.ops or any(o in r.name for o in options.ops)]
+    results = []
+    for row in rows:
+        for n in options.sizes:
+            inputs = make_inputs(row, n, getattr(torch, options.dtype))
+            call = (*inputs, *row.args)
+            stock, ours = (row.stock, call, row.kwargs), (row.ours, call, row.kwargs)
+            pairs = options.pairs if n <= 1_000_000 else max(5, options.pairs // 3)
+            name = compare(stock, ours, pairs)
+            # Everything that the call may reach is swapped, as for a user; exchanged between blocks, untimed.
+            everything = rusttorch.use()
+            state = {"stock": everything.__exit__, "ours": everything.__enter__}
+            current = ["stock"]
+
+            def setup(arm, state=state, current=current):
+                if arm != current[0]:
+                    state[arm]()
+                    current[0] = arm
+
+            use = compare(stock, stock, pairs, setup)
+            result = {"op": row.name, "n": n, "name": name, "use": use}
+            share = ""
+            if row.tensors_moved and n >= 1_000_000:
+                moved = row.tensors_moved * n * inputs[0].element_size()
+                result["share_of_bandwidth"] = moved / name["ours_us"] / 1e3 / facts["bandwidth_gb_s"]
+                share = f"  {result['share_of_bandwidth']:.0%} of bandwidth"
+            results.append(result)
+            flags = "".join(" <0.97" if r["ratio"] < 0.97 else "" for r in (name, use))
+            print(
+                f"{row.name:28s} {n:9d}  stock {name['stock_us']:9.2f} us  "
+                f"name {name['ratio']:6.2f}x [{name['interval'][0]:.2f}, {name['interval'][1]:.2f}]  "
+                f"use {use['ratio']:6.2f}x [{use['interval'][0]:.2f}, {use['interval'][1]:.2f}]{share}{flags}",
+                flush=True,
+            )
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps({"facts": facts, "results": results}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,210 @@
+#pragma once
+
+// What the formulas are written in: arithmetic on V, where V is one number (device code) or a GCC vector of them, as
+// wide as the instruction set this file is compiled for. + - * / and comparisons are the compiler's; the rest of what
+// a formula needs is here.
+
+#include <cstdint>
+#include <limits>
+#include <type_traits>
+
+#if defined(__CUDACC__)
+#define RT_INLINE __host__ __device__ __forceinline__
+#else
+#include <immintrin.h>
+#define RT_INLINE inline __attribute__((always_inline))
+#endif
+
+namespace rusttorch {
+
+template <class V>
+struct Lane {
+  using type = V;  // of one number
+  using bits = std::conditional_t<sizeof(V) == 4, uint32_t, uint64_t>;
+};
+template <class V>
+using lane_t = typename Lane<V>::type;
+template <class V>
+using bits_t = typename Lane<V>::bits;
+template <class V>
+using word_t = std::conditional_t<sizeof(lane_t<V>) == 4, uint32_t, uint64_t>;
+
+#if !defined(__CUDACC__)
+#if defined(__AVX512F__)
+constexpr int vector_bytes = 64;
+#elif defined(__AVX2__)
+constexpr int vector_bytes = 32;
+#else
+constexpr int vector_bytes = 16;
+#endif
+
+template <class T>
+struct VectorOf {
+  typedef T type __attribute__((vector_size(vector_bytes)));
+};
+template <class T>
+using Vector = typename VectorOf<T>::type;
+template <class T>
+constexpr int64_t lanes = vector_bytes / sizeof(T);
+
+template <>
+struct Lane<Vector<float>> {
+  using type = float;
+  using bits = Vector<uint32_t>;
+};
+template <>
+struct Lane<Vector<double>> {
+  using type = double;
+  using bits = Vector<uint64_t>;
+};
+template <>
+struct Lane<Vector<int32_t>> {
+  using type = int32_t;
+  using bits = Vector<uint32_t>;
+};
+template <>
+struct Lane<Vector<int64_t>> {
+  using type = int64_t;
+  using bits = Vector<uint64_t>;
+};
+#endif
+
+// One number in every lane.
+template <class V>
+RT_INLINE V splat(lane_t<V> s) {
+  if constexpr (std::is_arithmetic_v<V>) {
+    return s;
+  } else {
+    return s - V{};  // not s + V{}, which would lose the sign of -0
+  }
+}
+
+template <class V>
+RT_INLINE bits_t<V> bits(V x) {
+  return __builtin_bit_cast(bits_t<V>, x);
+}
+template <class V>
+RT_INLINE V from_bits(bits_t<V> b) {
+  return __builtin_bit_cast(V, b);
+}
+
+// where ? a : b, lane by lane.
+template <class V, class Where>
+RT_INLINE V select(Where where, V a, V b) {
+  return where ? a : b;
+}
+
+// The larger and the smaller of x and a bound. NaN stays NaN, and of two zeros x's sign is kept.
+template <class V>
+RT_INLINE V at_least(V x, lane_t<V> bound) {
+  return select(x < bound, splat<V>(bound), x);
+}
+template <class V>
+RT_INLINE V at_most(V x, lane_t<V> bound) {
+  return select(x > bound, splat<V>(bound), x);
+}
+
+template <class V>
+RT_INLINE V abs(V x) {
+  constexpr word_t<V> sign = word_t<V>(1) << (8 * sizeof(lane_t<V>) - 1);
+  return from_bits<V>(bits(x) & ~sign);
+}
+template <class V>
+RT_INLINE V copysign(V magnitude, V sign_of) {
+  constexpr word_t<V> sign = word_t<V>(1) << (8 * sizeof(lane_t<V>) - 1);
+  return from_bits<V>((bits(magnitude) & ~sign) | (bits(sign_of) & sign));
+}
+
+#if defined(__CUDACC__)
+RT_INLINE float sqrt(float x) { return ::sqrtf(x); }
+RT_INLINE double sqrt(double x) { return ::sqrt(x); }
+RT_INLINE float trunc(float x) { return ::truncf(x); }
+RT_INLINE double trunc(double x) { return ::trunc(x); }
+#else
+template <class V>
+RT_INLINE V sqrt(V x) {
+  for (int64_t i = 0; i < lanes<lane_t<V>>; ++i) {
+    x[i] = std::is_same_v<lane_t<V>, float> ? __builtin_sqrtf(x[i]) : __builtin_sqrt(x[i]);
+  }
+  return x;
+}
+template <class V>
+RT_INLINE V trunc(V x) {
+  for (int64_t i = 0; i < lanes<lane_t<V>>; ++i) {
+    x[i] = std::is_same_v<lane_t<V>, float> ? __builtin_truncf(x[i]) : __builtin_trunc(x[i]);
+  }
+  return x;
+}
+#endif
+
+// Where there is an instruction that the compiler does not find by itself. The bound comes first in min and max,
+// because they give the second operand when one is NaN.
+#if defined(__AVX512F__)
+template <>
+RT_INLINE Vector<float> at_least(Vector<float> x, float bound) {
+  return _mm512_max_ps(_mm512_set1_ps(bound), x);
+}
+template <>
+RT_INLINE Vector<double> at_least(Vector<double> x, double bound) {
+  return _mm512_max_pd(_mm512_set1_pd(bound), x);
+}
+template <>
+RT_INLINE Vector<float> at_most(Vector<float> x, float bound) {
+  return _mm512_min_ps(_mm512_set1_ps(bound), x);
+}
+template <>
+RT_INLINE Vector<double> at_most(Vector<double> x, double bound) {
+  return _mm512_min_pd(_mm512_set1_pd(bound), x);
+}
+template <>
+RT_INLINE Vector<float> sqrt(Vector<float> x) {
+  return _mm512_sqrt_ps(x);
+}
+template <>
+RT_INLINE Vector<double> sqrt(Vector<double> x) {
+  return _mm512_sqrt_pd(x);
+}
+template <>
+RT_INLINE Vector<float> trunc(Vector<float> x) {
+  return _mm512_roundscale_ps(x, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC);
+}
+template <>
+RT_INLINE Vector<double> trunc(Vector<double> x) {
+  return _mm512_roundscale_pd(x, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC);
+}
+#elif defined(__AVX2__)
+template <>
+RT_INLINE Vector<float> at_least(Vector<float> x, float bound) {
+  return _mm256_max_ps(_mm256_set1_ps(bound), x);
+}
+template <>
+RT_INLINE Vector<double> at_least(Vector<double> x, double bound) {
+  return _mm256_max_pd(_mm256_set1_pd(bound), x);
+}
+template <>
+RT_INLINE Vector<float> at_most(Vector<float> x, float bound) {
+  return _mm256_min_ps(_mm256_set1_ps(bound), x);
+}
+template <>
+RT_INLINE Vector<double> at_most(Vector<double> x, double bound) {
+  return _mm256_min_pd(_mm256_set1_pd(bound), x);
+}
+template <>
+RT_INLINE Vector<float> sqrt(Vector<float> x) {
+  return _mm256_sqrt_ps(x);
+}
+template <>
+RT_INLINE Vector<double> sqrt(Vector<double> x) {
+  return _mm256_sqrt_pd(x);
+}
+template <>
+RT_INLINE Vector<float> trunc(Vector<float> x) {
+  return _mm256_round_ps(x, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC);
+}
+template <>
+RT_INLINE Vector<double> trunc(Vector<double> x) {
+  return _mm256_round_pd(x, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC);
+}
+#endif
+
+}  // namespace rusttorch
