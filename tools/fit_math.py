@@ -123,14 +123,14 @@ FITS = {
     "erfc": (lambda x: log(erfc(x)), mpf("0.9"), 6, None, 18, erfc),
     # normal_cdf(-t) = 2^g(t)
     "cdf": (lambda t: log(cdf(t)) / LN2, 0, mpf("13.5"), 9, None, lambda t: cdf(t) + mpf("1e-9")),
-    # t normal_pdf(t) - normal_cdf(-t) = normal_cdf(-t) g(t)
-    "mills": (
-        lambda t: t * exp(-(t**2) / 2) / sqrt(2 * pi) / cdf(t) - 1,
+    # normal_cdf(-t) - t normal_pdf(t) = exp(-t^2 / 2) g(t)
+    "slope": (
+        lambda t: cdf(t) * exp(t**2 / 2) - t / sqrt(2 * pi),
         0,
-        9,
-        8,
+        6,
+        11,
         None,
-        lambda t: cdf(t) + mpf("1e-10"),
+        lambda t: exp(-(t**2) / 2) + mpf("1e-9"),
     ),
 }
 

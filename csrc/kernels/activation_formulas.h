@@ -8,37 +8,38 @@
 
 namespace rusttorch::formula {
 
-// X(name, tensors, scalars, types), see pointwise_formulas.h.
+// X(name, tensors, scalars, types, bound), see pointwise_formulas.h.
 #define RUSTTORCH_ACTIVATION(X)               \
-  X(relu, 1, 0, all)                          \
-  X(leaky_relu, 1, 1, floats)                 \
-  X(leaky_relu_backward, 2, 1, floats)        \
-  X(sigmoid, 1, 0, floats)                    \
-  X(sigmoid_backward, 2, 0, floats)           \
-  X(tanh, 1, 0, floats)                       \
-  X(tanh_backward, 2, 0, floats)              \
-  X(gelu, 1, 0, floats)                       \
-  X(gelu_backward, 2, 0, floats)              \
-  X(gelu_tanh, 1, 0, floats)                  \
-  X(gelu_tanh_backward, 2, 0, floats)         \
-  X(elu, 1, 3, floats)                        \
-  X(elu_backward, 2, 3, floats)               \
-  X(elu_backward_result, 2, 3, floats)        \
-  X(silu, 1, 0, floats)                       \
-  X(silu_backward, 2, 0, floats)              \
-  X(mish, 1, 0, floats)                       \
-  X(mish_backward, 2, 0, floats)              \
-  X(softplus, 1, 2, floats)                   \
-  X(softplus_backward, 2, 2, floats)          \
-  X(softsign, 1, 0, floats)                   \
-  X(hardswish, 1, 0, floats)                  \
-  X(hardswish_backward, 2, 0, floats)         \
-  X(hardsigmoid, 1, 0, floats)                \
-  X(hardsigmoid_backward, 2, 0, floats)       \
-  X(log_sigmoid, 1, 0, floats)                \
-  X(log_sigmoid_forward, 1, 0, floats)        \
-  X(log_sigmoid_backward, 3, 0, floats)       \
-  X(log_sigmoid_backward_input, 2, 0, floats)
+  X(relu, 1, 0, all, memory) \
+  X(leaky_relu, 1, 1, floats, memory) \
+  X(leaky_relu_backward, 2, 1, floats, memory) \
+  X(sigmoid, 1, 0, floats, compute) \
+  X(sigmoid_backward, 2, 0, floats, memory) \
+  X(tanh, 1, 0, floats, compute) \
+  X(tanh_backward, 2, 0, floats, memory) \
+  X(gelu, 1, 0, floats, compute) \
+  X(gelu_backward, 2, 0, floats, compute) \
+  X(gelu_tanh, 1, 0, floats, compute) \
+  X(gelu_tanh_backward, 2, 0, floats, compute) \
+  X(elu, 1, 3, floats, compute) \
+  X(elu_backward, 2, 3, floats, compute) \
+  X(elu_backward_result, 2, 3, floats, memory) \
+  X(silu, 1, 0, floats, compute) \
+  X(silu_backward, 2, 0, floats, compute) \
+  X(mish, 1, 0, floats, compute) \
+  X(mish_backward, 2, 0, floats, compute) \
+  X(softplus, 1, 2, floats, compute) \
+  X(softplus_default, 1, 0, floats, compute) \
+  X(softplus_backward, 2, 2, floats, compute) \
+  X(softsign, 1, 0, floats, compute) \
+  X(hardswish, 1, 0, floats, memory) \
+  X(hardswish_backward, 2, 0, floats, memory) \
+  X(hardsigmoid, 1, 0, floats, memory) \
+  X(hardsigmoid_backward, 2, 0, floats, memory) \
+  X(log_sigmoid, 1, 0, floats, compute) \
+  X(log_sigmoid_forward, 1, 0, floats, compute) \
+  X(log_sigmoid_backward, 3, 0, floats, compute) \
+  X(log_sigmoid_backward_input, 2, 0, floats, compute)
 
 // What a formula with two outputs returns.
 template <class V>
@@ -86,13 +87,14 @@ RT_INLINE V gelu(V x) {
     return 0.5 * x * (1.0 + math::erf(V(x * 0.70710678118654752440)));
   }
 }
-// cdf(x) + x pdf(x). In float as above: (x > 0) + sign(x) (t pdf(t) - cdf(-t)), t = |x|.
+// cdf(x) + x pdf(x). In float as (x > 0) - sign(x) (cdf(-t) - t pdf(t)), t = |x|, for the same reason.
 template <class V>
 RT_INLINE V gelu_backward(V g, V x) {
   if constexpr (math::is_float<V>) {
-    const V t = at_most(abs(x), 13.5f);
-    const V d = math::exp2(math::log2_normal_cdf(t)) * math::normal_mills(t);
-    return g * select(x > 0.0f, V(1.0f + d), V(-d));
+    constexpr float half_log2e = 0.72134752044448170368f;
+    const V t = at_most(abs(x), 13.25f);
+    const V d = math::exp2(V(t * t * -half_log2e)) * math::normal_slope(t);
+    return g * select(x > 0.0f, V(1.0f - d), d);
   } else {
     const V cdf = 0.5 * (1.0 + math::erf(V(x * 0.70710678118654752440)));
     return g * (cdf + x * math::exp(V(-0.5 * x * x)) * 0.39894228040143267794);
@@ -177,6 +179,16 @@ RT_INLINE V softplus(V x, lane_t<V> beta, lane_t<V> threshold) {
   const V z = x * beta;
   const V y = (at_least(z, T(0)) + math::log1p_unit(math::exp_below(V(-abs(z))))) * (T(1) / beta);
   return select(z > threshold, x, y);
+}
+// beta = 1, threshold = 20: in float the sum is x long before x is 20.
+template <class V>
+RT_INLINE V softplus_default(V x) {
+  const V y = at_least(x, lane_t<V>(0)) + math::log1p_unit(math::exp_below(V(-abs(x))));
+  if constexpr (math::is_float<V>) {
+    return y;
+  } else {
+    return select(x > 20.0, x, y);
+  }
 }
 template <class V>
 RT_INLINE V softplus_backward(V g, V x, lane_t<V> beta, lane_t<V> threshold) {

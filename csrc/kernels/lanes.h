@@ -4,6 +4,7 @@
 // wide as the instruction set this file is compiled for. + - * / and comparisons are the compiler's; the rest of what
 // a formula needs is here.
 
+#include <cstddef>
 #include <cstdint>
 #include <limits>
 #include <type_traits>
@@ -38,35 +39,33 @@ constexpr int vector_bytes = 32;
 constexpr int vector_bytes = 16;
 #endif
 
-template <class T>
+template <class T, int bytes>
 struct VectorOf {
-  typedef T type __attribute__((vector_size(vector_bytes)));
+  typedef T type __attribute__((vector_size(bytes)));
 };
-template <class T>
-using Vector = typename VectorOf<T>::type;
-template <class T>
-constexpr int64_t lanes = vector_bytes / sizeof(T);
+template <class T, int bytes = vector_bytes>
+using Vector = typename VectorOf<T, bytes>::type;
 
-template <>
-struct Lane<Vector<float>> {
-  using type = float;
-  using bits = Vector<uint32_t>;
-};
-template <>
-struct Lane<Vector<double>> {
-  using type = double;
-  using bits = Vector<uint64_t>;
-};
-template <>
-struct Lane<Vector<int32_t>> {
-  using type = int32_t;
-  using bits = Vector<uint32_t>;
-};
-template <>
-struct Lane<Vector<int64_t>> {
-  using type = int64_t;
-  using bits = Vector<uint64_t>;
-};
+// Vectors narrower than the widest are used where memory is the bound (loop.h).
+constexpr int narrow_bytes = vector_bytes < 32 ? vector_bytes : 32;
+
+#define RUSTTORCH_LANES(T, Word, bytes)  \
+  template <>                            \
+  struct Lane<Vector<T, bytes>> {        \
+    using type = T;                      \
+    using bits = Vector<Word, bytes>;    \
+  };
+RUSTTORCH_LANES(float, uint32_t, vector_bytes)
+RUSTTORCH_LANES(double, uint64_t, vector_bytes)
+RUSTTORCH_LANES(int32_t, uint32_t, vector_bytes)
+RUSTTORCH_LANES(int64_t, uint64_t, vector_bytes)
+#if defined(__AVX512F__)
+RUSTTORCH_LANES(float, uint32_t, narrow_bytes)
+RUSTTORCH_LANES(double, uint64_t, narrow_bytes)
+RUSTTORCH_LANES(int32_t, uint32_t, narrow_bytes)
+RUSTTORCH_LANES(int64_t, uint64_t, narrow_bytes)
+#endif
+#undef RUSTTORCH_LANES
 #endif
 
 // One number in every lane.
@@ -123,14 +122,14 @@ RT_INLINE double trunc(double x) { return ::trunc(x); }
 #else
 template <class V>
 RT_INLINE V sqrt(V x) {
-  for (int64_t i = 0; i < lanes<lane_t<V>>; ++i) {
+  for (size_t i = 0; i < sizeof(V) / sizeof(lane_t<V>); ++i) {
     x[i] = std::is_same_v<lane_t<V>, float> ? __builtin_sqrtf(x[i]) : __builtin_sqrt(x[i]);
   }
   return x;
 }
 template <class V>
 RT_INLINE V trunc(V x) {
-  for (int64_t i = 0; i < lanes<lane_t<V>>; ++i) {
+  for (size_t i = 0; i < sizeof(V) / sizeof(lane_t<V>); ++i) {
     x[i] = std::is_same_v<lane_t<V>, float> ? __builtin_truncf(x[i]) : __builtin_trunc(x[i]);
   }
   return x;

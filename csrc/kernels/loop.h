@@ -81,17 +81,16 @@ inline void by_lanes(const In* in, Out* out, int64_t n, F f) {
 inline void widen(const f16* in, float* out, int64_t n) { by_lanes(in, out, n, widen_lanes); }
 inline void narrow(const float* in, f16* out, int64_t n) { by_lanes(in, out, n, narrow_lanes); }
 
-// Whole vectors of `in` to `out`, which is aligned to one, around the cache.
-inline void stream_out(const void* in, void* out, int64_t bytes) {
-  const char* from = static_cast<const char*>(in);
-  char* to = static_cast<char*>(out);
+// A vector to memory, around the cache. The address is aligned to it.
+template <class T, class V>
+inline void stream_out(T* to, const V& v) {
 #if defined(__AVX512F__)
-  for (int64_t i = 0; i < bytes; i += 64) _mm512_stream_si512(reinterpret_cast<__m512i*>(to + i), _mm512_loadu_si512(from + i));
-#else
-  for (int64_t i = 0; i < bytes; i += 16) {
-    _mm_stream_si128(reinterpret_cast<__m128i*>(to + i), _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i)));
-  }
+  if constexpr (sizeof(V) == 64) _mm512_stream_si512(reinterpret_cast<__m512i*>(to), __builtin_bit_cast(__m512i, v));
 #endif
+#if defined(__AVX2__)
+  if constexpr (sizeof(V) == 32) _mm256_stream_si256(reinterpret_cast<__m256i*>(to), __builtin_bit_cast(__m256i, v));
+#endif
+  if constexpr (sizeof(V) == 16) _mm_stream_si128(reinterpret_cast<__m128i*>(to), __builtin_bit_cast(__m128i, v));
 }
 
 template <class Op, class T, class Inputs = std::make_index_sequence<Op::tensors>,
@@ -101,23 +100,25 @@ struct Loop;
 template <class Op, class T, size_t... I, size_t... S>
 struct Loop<Op, T, std::index_sequence<I...>, std::index_sequence<S...>> {
   using C = Compute<T>;
-  using V = Vector<C>;
+  using V = Vector<C, Op::memory_bound ? narrow_bytes : vector_bytes>;
+  static constexpr int64_t lanes = sizeof(V) / sizeof(C);
   using Result = decltype(Op::apply((static_cast<void>(I), V())..., (static_cast<void>(S), C())...));
   static constexpr int outputs = std::is_same_v<Result, V> ? 1 : 2;
 
+  template <bool stream = false>
   static void elements(int64_t n, C* const* out, const C* const* in, const C* scalars) {
     [[maybe_unused]] const C s[] = {scalars[S]..., C()};
     const C* const x[] = {in[I]...};
     C* y[outputs];
     std::copy_n(out, outputs, y);
     int64_t i = 0;
-    for (; i + lanes<C> <= n; i += lanes<C>) write(y, i, Op::apply(load(x[I] + i)..., s[S]...));
+    for (; i + lanes <= n; i += lanes) write<stream>(y, i, Op::apply(load(x[I] + i)..., s[S]...));
     if (i == n) return;
     // What is left, through padded copies: a vector's worth may not be read or written beyond the end.
     V rest_in[Op::tensors] = {}, rest_out[outputs];
     C* const to[] = {reinterpret_cast<C*>(&rest_out[0]), reinterpret_cast<C*>(&rest_out[outputs - 1])};
     for (int k = 0; k < Op::tensors; ++k) std::memcpy(&rest_in[k], x[k] + i, (n - i) * sizeof(C));
-    write(to, 0, Op::apply(rest_in[I]..., s[S]...));
+    write<false>(to, 0, Op::apply(rest_in[I]..., s[S]...));
     for (int k = 0; k < outputs; ++k) std::memcpy(y[k] + i, to[k], (n - i) * sizeof(C));
   }
 
@@ -126,8 +127,11 @@ struct Loop<Op, T, std::index_sequence<I...>, std::index_sequence<S...>> {
     std::memcpy(&v, from, sizeof v);
     return v;
   }
+  template <bool stream>
   static void write(C* const* to, int64_t i, const Result& result) {
-    if constexpr (outputs == 1) {
+    if constexpr (stream) {
+      stream_out(to[0] + i, result);
+    } else if constexpr (outputs == 1) {
       std::memcpy(to[0] + i, &result, sizeof result);
     } else {
       std::memcpy(to[0] + i, &result.first, sizeof(V));
@@ -136,14 +140,15 @@ struct Loop<Op, T, std::index_sequence<I...>, std::index_sequence<S...>> {
   }
 
   // A block at a time, through buffers where an input or output is not what the loop reads or writes: types that
-  // are not computed in, one element for all, and streaming (the outputs are aligned for it).
-  static void blocks(int64_t n, T* const* out, const T* const* in, const C* scalars, bool stream, uint8_t broadcast) {
+  // are not computed in, and one element for all.
+  template <bool stream = false>
+  static void blocks(int64_t n, T* const* out, const T* const* in, const C* scalars, uint8_t broadcast) {
     constexpr bool convert = sizeof(T) == 2;
     alignas(64) C buffer[Op::tensors + outputs][block];
     const auto is_one = [&](int k) { return (broadcast >> k & 1) != 0; };
     const int64_t longest = std::min(n, block);
     for (int k = 0; k < Op::tensors; ++k) {
-      if (!is_one(k)) continue;
+      if (!is_one(k) || n == 0) continue;
       read(in[k], buffer[k], 1);
       std::fill_n(buffer[k] + 1, longest - 1, buffer[k][0]);
     }
@@ -161,22 +166,17 @@ struct Loop<Op, T, std::index_sequence<I...>, std::index_sequence<S...>> {
         }
       }
       for (int k = 0; k < outputs; ++k) {
-        y[k] = buffer[Op::tensors + k];
-        if constexpr (!convert) y[k] = stream ? y[k] : out[k] + i;
-      }
-      elements(m, y, x, scalars);
-      for (int k = 0; k < outputs; ++k) {
         if constexpr (convert) {
-          narrow(y[k], out[k] + i, m);
-        } else if (stream) {
-          const int64_t whole = m * int64_t(sizeof(T)) / 64 * 64;
-          stream_out(y[k], out[k] + i, whole);
-          std::memcpy(reinterpret_cast<char*>(out[k] + i) + whole, reinterpret_cast<char*>(y[k]) + whole,
-                      m * sizeof(T) - whole);
+          y[k] = buffer[Op::tensors + k];
+        } else {
+          y[k] = out[k] + i;
         }
       }
+      elements<stream>(m, y, x, scalars);
+      if constexpr (convert) {
+        for (int k = 0; k < outputs; ++k) narrow(y[k], out[k] + i, m);
+      }
     }
-    if (stream) _mm_sfence();
   }
 
   static void read(const T* in, C* out, int64_t n) {
@@ -192,19 +192,24 @@ struct Loop<Op, T, std::index_sequence<I...>, std::index_sequence<S...>> {
     T* out[outputs];
     for (int k = 0; k < outputs; ++k) out[k] = static_cast<T*>(a.out[k]);
     const C* scalars = static_cast<const C*>(a.scalars);
-    if (sizeof(T) > 2 && outputs == 1 && a.stream) {
-      // The elements before the first aligned one, then the rest.
-      const int64_t past = reinterpret_cast<uintptr_t>(out[0]) % 64;
-      const int64_t head = std::min<int64_t>(a.n, past ? (64 - past) / sizeof(T) : 0);
-      blocks(head, out, in, scalars, false, a.broadcast);
-      for (int k = 0; k < Op::tensors; ++k) in[k] += (a.broadcast >> k & 1) ? 0 : head;
-      out[0] += head;
-      blocks(a.n - head, out, in, scalars, true, a.broadcast);
-    } else if (sizeof(T) == 2 || a.broadcast) {
-      blocks(a.n, out, in, scalars, false, a.broadcast);
-    } else if constexpr (sizeof(T) > 2) {
-      elements(a.n, out, in, scalars);
+    if constexpr (sizeof(T) > 2 && outputs == 1) {
+      if (a.stream) return around_cache(a.n, out, in, scalars, a.broadcast);
     }
+    if constexpr (sizeof(T) > 2) {
+      if (a.broadcast == 0) return elements(a.n, out, in, scalars);
+    }
+    blocks(a.n, out, in, scalars, a.broadcast);
+  }
+
+  static void around_cache(int64_t n, T** out, const T** in, const C* scalars, uint8_t broadcast) {
+    // The elements before the first aligned one, then the rest.
+    const int64_t past = reinterpret_cast<uintptr_t>(out[0]) % vector_bytes;
+    const int64_t head = std::min<int64_t>(n, past ? (vector_bytes - past) / sizeof(T) : 0);
+    blocks(head, out, in, scalars, broadcast);
+    for (int k = 0; k < Op::tensors; ++k) in[k] += (broadcast >> k & 1) ? 0 : head;
+    out[0] += head;
+    blocks<true>(n - head, out, in, scalars, broadcast);
+    _mm_sfence();
   }
 };
 
@@ -223,16 +228,17 @@ void run(const Args& a) {
   }
 }
 
-constexpr bool all = true, floats = false;  // the types of a formula's row: with the integers or without
+constexpr bool all = true, floats = false;      // the types of a formula's row: with the integers or without
+constexpr bool memory = true, compute = false;  // and what its loop waits for
 
 }  // namespace
 }  // namespace rusttorch
 
 // The kernels of a family, registered for the instruction set that this file is being compiled for.
-#define RUSTTORCH_FORMULA(NAME, TENSORS, SCALARS, TYPES)       \
+#define RUSTTORCH_FORMULA(NAME, TENSORS, SCALARS, TYPES, BOUND) \
   struct NAME##_formula {                                      \
     static constexpr int tensors = TENSORS, scalars = SCALARS; \
-    static constexpr bool integers = TYPES;                    \
+    static constexpr bool integers = TYPES, memory_bound = BOUND; \
     template <class... A>                                      \
     RT_INLINE static auto apply(A... a) {                      \
       return formula::NAME(a...);                              \

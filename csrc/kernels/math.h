@@ -300,11 +300,10 @@ RT_INLINE V log2_normal_cdf(V t) {
                     -0x1.566186p-13f, -0x1.7c7a6p-13f, 0x1.5cbfd6p-15f, -0x1.07db94p-18f, 0x1.1d73bcp-23f);
 }
 
-// float: t pdf(t) / cdf(-t) - 1 of the standard normal distribution, for t in [0, 9]
+// float: (cdf(-t) - t pdf(t)) exp(t^2 / 2) of the standard normal distribution, for t in [0, 6]
 template <class V>
-RT_INLINE V normal_mills(V t) {
-  return polynomial(t, -0x1.000002p+0f, 0x1.988574p-1f, 0x1.45e5b2p-1f, 0x1.c0545cp-4f, -0x1.491c66p-6f,
-                    0x1.e499ep-11f, 0x1.25f5aap-11f, -0x1.260b66p-13f, 0x1.704b1p-17f);
+RT_INLINE V normal_slope(V t) {
+  return polynomial(t, 0x1.fffffep-2f, -0x1.988408p-1f, 0x1.ffee56p-3f, -0x1.0fed1cp-3f, 0x1.fab1acp-5f, -0x1.9fa8ecp-6f, 0x1.241a2ap-7f, -0x1.4cf32p-9f, 0x1.1e4e36p-11f, -0x1.53b48ep-14f, 0x1.e704d4p-18f, -0x1.3a3572p-22f);
 }
 
 }  // namespace rusttorch::math

@@ -40,6 +40,13 @@ struct Approximate {
 using Gelu = Approximate<activation::gelu, activation::gelu_tanh>;
 using GeluBackward = Approximate<activation::gelu_backward, activation::gelu_tanh_backward>;
 
+struct Softplus {
+  static Request request(const Tensor& self, const Scalar& beta, const Scalar& threshold) {
+    if (beta.equal(1) && threshold.equal(20)) return Always<activation::softplus_default>::request(self);
+    return Always<activation::softplus>::request(self, beta, threshold);
+  }
+};
+
 struct LeakyReluBackward {
   static Request request(const Tensor& grad, const Tensor& self, const Scalar& slope, bool self_is_result) {
     Request r = Always<activation::leaky_relu_backward>::request(grad, self, slope);
@@ -149,8 +156,8 @@ const Rows& activation_rows() {
       BACKWARD(silu_backward, Always<activation::silu_backward>),
       FORWARD(mish, Always<activation::mish>),
       ROW("mish_backward", Always<activation::mish_backward>, STOCK(mish_backward)),
-      ROW("softplus", Always<activation::softplus>, STOCK(softplus)),
-      ROW("softplus.out", Always<activation::softplus>, STOCK(softplus_outf)),
+      ROW("softplus", Softplus, STOCK(softplus)),
+      ROW("softplus.out", Softplus, STOCK(softplus_outf)),
       BACKWARD(softplus_backward, Always<activation::softplus_backward>),
       ROW("softsign", Always<activation::softsign>, AnyDevice<&softsign_stock>),
       FORWARD(hardswish, Always<activation::hardswish>),

@@ -32,37 +32,60 @@ using Mode = std::optional<std::string_view>;
 using MaybeScalar = const std::optional<Scalar>&;
 using MaybeTensor = const std::optional<Tensor>&;
 
-// add and sub: without the product where alpha is 1.
-template <pointwise plain, pointwise scaled>
+// What a Python number is by the time it is an operand. (A 0-dim tensor of the user's is not: it may be written to.)
+std::optional<Scalar> number(const Tensor& t) {
+  if (!t.unsafeGetTensorImpl()->is_wrapped_number()) return std::nullopt;
+  if (t.scalar_type() == at::kDouble) return Scalar(*t.const_data_ptr<double>());
+  if (t.scalar_type() == at::kLong) return Scalar(*t.const_data_ptr<int64_t>());
+  return std::nullopt;
+}
+
+// add and sub: by a number where there is one, and without the product where alpha is 1.
+template <pointwise plain, pointwise scaled, pointwise scalar>
 struct Alpha {
   static Request request(const Tensor& self, const Tensor& other, const Scalar& alpha) {
+    if (const auto n = number(other)) return Always<scalar>::request(self, *n, alpha);
     Request r = Always<plain>::request(self, other, alpha);
     if (!alpha.equal(1)) r.kernel = &resolve<scaled>;
     return r;
   }
 };
-using Add = Alpha<pointwise::add, pointwise::add_scaled>;
-using Sub = Alpha<pointwise::sub, pointwise::sub_scaled>;
+using Add = Alpha<pointwise::add, pointwise::add_scaled, pointwise::add_scalar>;
+using Sub = Alpha<pointwise::sub, pointwise::sub_scaled, pointwise::sub_scalar>;
 using AddScalar = Always<pointwise::add_scalar>;
 using SubScalar = Always<pointwise::sub_scalar>;
-using Mul = Always<pointwise::mul>;
+
+struct Mul {
+  static Request request(const Tensor& self, const Tensor& other) {
+    if (const auto n = number(other)) return Always<pointwise::mul_scalar>::request(self, *n);
+    return Always<pointwise::mul>::request(self, other);
+  }
+};
 using MulScalar = Always<pointwise::mul_scalar>;
 using LerpScalar = Always<pointwise::lerp_scalar>;
 using LerpTensor = Always<pointwise::lerp_tensor>;
 
-// div with a rounding_mode; "floor" needs fmod, which does not vectorise: stock's.
+// "floor" needs fmod, which does not vectorise: stock's.
 template <pointwise plain, pointwise trunc>
-struct Div {
+struct Rounded {
   template <class Other>
-  static Request request(const Tensor& self, const Other& other, Mode mode = std::nullopt) {
+  static Request request(const Tensor& self, const Other& other, Mode mode) {
     Request r = Always<plain>::request(self, other);
     if (mode) r.kernel = *mode == "trunc" ? &resolve<trunc> : nullptr;
     if (!at::isFloatingType(self.scalar_type())) r.kernel = nullptr;
     return r;
   }
 };
-using DivTensor = Div<pointwise::div, pointwise::div_trunc>;
-using DivScalar = Div<pointwise::div_scalar, pointwise::div_trunc_scalar>;
+struct DivScalar : Rounded<pointwise::div_scalar, pointwise::div_trunc_scalar> {
+  using Rounded::request;
+  static Request request(const Tensor& self, const Scalar& other) { return request(self, other, std::nullopt); }
+};
+struct DivTensor {
+  static Request request(const Tensor& self, const Tensor& other, Mode mode = std::nullopt) {
+    if (const auto n = number(other)) return DivScalar::request(self, *n, mode);
+    return Rounded<pointwise::div, pointwise::div_trunc>::request(self, other, mode);
+  }
+};
 
 // The exponents that are a product, a root or a quotient; any other is stock's, whose pow is as fast as ours was.
 struct Pow {
