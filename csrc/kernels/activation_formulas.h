@@ -134,11 +134,11 @@ RT_INLINE V elu(V x, lane_t<V> alpha, lane_t<V> scale, lane_t<V> input_scale) {
 template <class V>
 RT_INLINE V elu_backward(V g, V x, lane_t<V> alpha, lane_t<V> scale, lane_t<V> input_scale) {
   const V below = g * (input_scale * alpha * scale) * math::exp(V(x * input_scale));
-  return select(x <= lane_t<V>(0), below, V(g * scale));
+  return select(x > lane_t<V>(0), V(g * scale), below);  // NaN goes below, as in aten
 }
 template <class V>
 RT_INLINE V elu_backward_result(V g, V y, lane_t<V> alpha, lane_t<V> scale, lane_t<V> input_scale) {
-  return select(y <= lane_t<V>(0), V(g * input_scale * (y + alpha * scale)), V(g * scale));
+  return select(y > lane_t<V>(0), V(g * scale), V(g * input_scale * (y + alpha * scale)));
 }
 
 template <class V>
@@ -169,7 +169,7 @@ RT_INLINE V mish_backward(V g, V x) {
   using T = lane_t<V>;
   const V e = math::exp_below(at_most(x, mish_end<T>));
   const V n = e * (e + T(2)), d = n + T(2);
-  return g * ((n * d + (T(4) * x) * (e * e + e)) / (d * d));
+  return g * ((n * d + ((T(4) * x) * (e * e + e) + (x - x))) / (d * d));  // x - x: NaN at infinity, as in aten
 }
 
 // log(1 + exp(z)) = max(z, 0) + log(1 + exp(-|z|)), z = beta x
@@ -210,8 +210,8 @@ RT_INLINE V hardswish(V x) {
 template <class V>
 RT_INLINE V hardswish_backward(V g, V x) {
   using T = lane_t<V>;
-  const V inner = select(x <= T(3), V(g * (x * T(1.0 / 3) + T(0.5))), g);
-  return select(x < T(-3), V{}, inner);
+  const V above = select(x >= T(3), g, V(g * (x * T(1.0 / 3) + T(0.5))));
+  return select(x <= T(-3), V{}, above);
 }
 template <class V>
 RT_INLINE V hardsigmoid(V x) {

@@ -24,6 +24,9 @@ constexpr int64_t element_size(Dtype dtype) {
   return dtype == Dtype::bf16 || dtype == Dtype::f16 ? 2 : dtype == Dtype::f32 || dtype == Dtype::i32 ? 4 : 8;
 }
 
-using kernel_fn = void (*)(const Args&);
+struct Kernel {
+  void (*run)(const Args&);
+  bool integers;  // whether it takes i32 and i64
+};
 
 }  // namespace rusttorch

@@ -244,13 +244,13 @@ constexpr bool memory = true, compute = false;  // and what its loop waits for
       return formula::NAME(a...);                              \
     }                                                          \
   };
-#define RUSTTORCH_KERNEL(NAME, ...) &run<NAME##_formula>,
+#define RUSTTORCH_KERNEL(NAME, ...) {&run<NAME##_formula>, NAME##_formula::integers},
 #define RUSTTORCH_KERNELS(family, LIST)                                                    \
   namespace rusttorch {                                                                    \
   namespace {                                                                              \
   LIST(RUSTTORCH_FORMULA)                                                                  \
-  constexpr kernel_fn family##_kernels[] = {LIST(RUSTTORCH_KERNEL)};                       \
-  const kernel_fn* family##_table() { return family##_kernels; }                           \
+  constexpr Kernel family##_kernels[] = {LIST(RUSTTORCH_KERNEL)};                       \
+  const Kernel* family##_table() { return family##_kernels; }                           \
   }                                                                                        \
   }                                                                                        \
   namespace at::native {                                                                   \

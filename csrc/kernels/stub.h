@@ -8,7 +8,7 @@
 #include "kernel.h"
 
 namespace rusttorch {
-using kernel_table_fn = const kernel_fn* (*)();
+using kernel_table_fn = const Kernel* (*)();
 }
 
 #define RUSTTORCH_ENUMERATOR(name, ...) name,
@@ -18,7 +18,7 @@ using kernel_table_fn = const kernel_fn* (*)();
   }                                                                            \
   namespace rusttorch {                                                        \
   enum class family : int { LIST(RUSTTORCH_ENUMERATOR) };                      \
-  inline kernel_fn kernel(family which, c10::DeviceType device) {              \
+  inline Kernel kernel(family which, c10::DeviceType device) {              \
     return at::native::rusttorch_##family##_stub(device)[int(which)];          \
   }                                                                            \
   }

@@ -64,6 +64,16 @@ struct EluBackward {
   }
 };
 
+// log_sigmoid's outputs are contiguous whatever its input is.
+template <activation kernel>
+struct LogSigmoid {
+  static Request request(const Tensor& self) {
+    Request r = Always<kernel>::request(self);
+    r.contiguous = true;
+    return r;
+  }
+};
+
 // The buffer holds exp(-|x|) when a CPU forward made it, and nothing when a CUDA forward did.
 struct LogSigmoidBackward {
   static Request request(const Tensor& grad, const Tensor& self, const Tensor& buffer) {
@@ -76,7 +86,7 @@ struct LogSigmoidBackward {
 using TwoTensors = std::tuple<Tensor, Tensor>;
 struct LogSigmoidForward {
   static TwoTensors call(const Tensor& self) {
-    const Request request = Always<activation::log_sigmoid_forward>::request(self);
+    const Request request = LogSigmoid<activation::log_sigmoid_forward>::request(self);
     Plan plan(request);
     stats<"log_sigmoid_forward">.count(plan.reason());
     if (plan.reason() != Handed::no) return STOCK(log_sigmoid_forward)::call(device_type(self), self);
@@ -87,7 +97,7 @@ struct LogSigmoidForward {
 };
 struct LogSigmoidForwardOutput {
   static std::tuple<Tensor&, Tensor&> call(const Tensor& self, Tensor& output, Tensor& buffer) {
-    const Request request = Always<activation::log_sigmoid_forward>::request(self);
+    const Request request = LogSigmoid<activation::log_sigmoid_forward>::request(self);
     Plan plan(request);
     const bool ours = plan.reason() == Handed::no && plan.accepts(output) && plan.accepts(buffer) &&
                       !output.is_alias_of(buffer);
@@ -165,8 +175,8 @@ const Rows& activation_rows() {
       ROW("hardswish_backward.out", Always<activation::hardswish_backward>, CEA(hardswish_backward_outf)),
       FORWARD(hardsigmoid, Always<activation::hardsigmoid>),
       BACKWARD(hardsigmoid_backward, Always<activation::hardsigmoid_backward>),
-      ROW("log_sigmoid", Always<activation::log_sigmoid>, CIA(log_sigmoid)),
-      ROW("log_sigmoid.out", Always<activation::log_sigmoid>, CIA(log_sigmoid_outf)),
+      ROW("log_sigmoid", LogSigmoid<activation::log_sigmoid>, CIA(log_sigmoid)),
+      ROW("log_sigmoid.out", LogSigmoid<activation::log_sigmoid>, CIA(log_sigmoid_outf)),
       {"log_sigmoid_forward", &impl<LogSigmoidForward>, &stats<"log_sigmoid_forward">},
       {"log_sigmoid_forward.output", &impl<LogSigmoidForwardOutput>, &stats<"log_sigmoid_forward.output">},
       BACKWARD(log_sigmoid_backward, LogSigmoidBackward),

@@ -82,6 +82,9 @@ Handed Plan::fit() {
   if (!dtype) return Handed::dtype;
   args_.dtype = *dtype;
   args_.n = like_->numel();
+  kernel_ = request_.kernel(like_->device().type());
+  if (is_integer(args_.dtype) && !kernel_.integers) return Handed::dtype;
+  if (request_.contiguous && !like_->is_contiguous()) return Handed::layout;
   if (!fill_scalars()) return Handed::dtype;
   const bool cpu = like_->is_cpu();
   for (size_t k = 0; k < request_.tensors; ++k) {
@@ -99,8 +102,6 @@ Handed Plan::fit() {
     }
     args_.in[k] = t.const_data_ptr();
   }
-  kernel_ = request_.kernel(like_->device().type());
-  if (args_.n >= request_.limit && args_.dtype == Dtype::f32) return Handed::size;
   return Handed::no;
 }
 
@@ -172,13 +173,13 @@ void Plan::run(const Tensor& out, const Tensor* second_out) {
   if (args_.n == 0) return;
   if (!out.is_cpu()) {
     const c10::DeviceGuard guard(out.device());
-    return kernel_(args_);
+    return kernel_.run(args_);
   }
   const int64_t size = element_size(args_.dtype);
   bool in_place = false;
   for (size_t k = 0; k < request_.tensors; ++k) in_place |= args_.in[k] == args_.out[0];
   args_.stream = !in_place && args_.n * size * int64_t(request_.tensors + 1) >= stream_bytes;
-  if (args_.n < at::internal::GRAIN_SIZE) return kernel_(args_);
+  if (args_.n < at::internal::GRAIN_SIZE) return kernel_.run(args_);
   at::parallel_for(0, args_.n, at::internal::GRAIN_SIZE, [&](int64_t begin, int64_t end) {
     Args part = args_;
     part.n = end - begin;
@@ -186,7 +187,7 @@ void Plan::run(const Tensor& out, const Tensor* second_out) {
     for (size_t k = 0; k < request_.tensors; ++k) {
       if (!(args_.broadcast >> k & 1)) part.in[k] = static_cast<const char*>(part.in[k]) + begin * size;
     }
-    kernel_(part);
+    kernel_.run(part);
   });
 }
 

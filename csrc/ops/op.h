@@ -32,13 +32,12 @@ struct Stats {
 
 // One call: which kernel, on what.
 struct Request {
-  kernel_fn (*kernel)(c10::DeviceType) = nullptr;  // none: an option that no kernel has
+  Kernel (*kernel)(c10::DeviceType) = nullptr;  // none: an option that no kernel has
   std::array<const Tensor*, 3> in{};
   size_t tensors = 0;
   std::array<Scalar, 3> scalars;
   size_t scalar_count = 0;
-  // Up to how many elements ours is faster than stock, by measurement (bench/ops.py); f32 only.
-  int64_t limit = INT64_MAX;
+  bool contiguous = false;  // stock's output does not take the input's strides: only contiguous inputs are taken
 
   void add(const Tensor& t) { in[tensors++] = &t; }
   void add(const Scalar& s) { scalars[scalar_count++] = s; }
@@ -65,7 +64,7 @@ class Plan {
 
   const Request& request_;
   const Tensor* like_ = nullptr;  // an input that has the output's sizes and strides
-  kernel_fn kernel_ = nullptr;
+  Kernel kernel_{};
   Args args_{};
   alignas(8) std::array<std::byte, 8 * 3> scalars_;  // in the type that is computed in
   alignas(8) std::array<std::byte, 8 * 3> singles_;  // the value of an input that has one element
@@ -116,7 +115,7 @@ inline Stats stats;
 
 // How a call becomes a request: always kernel K, with the tensors and scalars in the order of the schema.
 template <auto K>
-kernel_fn resolve(c10::DeviceType device) {
+Kernel resolve(c10::DeviceType device) {
   return kernel(K, device);
 }
 template <auto K>

@@ -72,7 +72,8 @@ struct Rounded {
   static Request request(const Tensor& self, const Other& other, Mode mode) {
     Request r = Always<plain>::request(self, other);
     if (mode) r.kernel = *mode == "trunc" ? &resolve<trunc> : nullptr;
-    if (!at::isFloatingType(self.scalar_type())) r.kernel = nullptr;
+    // Stock rounds a bf16 or f16 quotient before it truncates it.
+    if (mode && at::isReducedFloatingType(self.scalar_type())) r.kernel = nullptr;
     return r;
   }
 };
@@ -94,7 +95,7 @@ struct Pow {
     r.add(self);
     if (!at::isFloatingType(self.scalar_type()) || exponent.isComplex() || exponent.isBoolean()) return r;
     const double e = exponent.toDouble();
-    if (e == 0.5) {
+    if (e == 0.5 && self.scalar_type() != at::kHalf) {  // in f16 stock's is pow, which differs from sqrt at -inf
       r.kernel = &resolve<pointwise::sqrt>;
     } else if (e == 2) {
       r.kernel = &resolve<pointwise::square>;

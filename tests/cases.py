@@ -1,0 +1,157 @@
+"""Every functional op with the arguments it is tested on. The families' own tables are in test_FAMILY.py."""
+
+from typing import Any, NamedTuple
+
+import torch
+
+import rusttorch
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+INTEGERS = (torch.int32, torch.int64)
+
+
+class Case(NamedTuple):
+    op: str  # "add.Tensor"
+    domain: str = "n"  # of the tensors, one letter each or one for all: n normal, p positive, u (0, 1), w wide
+    args: tuple = ()  # what follows the tensors
+    kwargs: dict[str, Any] = {}  # noqa: RUF012
+    exact: bool = False  # stock's result to the bit
+    integers: bool = False  # aten takes them
+    positions: tuple | None = None  # of the tensors among the arguments, if they are not the first
+
+    def __str__(self):
+        parts = [self.op, *map(str, self.args), *(f"{k}={v}" for k, v in self.kwargs.items())]
+        return "-".join(parts)
+
+    @property
+    def count(self):
+        """How many tensors the op takes."""
+        return len(self.domain)
+
+    def overload(self, namespace, form="functional"):
+        """The OpOverload of a form: functional, inplace or out; None where there is none."""
+        base, _, name = self.op.partition(".")
+        packet = getattr(torch.ops, namespace)
+        if form == "functional":
+            return getattr(getattr(packet, base), name or "default")
+        functional = self.overload("rusttorch")._schema
+        takes = [str(a.type) for a in functional.arguments]
+        base += "_" if form == "inplace" else ""
+        candidates = getattr(packet, base, None)
+        for overload in candidates.overloads() if candidates else ():
+            schema = getattr(candidates, overload)._schema
+            written = [a for a in schema.arguments if a.kwarg_only and a.alias_info and a.alias_info.is_write]
+            inputs = [str(a.type) for a in schema.arguments if a not in written]
+            if inputs == takes and len(written) == (form == "out"):
+                return getattr(candidates, overload)
+        return None
+
+    def arguments(self, tensors):
+        if self.positions is None:
+            return (*tensors, *self.args)
+        rest = iter(self.args)
+        where = dict(zip(self.positions, tensors))
+        total = len(self.args) + len(tensors)
+        return tuple(where[i] if i in where else next(rest) for i in range(total))
+
+    def reference(self, tensors):
+        """The op in float64."""
+        tensors = [t.double() for t in tensors]
+        if str(self) in REFERENCE:
+            return REFERENCE[str(self)](*tensors)
+        return first(self.stock()(*self.arguments(tensors), **self.kwargs))
+
+    def stock(self):
+        """Stock's function for the same schema, from OWN where aten has none."""
+        return OWN.get(self.op) or self.overload("aten")
+
+
+# Ops that aten does not have, in its terms.
+OWN = {
+    "softsign": lambda x: x / (x.abs() + 1),
+    "fused_multiply_add": lambda a, b, c: torch.addcmul(c, a, b),
+    "add_scalar": torch.ops.aten.add.Scalar,
+    "mul_scalar": torch.ops.aten.mul.Scalar,
+}
+
+
+def _gelu(x):
+    return 0.5 * x * torch.special.erfc(-x * 0.5**0.5)
+
+
+def _gelu_backward(g, x):
+    return g * (0.5 * torch.special.erfc(-x * 0.5**0.5) + x * (-0.5 * x * x).exp() * (2 * torch.pi) ** -0.5)
+
+
+def _gelu_tanh(x):
+    return x * torch.sigmoid(2 * (2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3))
+
+
+def _gelu_tanh_backward(g, x):
+    u = 2 * (2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)
+    slope = 2 * (2 / torch.pi) ** 0.5 * (1 + 3 * 0.044715 * x * x)
+    return g * (torch.sigmoid(u) + x * torch.sigmoid(u) * torch.sigmoid(-u) * slope)
+
+
+# In float64, where stock's own formula cancels or has float32 constants.
+REFERENCE = {
+    "gelu": _gelu,
+    "gelu-approximate=tanh": _gelu_tanh,
+    "gelu_backward": _gelu_backward,
+    "gelu_backward-approximate=tanh": _gelu_tanh_backward,
+    "hardsigmoid_backward": lambda g, x: g / 6 * (x.abs() < 3),
+    "hardswish_backward": lambda g, x: g * torch.where(x >= 3, 1.0, (x / 3 + 0.5) * (x > -3)),
+}
+
+
+def values(letter, shape, dtype, seed):
+    generator = torch.Generator().manual_seed(seed)
+    if not dtype.is_floating_point:
+        low = 1 if letter in "pu" else -50
+        return torch.randint(low, 50, shape, generator=generator, dtype=dtype)
+    if letter == "n":
+        x = torch.randn(shape, generator=generator, dtype=torch.float64) * 2
+    elif letter == "w":
+        x = torch.randn(shape, generator=generator, dtype=torch.float64) * 12
+    else:
+        x = torch.rand(shape, generator=generator, dtype=torch.float64) * (0.8 if letter == "u" else 4) + 0.1
+    return x.to(dtype)
+
+
+LAYOUTS = {
+    "contiguous": lambda make: make((5, 7, 6, 11)),
+    "tail": lambda make: make((3,)),
+    "long": lambda make: make((70001,)),  # several blocks, several threads, an odd end
+    "transposed": lambda make: make((37, 29)).t(),
+    "strided": lambda make: make((12, 40))[1:9:2, 3:35:3],
+    "misaligned": lambda make: make((1025,))[1:],
+    "channels_last": lambda make: make((2, 5, 6, 7)).contiguous(memory_format=torch.channels_last),
+    "expanded": lambda make: make((1, 13)).expand(9, 13),
+    "scalar": lambda make: make(()),
+    "empty": lambda make: make((0, 4)),
+}
+
+
+def inputs(case, layout, dtype):
+    letters = case.domain
+    return [LAYOUTS[layout](lambda s, i=i, c=c: values(c, s, dtype, seed=i)) for i, c in enumerate(letters)]
+
+
+def clone(tensors):
+    """Copies with the same strides (Tensor.clone() may choose others)."""
+    return [torch.empty_strided(t.shape, t.stride(), dtype=t.dtype).copy_(t) for t in tensors]
+
+
+def first(result):
+    return result[0] if isinstance(result, tuple) else result
+
+
+def functional_ops():
+    """Names of the table's functional ops."""
+    names = []
+    for op in rusttorch.ops():
+        base, _, overload = op.name.partition(".")
+        schema = getattr(getattr(torch.ops.rusttorch, base), overload or "default")._schema
+        if not schema.is_mutable:
+            names.append(op.name)
+    return names

@@ -1,0 +1,229 @@
+"""The tests that every elementwise family runs over its own table of cases."""
+
+import math
+
+import pytest
+import torch
+from cases import DTYPES, INTEGERS, LAYOUTS, OWN, REFERENCE, clone, first, inputs
+
+SPECIAL = (0.0, -0.0, 1.0, -1.0, math.inf, -math.inf, math.nan, 1e-40, -1e-40, 5e-324, 88.0, -88.0, 30.0, -30.0)
+
+
+# Gradients that pass through zero inside their domain: below a tenth of the incoming gradient an error counts by its
+# size, not by its ratio to what is left after cancellation.
+CROSSING = ("gelu_backward", "silu_backward", "mish_backward", "hardswish_backward")
+
+
+def error(result, reference, dtype, case, tensors):
+    """Largest error in ulp of dtype, over the finite references."""
+    info = torch.finfo(dtype)
+    finite = reference.isfinite() & (reference.abs() < info.max)
+    if not finite.any():
+        return 0.0
+    size = reference.abs().clamp(info.tiny)
+    if case.op in CROSSING:
+        size = torch.maximum(size, 0.1 * tensors[0].double().abs())
+    ulp = size.log2().floor().exp2() * info.eps
+    return ((result.double() - reference).abs() / ulp)[finite].max().item()
+
+
+def run(f, case, tensors, **kwargs):
+    return f(*case.arguments(tensors), **case.kwargs, **kwargs)
+
+
+def assert_as_right(ours, stock, case, tensors):
+    """err(ours) <= 2 err(stock) + 1 ulp against float64; to the bit where stock is exact or float64 itself."""
+    assert ours.dtype == stock.dtype
+    assert ours.shape == stock.shape
+    assert ours.stride() == stock.stride()
+    if ours.numel() == 0:
+        return
+    assert torch.equal(ours.isnan(), stock.isnan())
+    if case.exact or not ours.dtype.is_floating_point:
+        assert torch.equal(ours.nan_to_num(), stock.nan_to_num())
+        return
+    reference = case.reference(tensors)
+    bound = 2 * error(stock, reference, ours.dtype, case, tensors) + 1
+    if ours.dtype == torch.float64:
+        # The reference is no more precise than the op here (tests/test_math.py has one that is).
+        bound = max(bound, 16)
+    assert error(ours, reference, ours.dtype, case, tensors) <= bound
+
+
+def layouts_test(cases):
+    @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+    @pytest.mark.parametrize("layout", LAYOUTS)
+    @pytest.mark.parametrize("case", cases, ids=str)
+    def test(case, layout, dtype):
+        tensors = inputs(case, layout, dtype)
+        stock = first(run(case.stock(), case, tensors))
+        assert_as_right(first(run(case.overload("rusttorch"), case, tensors)), stock, case, tensors)
+
+        out_op = case.overload("rusttorch", "out")
+        if out_op is not None:
+            out = torch.empty_like(stock)
+            name = next(a.name for a in out_op._schema.arguments if a.alias_info and a.alias_info.is_write)
+            assert run(out_op, case, tensors, **{name: out}) is out
+            assert_as_right(out, first(run(case.stock(), case, tensors)), case, tensors)
+        inplace_op = case.overload("rusttorch", "inplace")
+        if inplace_op is not None and layout != "expanded":
+            ours, stock = clone(tensors), clone(tensors)
+            assert run(inplace_op, case, ours) is ours[0]
+            run(case.overload("aten", "inplace"), case, stock)
+            assert_as_right(ours[0], stock[0], case, tensors)
+
+    return test
+
+
+def integers_test(cases):
+    @pytest.mark.parametrize("dtype", INTEGERS, ids=lambda d: str(d).removeprefix("torch."))
+    @pytest.mark.parametrize("layout", LAYOUTS)
+    @pytest.mark.parametrize("case", [c for c in cases if c.integers], ids=str)
+    def test(case, layout, dtype):
+        tensors = inputs(case, layout, dtype)
+        ours, stock = run(case.overload("rusttorch"), case, tensors), run(case.stock(), case, tensors)
+        assert ours.dtype == stock.dtype
+        torch.testing.assert_close(ours, stock, rtol=0 if case.exact else 1e-6, atol=0)
+
+    return test
+
+
+def special_values_test(cases):
+    @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+    @pytest.mark.parametrize("case", cases, ids=str)
+    def test(case, dtype):
+        """NaN, infinities and the sign of zero as stock; finite values close to it."""
+        # Stock's gelu is oneDNN's or ATen's by size, and they differ at infinity (test_activation.py has ours).
+        x = torch.tensor([s for s in SPECIAL if not ("gelu" in case.op and math.isinf(s))], dtype=dtype)
+        grids = torch.meshgrid(*[x] * case.count, indexing="ij") if case.count > 1 else [x]
+        tensors = [g.reshape(-1).contiguous() for g in grids]
+        ours = first(run(case.overload("rusttorch"), case, tensors))
+        stock = first(run(case.stock(), case, tensors))
+        assert torch.equal(ours.isnan(), stock.isnan()), tensors[0][ours.isnan() != stock.isnan()]
+        assert torch.equal(ours.isposinf(), stock.isposinf())
+        assert torch.equal(ours.isneginf(), stock.isneginf())
+        # Where stock's formula cancels or has float32 constants, it says nothing about the last digits.
+        rtol = max(8 * torch.finfo(dtype).eps, 1e-6 if str(case) in REFERENCE else 0)
+        atol = 1e-30 if str(case) in REFERENCE else 4 * torch.finfo(dtype).tiny
+        torch.testing.assert_close(ours.nan_to_num(0, 0, 0), stock.nan_to_num(0, 0, 0), rtol=rtol, atol=atol)
+        if case.exact:
+            zero = (stock == 0) & (ours == 0)
+            assert torch.equal(ours[zero].signbit(), stock[zero].signbit())
+
+    return test
+
+
+def derivatives_test(cases):
+    @pytest.mark.parametrize("case", cases, ids=str)
+    def test(case):
+        op = case.overload("rusttorch")
+        differentiable = [t.double().requires_grad_() for t in inputs(case, "tail", torch.float64)]
+
+        def f(*tensors):
+            return first(run(op, case, tensors))
+
+        assert torch.autograd.gradcheck(f, differentiable)
+        assert torch.autograd.gradgradcheck(f, differentiable)
+
+    return test
+
+
+def inplace_derivatives_test(cases):
+    @pytest.mark.parametrize("case", [c for c in cases if c.overload("rusttorch", "inplace")], ids=str)
+    def test(case):
+        op = case.overload("rusttorch", "inplace")
+        differentiable = [t.double().requires_grad_() for t in inputs(case, "tail", torch.float64)]
+
+        def f(first_tensor, *tensors):
+            return run(op, case, [first_tensor.clone(), *tensors])
+
+        def on_view(first_tensor, *tensors):
+            base = torch.stack([first_tensor, first_tensor])
+            run(op, case, [base[1], *tensors])
+            return base
+
+        assert torch.autograd.gradcheck(f, differentiable)
+        assert torch.autograd.gradcheck(on_view, differentiable)
+
+    return test
+
+
+def opcheck_test(cases):
+    @pytest.mark.parametrize("form", ["functional", "inplace", "out"])
+    @pytest.mark.parametrize("case", cases, ids=str)
+    def test(case, form):
+        op = case.overload("rusttorch", form)
+        if op is None:
+            return  # not every op has the form
+        for requires_grad in (False, True) if form == "functional" else (False,):
+            tensors = [t.requires_grad_(requires_grad) for t in inputs(case, "channels_last", torch.float32)]
+            kwargs = dict(case.kwargs)
+            if form == "out":
+                name = next(a.name for a in op._schema.arguments if a.alias_info and a.alias_info.is_write)
+                kwargs[name] = torch.empty_like(tensors[0])
+            torch.library.opcheck(op, case.arguments(tensors), kwargs)
+
+    return test
+
+
+def compile_test(cases):
+    @pytest.mark.parametrize("form", ["functional", "inplace", "out"])
+    @pytest.mark.parametrize("case", cases, ids=str)
+    def test(case, form):
+        op = case.overload("rusttorch", form)
+        if op is None:
+            return
+        torch._dynamo.reset()
+
+        def f(*tensors):
+            if form == "functional":
+                return first(run(op, case, tensors)) * 2
+            written = tensors[0].clone()
+            if form == "inplace":
+                return run(op, case, [written, *tensors[1:]]) + written
+            name = next(a.name for a in op._schema.arguments if a.alias_info and a.alias_info.is_write)
+            return run(op, case, tensors, **{name: written}) + written
+
+        tensors = inputs(case, "contiguous", torch.float32)
+        compiled = torch.compile(f, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(*tensors), f(*tensors))
+
+    return test
+
+
+def vmap_test(cases):
+    @pytest.mark.parametrize("case", cases, ids=str)
+    def test(case):
+        op = case.overload("rusttorch")
+        tensors = inputs(case, "transposed", torch.float32)
+
+        def f(*xs):
+            return first(run(op, case, xs))
+
+        torch.testing.assert_close(torch.vmap(f)(*tensors), f(*tensors))
+        torch.testing.assert_close(torch.vmap(f, in_dims=1, out_dims=1)(*tensors), f(*tensors))
+        if case.count > 1:  # one batched, of lower rank; the others whole
+            dims = (0, *[None] * (case.count - 1))
+            columns = [tensors[0][:, 0], *tensors[1:]]
+            each = torch.stack([f(x, *tensors[1:]) for x in columns[0]])
+            torch.testing.assert_close(torch.vmap(f, in_dims=dims)(*columns), each)
+
+    return test
+
+
+def swapped_test(cases):
+    @pytest.mark.parametrize("case", [c for c in cases if c.op not in OWN], ids=str)
+    def test(case):
+        """Under use(), aten's op gives what rusttorch's gives, with its own derivative."""
+        import rusttorch
+
+        tensors = [t.requires_grad_() for t in inputs(case, "contiguous", torch.float32)]
+        ours = first(run(case.overload("rusttorch"), case, tensors))
+        wanted = torch.autograd.grad(ours.sum(), tensors, allow_unused=True, materialize_grads=True)
+        with rusttorch.use():
+            swapped = first(run(case.overload("aten"), case, tensors))
+            got = torch.autograd.grad(swapped.sum(), tensors, allow_unused=True, materialize_grads=True)
+        assert torch.equal(ours, swapped)
+        torch.testing.assert_close(got, wanted)
+
+    return test

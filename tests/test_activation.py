@@ -1,0 +1,81 @@
+import math
+
+import families
+import pytest
+import rusttorch
+import torch
+from cases import Case, functional_ops
+
+CASES = [
+    Case("relu", exact=True, integers=True),
+    Case("leaky_relu", args=(0.1,), exact=True),
+    Case("leaky_relu_backward", "nn", (0.1, False), exact=True),
+    Case("sigmoid", "w"),
+    Case("sigmoid_backward", "nu"),
+    Case("tanh"),
+    Case("tanh_backward", "nu"),
+    Case("gelu"),
+    Case("gelu", kwargs={"approximate": "tanh"}),
+    Case("gelu_backward", "nn"),
+    Case("gelu_backward", "nn", kwargs={"approximate": "tanh"}),
+    Case("elu"),
+    Case("elu", args=(0.7, 1.3, 0.9)),
+    Case("elu_backward", "nn", (1.2, 1.1, 0.9, False), positions=(0, 5)),
+    Case("elu_backward", "nn", (1.2, 1.1, 0.9, True), positions=(0, 5)),
+    Case("selu"),
+    Case("celu", args=(0.8,)),
+    Case("silu", "w"),
+    Case("silu_backward", "nn"),
+    Case("mish", "w"),
+    Case("mish_backward", "nn"),
+    Case("softplus", "w"),
+    Case("softplus", "w", (2, 5)),
+    Case("softplus_backward", "nn", (1, 20)),
+    Case("softplus_backward", "nw", (2, 5)),
+    Case("softsign"),
+    Case("hardswish"),
+    Case("hardswish_backward", "nn"),
+    Case("hardsigmoid"),
+    Case("hardsigmoid_backward", "nn"),
+    Case("log_sigmoid", "w"),
+    Case("log_sigmoid_forward", "w"),
+    Case("log_sigmoid_backward", "nnu"),
+]
+# log_sigmoid_backward's third tensor is made from its second: derivatives are those of the consistent pair, so it
+# has a test of its own below.
+DIFFERENTIABLE = [case for case in CASES if case.op != "log_sigmoid_backward"]
+
+
+def test_table_is_complete():
+    family = {op.name for op in rusttorch.ops() if op.family == "activation"}
+    assert {case.op for case in CASES} == family.intersection(functional_ops())
+
+
+test_layouts = families.layouts_test(CASES)
+test_integers = families.integers_test(CASES)
+test_special_values = families.special_values_test(CASES)
+test_derivatives = families.derivatives_test(DIFFERENTIABLE)
+test_inplace_derivatives = families.inplace_derivatives_test(CASES)
+test_opcheck = families.opcheck_test(CASES)
+test_compile = families.compile_test(CASES)
+test_vmap = families.vmap_test(CASES)
+test_swapped = families.swapped_test(DIFFERENTIABLE)
+
+
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+def test_gelu_at_infinity_is_its_limit(approximate):
+    x = torch.tensor([math.inf, 1e30, -1e30])
+    y = rusttorch.gelu(x, approximate=approximate)
+    assert y.tolist()[:2] == [math.inf, x[1].item()]
+    assert abs(y[2].item()) < 1e-30
+    slope = rusttorch.gelu_backward(torch.ones(3), x, approximate=approximate)
+    assert slope[1:].tolist() == pytest.approx([1, 0])
+
+
+def test_log_sigmoid_backward():
+    x = torch.randn(20, dtype=torch.float64, requires_grad=True)
+    g = torch.randn(20, dtype=torch.float64, requires_grad=True)
+    for buffer in (torch.empty(0, dtype=torch.float64), lambda x: (-x.abs()).exp().detach()):
+        f = lambda g, x: rusttorch.log_sigmoid_backward(g, x, buffer(x) if callable(buffer) else buffer)  # noqa: B023, E731
+        assert torch.autograd.gradcheck(f, (g, x))
+        assert torch.autograd.gradgradcheck(f, (g, x))
