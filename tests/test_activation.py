@@ -64,7 +64,7 @@ test_swapped = families.swapped_test(DIFFERENTIABLE)
 
 @pytest.mark.parametrize("approximate", ["none", "tanh"])
 def test_gelu_at_infinity_is_its_limit(approximate):
-    x = torch.tensor([math.inf, 1e30, -1e30])
+    x = torch.tensor([math.inf, 1e10, -1e10])
     y = rusttorch.gelu(x, approximate=approximate)
     assert y.tolist()[:2] == [math.inf, x[1].item()]
     assert abs(y[2].item()) < 1e-30

@@ -82,6 +82,17 @@ struct LogSigmoidBackward {
   }
 };
 
+// Stock's CPU kernel reads the buffer.
+Tensor buffer_for_stock(const Tensor& self, const Tensor& buffer) {
+  return self.is_cpu() && buffer.numel() == 0 ? self.abs().neg_().exp_() : buffer;
+}
+Tensor log_sigmoid_backward_stock(const Tensor& grad, const Tensor& self, const Tensor& buffer) {
+  return STOCK(log_sigmoid_backward)::call(device_type(self), grad, self, buffer_for_stock(self, buffer));
+}
+Tensor& log_sigmoid_backward_stock_out(const Tensor& grad, const Tensor& self, const Tensor& buffer, Tensor& out) {
+  return STOCK(log_sigmoid_backward_outf)::call(device_type(self), grad, self, buffer_for_stock(self, buffer), out);
+}
+
 // Two outputs: the only op of the family that Op's forms do not cover.
 using TwoTensors = std::tuple<Tensor, Tensor>;
 struct LogSigmoidForward {
@@ -179,7 +190,8 @@ const Rows& activation_rows() {
       ROW("log_sigmoid.out", LogSigmoid<activation::log_sigmoid>, CIA(log_sigmoid_outf)),
       {"log_sigmoid_forward", &impl<LogSigmoidForward>, &stats<"log_sigmoid_forward">},
       {"log_sigmoid_forward.output", &impl<LogSigmoidForwardOutput>, &stats<"log_sigmoid_forward.output">},
-      BACKWARD(log_sigmoid_backward, LogSigmoidBackward),
+      ROW("log_sigmoid_backward", LogSigmoidBackward, AnyDevice<&log_sigmoid_backward_stock>),
+      ROW("log_sigmoid_backward.grad_input", LogSigmoidBackward, AnyDevice<&log_sigmoid_backward_stock_out>),
   };
   return rows;
 }

@@ -4,9 +4,24 @@ import torch
 
 from . import _C
 
-# Ops that aten does not have, in its terms.
-OWN = {
+
+def _log_sigmoid(x):
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def _log_sigmoid_forward(x):
+    return _log_sigmoid(x), x.new_empty(0) if x.is_cuda else _log_sigmoid(x)
+
+
+# Ops that aten does not have, in its terms, and those that aten's fake kernel gets wrong.
+FAKE = {
+    "log_sigmoid": _log_sigmoid,
+    "log_sigmoid_forward": _log_sigmoid_forward,
+    "log_sigmoid_backward": lambda g, x, buffer: g * x,  # aten's wants the buffer, which may be empty here
     "softsign": lambda x: x / (x.abs() + 1),
+    # aten's take alpha by keyword only, where its schema lets it be given by position
+    "add.Scalar_out": lambda x, s, alpha=1, *, out: torch.add(x, s, alpha=alpha, out=out),
+    "sub.Scalar_out": lambda x, s, alpha=1, *, out: torch.sub(x, s, alpha=alpha, out=out),
     "fused_multiply_add": lambda a, b, c: torch.addcmul(c, a, b),
     "add_scalar": torch.ops.aten.add.Scalar,
     "mul_scalar": torch.ops.aten.mul.Scalar,
@@ -22,7 +37,7 @@ def overload(namespace, name):
 
 def register_fake(name):
     """The rules for shapes, dtypes and layouts are aten's own: the fake kernel is aten's op on fake tensors."""
-    twin = OWN.get(name) or overload("aten", name)
+    twin = FAKE.get(name) or overload("aten", name)
     torch.library.register_fake(f"rusttorch::{name}", lambda *args, **kwargs: twin(*args, **kwargs))
 
 
