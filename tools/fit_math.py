@@ -73,6 +73,7 @@ FITS = {
         LN2 / 2 * 1.001,
         4,
         9,
+        lambda r: r**2 * exp(-r),
     ),
     # 2^r = 1 + r g(r)
     "exp2": (near_zero(lambda r: expm1(r * LN2) / r, LN2), -0.5001, 0.5001, 5, None),

@@ -73,8 +73,7 @@ class Differentiable final : public c10::OperatorKernel {
   void operator()(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
     const size_t count = op.schema().arguments().size();
     const size_t begin = stack->size() - count;
-    const bool record = c10::GradMode::is_enabled() && requires_grad(*stack, begin);
-    if (!record) return below(op, keys, stack);
+    if (!is_differentiated(op, *stack, begin)) return below(op, keys, stack);
 
     std::vector<size_t> positions;
     ag::variable_list tensors;
@@ -84,11 +83,6 @@ class Differentiable final : public c10::OperatorKernel {
       const IValue& value = (*stack)[begin + i];
       positions.push_back(i);
       tensors.push_back(value.isTensor() ? value.toTensor() : Tensor());
-    }
-    for (const auto& t : tensors) {
-      TORCH_CHECK_NOT_IMPLEMENTED(!ag::isFwGradDefined(t), op.schema().name(), " has no forward-mode derivative");
-      TORCH_CHECK_NOT_IMPLEMENTED(!t.defined() || !t.is_complex(), op.schema().name(),
-                                  " has no derivative for complex tensors");
     }
     const bool inplace = is_inplace(op.schema());
     if (inplace) ag::check_inplace(tensors[0], true);
@@ -117,11 +111,17 @@ class Differentiable final : public c10::OperatorKernel {
   }
 
  private:
-  static bool requires_grad(const Stack& stack, size_t begin) {
+  static bool is_differentiated(const c10::OperatorHandle& op, const Stack& stack, size_t begin) {
+    bool requires_grad = false;
     for (size_t i = begin; i < stack.size(); ++i) {
-      if (stack[i].isTensor() && stack[i].toTensor().requires_grad()) return true;
+      if (!stack[i].isTensor() || !stack[i].toTensor().defined()) continue;
+      const Tensor& t = stack[i].toTensor();
+      TORCH_CHECK_NOT_IMPLEMENTED(!t._fw_grad(0).defined(), op.schema().name(), " has no forward-mode derivative");
+      requires_grad |= t.requires_grad();
+      TORCH_CHECK_NOT_IMPLEMENTED(!requires_grad || !t.is_complex(), op.schema().name(),
+                                  " has no derivative for complex tensors");
     }
-    return false;
+    return requires_grad && c10::GradMode::is_enabled();
   }
   static void below(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
     const at::AutoDispatchBelowAutograd guard;

@@ -90,12 +90,12 @@ RT_INLINE Vector<double> scale(Vector<double> y, Vector<double> k) {
 template <class V>
 RT_INLINE V expm1_reduced(V r) {
   if constexpr (is_float<V>) {
-    return r * r * polynomial(r, 0x1.p-1f, 0x1.5554dep-3f, 0x1.555584p-5f, 0x1.120aeep-7f, 0x1.6c8bf2p-10f) + r;
+    return r * r * polynomial(r, 0x1.fffff8p-2f, 0x1.55548ep-3f, 0x1.555b9ap-5f, 0x1.123bfp-7f, 0x1.684fe4p-10f) + r;
   } else {
     return r * r *
-               polynomial(r, 0x1.0000000000001p-1, 0x1.555555555554cp-3, 0x1.5555555553ccbp-5, 0x1.1111111114c57p-7,
-                          0x1.6c16c178b35fep-10, 0x1.a01a01889bbddp-13, 0x1.a019b8923328fp-16,
-                          0x1.71de63fcb05fep-19, 0x1.289204b44c943p-22, 0x1.ae99500f007bap-26) +
+               polynomial(r, 0x1.000000000000cp-1, 0x1.5555555555515p-3, 0x1.555555554fe4p-5, 0x1.111111112119bp-7,
+                          0x1.6c16c185f760fp-10, 0x1.a01a014dbc99ep-13, 0x1.a01995e460d9dp-16,
+                          0x1.71ded720eda62p-19, 0x1.28b0d4566b2bbp-22, 0x1.adfa45d221166p-26) +
            r;
   }
 }
@@ -286,11 +286,12 @@ RT_INLINE V erf(V x) {
   return copysign(select(a < T(0.9), erf_small(a, V(a * a)), V(T(1) - erfc_large(a))), x);
 }
 
-// 0 where exp(-x) overflows, as 1 / (1 + exp(-x)) is.
+// 1 / (1 + exp(-x)), from exp(-|x|) <= 1, so that nothing overflows and the small end keeps its digits.
 template <class V>
 RT_INLINE V sigmoid(V x) {
   using T = lane_t<V>;
-  return T(1) / (T(1) + exp(V(-x)));
+  const V e = exp_below(V(-abs(x)));
+  return select(x < T(0), e, splat<V>(T(1))) / (T(1) + e);
 }
 
 // float: log2 of the standard normal distribution function at -t, for t in [0, 13.5]

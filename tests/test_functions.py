@@ -1,0 +1,193 @@
+"""rusttorch.NAME and torch.ops.rusttorch.NAME as functions: signatures, and bad input as stock."""
+
+import pytest
+import rusttorch
+import torch
+import torch.nn.functional as F
+from torch.autograd import forward_ad
+
+X, Y = torch.randn(6), torch.randn(6)
+
+
+def same_error(ours, stock):
+    """Both raise the same exception type with the same text."""
+    with pytest.raises(Exception) as wanted:  # noqa: PT011
+        stock()
+    with pytest.raises(wanted.type) as got:
+        ours()
+    assert str(got.value).split("\n")[0] == str(wanted.value).split("\n")[0]
+
+
+def test_signatures():
+    assert torch.equal(rusttorch.add(X, Y, alpha=2), torch.add(X, Y, alpha=2))
+    assert torch.equal(rusttorch.add(X, 2.5), torch.add(X, 2.5))
+    assert torch.equal(rusttorch.add(input=X, other=Y), X + Y)
+    assert torch.equal(rusttorch.clamp(X, min=0), X.clamp(min=0))
+    assert torch.equal(rusttorch.clamp(X, Y, Y + 1), X.clamp(Y, Y + 1))
+    assert torch.equal(rusttorch.div(X, Y, rounding_mode="floor"), torch.div(X, Y, rounding_mode="floor"))
+    assert torch.equal(rusttorch.pow(X, 2), X**2)
+    assert torch.equal(rusttorch.swish(X), rusttorch.silu(X))
+    torch.testing.assert_close(rusttorch.gelu(X, approximate="tanh"), F.gelu(X, approximate="tanh"))
+    out = torch.empty(6)
+    assert rusttorch.mul(X, Y, out=out) is out
+    assert rusttorch.mul(X, Y, out=None) is not out
+    assert torch.equal(out, X * Y)
+    z = X.clone()
+    assert rusttorch.relu_(z) is z
+    output, buffer = rusttorch.log_sigmoid_forward(X)
+    torch.testing.assert_close(output, F.logsigmoid(X))
+    torch.testing.assert_close(buffer, (-X.abs()).exp())
+
+
+def test_every_op_has_a_function_with_a_docstring():
+    names = {op.name.partition(".")[0] for op in rusttorch.ops()}
+    assert names <= set(rusttorch.__all__)
+    assert all(name in getattr(rusttorch, name).__doc__ for name in names)
+
+
+def test_numbers_and_promotion():
+    integers = torch.arange(6)
+    for a, b in ((integers, 2), (integers, 2.5), (X, integers), (X, torch.tensor(2.0, dtype=torch.float64)),
+                 (X.half(), 2.5), (X.bfloat16(), X), (X > 0, X > 1), (X.cfloat(), 2), (torch.tensor(3), X)):
+        for name in ("add", "mul", "div"):
+            if name == "add" and a.dtype == torch.bool:
+                continue
+            ours, stock = getattr(rusttorch, name)(a, b), getattr(torch, name)(a, b)
+            assert ours.dtype == stock.dtype
+            torch.testing.assert_close(ours, stock, rtol=0, atol=0, equal_nan=True)
+    broadcast = rusttorch.add(torch.ones(3, 1), torch.ones(1, 4))
+    assert broadcast.shape == (3, 4)
+
+
+def test_torch_function():
+    class Loud(torch.Tensor):
+        pass
+
+    assert type(rusttorch.add(torch.ones(2).as_subclass(Loud), 1)) is Loud
+
+
+def test_shapes_that_do_not_broadcast():
+    a, b = torch.ones(3), torch.ones(4)
+    same_error(lambda: rusttorch.add(a, b), lambda: torch.add(a, b))
+    same_error(lambda: rusttorch.addcmul(a, b, b), lambda: torch.addcmul(a, b, b))
+    z = torch.zeros(3)
+    same_error(lambda: rusttorch.add_(z, b), lambda: z.add_(b))
+    assert torch.equal(z, torch.zeros(3))
+
+
+def test_out_of_the_wrong_dtype():
+    out = torch.zeros(6, dtype=torch.int64)
+    same_error(lambda: rusttorch.add(X, Y, out=out), lambda: torch.add(X, Y, out=out))
+    same_error(lambda: rusttorch.mish(X, out=out), lambda: torch.ops.aten.mish.out(X, out=out))
+    assert torch.equal(out, torch.zeros(6, dtype=torch.int64))
+
+
+def test_out_that_overlaps_its_input():
+    base = torch.arange(8.0)
+    before = base.clone()
+    same_error(lambda: rusttorch.exp(base[:6], out=base[2:]), lambda: torch.exp(base[:6], out=base[2:]))
+    same_error(lambda: rusttorch.mul_(base, base[3]), lambda: base.mul_(base[3]))
+    assert torch.equal(base, before)
+    torch.testing.assert_close(rusttorch.exp(base, out=base), before.exp())  # all of it is no partial overlap
+
+
+def test_out_is_resized_as_stock_does():
+    ours, stock = torch.empty(0), torch.empty(0)
+    assert torch.equal(rusttorch.add(X, Y, out=ours), torch.add(X, Y, out=stock))
+    with pytest.warns(UserWarning, match="resized"):
+        rusttorch.add(X, Y, out=torch.empty(3))
+
+
+def test_integers_for_a_float_op():
+    i = torch.arange(4)
+    for ours, stock in (
+        (lambda: rusttorch.gelu(i), lambda: F.gelu(i)),
+        (lambda: rusttorch.mish(i), lambda: F.mish(i)),
+        (lambda: rusttorch.elu(i), lambda: F.elu(i)),
+        (lambda: rusttorch.add(i, i, alpha=0.5), lambda: torch.add(i, i, alpha=0.5)),
+        (lambda: rusttorch.add(X, X, alpha=True), lambda: torch.add(X, X, alpha=True)),
+        (lambda: rusttorch.div_(i, 2), lambda: i.div_(2)),
+    ):
+        same_error(ours, stock)
+    assert torch.equal(i, torch.arange(4))
+
+
+def test_unknown_options():
+    same_error(lambda: rusttorch.gelu(X, approximate="tan"), lambda: F.gelu(X, approximate="tan"))
+    same_error(lambda: rusttorch.div(X, Y, rounding_mode="up"), lambda: torch.div(X, Y, rounding_mode="up"))
+    same_error(lambda: rusttorch.clamp(X), lambda: torch.clamp(X))
+    same_error(lambda: rusttorch.celu(X, 0), lambda: F.celu(X, 0))
+    with pytest.raises(TypeError, match="must be Tensor, not str"):
+        rusttorch.mish("x")
+    with pytest.raises(TypeError, match="unexpected keyword argument"):
+        rusttorch.mish(X, slope=1)
+
+
+def test_two_devices():
+    meta = torch.ones(6, device="meta")
+    same_error(lambda: rusttorch.add(X, meta), lambda: torch.add(X, meta))
+    same_error(lambda: rusttorch.mish_backward(X, meta), lambda: torch.ops.aten.mish_backward(X, meta))
+
+
+def test_expanded_tensor_written_in_place():
+    base = torch.ones(1)
+    expanded = base.expand(5)
+    same_error(lambda: rusttorch.add_(expanded, 1), lambda: expanded.add_(1))
+    same_error(lambda: rusttorch.relu(torch.ones(5), out=expanded), lambda: torch.ops.aten.relu.out(torch.ones(5), out=expanded))
+    assert base.item() == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")  # torch.autograd.forward_ad's own
+def test_autograd_refusals():
+    leaf = torch.ones(6, requires_grad=True)
+    same_error(lambda: rusttorch.exp_(leaf), lambda: leaf.exp_())
+    same_error(lambda: rusttorch.exp(leaf, out=torch.empty(6)), lambda: torch.exp(leaf, out=torch.empty(6)))
+    y = rusttorch.mish(leaf * 1)
+    y.sum().backward()
+    with pytest.raises(RuntimeError, match="second time"):
+        y.sum().backward()
+    z = leaf * 1
+    w = rusttorch.mish(z)
+    z.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        w.sum().backward()
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="no forward-mode derivative"):
+        rusttorch.mish(forward_ad.make_dual(X, Y))
+
+
+def test_torch_func():
+    grad = torch.func.grad(lambda x: torch.ops.rusttorch.mish(x).sum())
+    torch.testing.assert_close(grad(X), torch.func.grad(lambda x: F.mish(x).sum())(X))
+    hessian = torch.vmap(torch.func.grad(torch.func.grad(lambda x: torch.ops.rusttorch.mish(x))))
+    torch.testing.assert_close(hessian(X), torch.vmap(torch.func.grad(torch.func.grad(F.mish)))(X))
+
+
+def test_threads_give_the_same_result():
+    x = torch.randn(300_007)
+    wanted = rusttorch.mish(x)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if threads > 1 else 2)
+    try:
+        assert torch.equal(rusttorch.mish(x), wanted)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("op", ["add", "add_number", "neg", "mish"])
+@pytest.mark.parametrize("offset", [0, 1, 5])
+def test_outputs_too_large_for_the_cache(op, offset):
+    """Streaming stores, with an output that is not aligned to a vector and does not end on one."""
+    n = 9_000_011
+    x, y, out = torch.randn(n), torch.randn(n), torch.empty(n + 8)[offset : offset + n]
+    ours = {"add": lambda: rusttorch.add(x, y, out=out), "add_number": lambda: rusttorch.add(x, 2.5, out=out),
+            "neg": lambda: rusttorch.neg(x, out=out), "mish": lambda: rusttorch.mish(x, out=out)}
+    stock = {"add": lambda: x + y, "add_number": lambda: x + 2.5, "neg": lambda: -x, "mish": lambda: F.mish(x)}
+    torch.testing.assert_close(ours[op](), stock[op]())
+
+
+def test_built_for_another_torch(monkeypatch):
+    import importlib
+
+    monkeypatch.setattr(rusttorch._build, "TORCH", "2.11.0+cpu")
+    with pytest.raises(ImportError, match=r"built against torch 2\.11\.0\+cpu, but torch .* is installed"):
+        importlib.reload(rusttorch)

@@ -1,0 +1,200 @@
+import threading
+import warnings
+
+import pytest
+import rusttorch
+import torch
+import torch.nn.functional as F
+
+
+def dispatcher():
+    """The dispatcher's text for every op that can be swapped, kernels and all."""
+    return {op.name: torch._C._dispatch_dump(f"aten::{op.name}") for op in rusttorch.ops() if op.swappable}
+
+
+@pytest.fixture(autouse=True)
+def restored():
+    before = dispatcher()
+    rusttorch.reset_stats()
+    yield before
+    rusttorch.disable()
+    assert dispatcher() == before
+
+
+def ran(name):
+    return rusttorch.stats()[name].ran if name in rusttorch.stats() else 0
+
+
+X = torch.randn(100)
+
+
+def test_use_swaps_and_restores(restored):
+    with rusttorch.use():
+        assert dispatcher() != restored
+        F.mish(X)
+    assert ran("mish") == 1
+    F.mish(X)
+    assert ran("mish") == 1
+
+
+def test_every_swappable_op_is_swapped(restored):
+    with rusttorch.use():
+        inside = dispatcher()
+    assert not [name for name in restored if inside[name] == restored[name]]
+
+
+def test_use_of_some():
+    with rusttorch.use("mish"):
+        F.mish(X), F.silu(X)
+    assert (ran("mish"), ran("silu")) == (1, 0)
+    with rusttorch.use("activation", exclude=["mish"]):
+        F.mish(X), F.silu(X), X + X
+    assert (ran("mish"), ran("silu"), ran("add.Tensor")) == (1, 1, 0)
+    with rusttorch.use("add.Tensor"):
+        torch.add(X, X)
+    assert ran("add.Tensor") == 1
+
+
+def test_composite_names_reach_their_kernel():
+    for name, kernel, call in (("selu", "elu", F.selu), ("log_sigmoid", "log_sigmoid_forward", F.logsigmoid)):
+        with rusttorch.use(name):
+            call(X)
+        assert ran(kernel) == 1
+
+
+def test_inplace_and_out_belong_to_the_name():
+    with rusttorch.use("exp"):
+        X.clone().exp_()
+        torch.exp(X, out=torch.empty_like(X))
+    assert (ran("exp_"), ran("exp.out")) == (1, 1)
+
+
+def test_nesting():
+    with rusttorch.use("mish"):
+        with rusttorch.use("mish", "silu"):
+            F.mish(X), F.silu(X)
+        F.mish(X), F.silu(X)
+    assert (ran("mish"), ran("silu")) == (2, 1)
+
+
+def test_exception_restores(restored):
+    with pytest.raises(RuntimeError, match="must match"), rusttorch.use():
+        torch.add(torch.ones(3), torch.ones(4))
+    assert dispatcher() == restored
+
+
+def test_decorator():
+    @rusttorch.use("mish")
+    def f():
+        return F.mish(X)
+
+    f(), f(), F.mish(X)
+    assert ran("mish") == 2
+
+
+def test_enable_and_disable(restored):
+    rusttorch.enable("mish")
+    rusttorch.enable("silu")
+    with rusttorch.use("mish"):
+        pass
+    F.mish(X), F.silu(X)
+    rusttorch.disable()
+    F.mish(X), F.silu(X)
+    assert (ran("mish"), ran("silu")) == (1, 1)
+    assert dispatcher() == restored
+
+
+def test_overlapping_threads(restored):
+    """A block that ends in one thread does not end another's."""
+    first_in, second_in, first_out = threading.Event(), threading.Event(), threading.Event()
+    seen = []
+
+    def first():
+        with rusttorch.use("mish"):
+            first_in.set()
+            second_in.wait(10)
+        first_out.set()
+
+    def second():
+        first_in.wait(10)
+        with rusttorch.use("mish"):
+            second_in.set()
+            first_out.wait(10)
+            F.mish(X)
+            seen.append(ran("mish"))
+
+    threads = [threading.Thread(target=f) for f in (first, second)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == [1]
+    assert dispatcher() == restored
+
+
+def test_no_warning_and_none_used_up():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with rusttorch.use():
+            F.mish(X)
+    # The once-only warning about overriding a kernel is still there for others.
+    with pytest.warns(UserWarning, match="Overriding a previously registered kernel"):
+        library = torch.library.Library("aten", "IMPL")
+        library.impl("mish", lambda x: x, "CPU", allow_override=True)
+        library._destroy()
+
+
+def test_unknown_name_suggests_the_nearest():
+    with pytest.raises(ValueError, match="unknown op or family 'mihs'; did you mean 'mish'"):
+        rusttorch.use("mihs")
+    with pytest.raises(ValueError, match="activation"):
+        rusttorch.enable("activations")
+    with pytest.raises(ValueError, match="unknown op or family 'gleu'; did you mean 'gelu'"):
+        rusttorch.use(exclude=["gleu"])
+    with pytest.raises(ValueError, match=r"softsign.*call rusttorch.softsign"):
+        rusttorch.use("softsign")
+
+
+def test_stats_say_why():
+    integers = torch.arange(6)
+    with rusttorch.use():
+        torch.exp(integers)  # promotes
+        torch.add(X[::2], X[::2])  # strided
+        torch.div(X, X, rounding_mode="floor")
+        torch.add(X, X)
+    stats = rusttorch.stats()
+    assert stats["exp"] == (0, {"dtype": 1})
+    assert stats["add.Tensor"] == (1, {"layout": 1})
+    assert stats["div.Tensor_mode"] == (0, {"option": 1})
+    rusttorch.reset_stats()
+    assert rusttorch.stats() == {}
+
+
+def test_autograd_vmap_and_compile_reach_the_kernels():
+    x = X.clone().requires_grad_()
+    with rusttorch.use():
+        F.mish(x).sum().backward()
+        assert ran("mish") == 1
+        with torch.inference_mode():
+            F.mish(X)
+        torch.vmap(F.mish)(X.view(10, 10))
+        assert ran("mish") == 3
+        torch._dynamo.reset()
+        torch.compile(F.mish, fullgraph=True, backend="aot_eager")(X)
+    y = X.clone().requires_grad_()
+    F.mish(y).sum().backward()
+    torch.testing.assert_close(x.grad, y.grad)
+
+
+def test_data_loader_workers_may_be_forked():
+    data = torch.utils.data.DataLoader(_Squares(), batch_size=4, num_workers=2, multiprocessing_context="fork")
+    with rusttorch.use():
+        assert torch.cat(list(data)).tolist() == [float(i * i) for i in range(16)]
+
+
+class _Squares(torch.utils.data.Dataset):
+    def __len__(self):
+        return 16
+
+    def __getitem__(self, i):
+        return torch.tensor(float(i)).mul(i)
