@@ -86,18 +86,25 @@ RT_INLINE Vector<double> scale(Vector<double> y, Vector<double> k) {
 }
 #endif
 
-// exp(r) - 1 for |r| <= ln(2) / 2.
+// exp(r) for |r| <= ln(2) / 2 as 1 + r + r^2 g(r): g, the sum, and the sum less 1.
+template <class V>
+RT_INLINE V exp_tail(V r) {
+  if constexpr (is_float<V>) {
+    return polynomial(r, 0x1.fffff8p-2f, 0x1.55548ep-3f, 0x1.555b9ap-5f, 0x1.123bfp-7f, 0x1.684fe4p-10f);
+  } else {
+    return polynomial(r, 0x1.000000000000cp-1, 0x1.5555555555515p-3, 0x1.555555554fe4p-5, 0x1.111111112119bp-7,
+                      0x1.6c16c185f760fp-10, 0x1.a01a014dbc99ep-13, 0x1.a01995e460d9dp-16, 0x1.71ded720eda62p-19,
+                      0x1.28b0d4566b2bbp-22, 0x1.adfa45d221166p-26);
+  }
+}
+template <class V>
+RT_INLINE V exp_reduced(V r) {
+  using T = lane_t<V>;
+  return (exp_tail(r) * r + T(1)) * r + T(1);
+}
 template <class V>
 RT_INLINE V expm1_reduced(V r) {
-  if constexpr (is_float<V>) {
-    return r * r * polynomial(r, 0x1.fffff8p-2f, 0x1.55548ep-3f, 0x1.555b9ap-5f, 0x1.123bfp-7f, 0x1.684fe4p-10f) + r;
-  } else {
-    return r * r *
-               polynomial(r, 0x1.000000000000cp-1, 0x1.5555555555515p-3, 0x1.555555554fe4p-5, 0x1.111111112119bp-7,
-                          0x1.6c16c185f760fp-10, 0x1.a01a014dbc99ep-13, 0x1.a01995e460d9dp-16,
-                          0x1.71ded720eda62p-19, 0x1.28b0d4566b2bbp-22, 0x1.adfa45d221166p-26) +
-           r;
-  }
+  return r * r * exp_tail(r) + r;
 }
 
 // x = k ln2 + r with |r| <= ln(2) / 2.
@@ -116,7 +123,7 @@ RT_INLINE Reduced<V> reduce(V x) {
 template <class V>
 RT_INLINE V exp_below(V x) {
   const auto [k, r] = reduce(at_least(x, Constants<lane_t<V>>::exp_min));
-  return scale(V(expm1_reduced(r) + 1), k);
+  return scale(exp_reduced(r), k);
 }
 
 template <class V>
@@ -291,7 +298,10 @@ template <class V>
 RT_INLINE V sigmoid(V x) {
   using T = lane_t<V>;
   const V e = exp_below(V(-abs(x)));
-  return select(x < T(0), e, splat<V>(T(1))) / (T(1) + e);
+  const V d = T(1) + e;
+  const V lost = e - (d - T(1));  // by the rounding of d, which is between 1 and 2
+  const V y = select(x < T(0), e, splat<V>(T(1))) / d;
+  return y - y * lost;
 }
 
 // float: log2 of the standard normal distribution function at -t, for t in [0, 13.5]
