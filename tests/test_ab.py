@@ -15,22 +15,22 @@ def steps(ab, n, step=lambda: None, **kwargs):
 def test_finds_a_known_difference():
     """Steps that sleep twice as long in one arm: the ratio is 2, whatever the order."""
     ab = rusttorch.AB(block=2, warmup=1)
-    for _ in range(4 * 9):
+    for _ in range(8 * 9):
         with ab.step(samples=32) as step:
             time.sleep(0.004 if step.arm == "stock" else 0.002)
     report = ab.report()
-    assert report.pairs == 8
+    assert report.rounds == 8
     low, high = report.interval
     assert 1.3 < low <= report.speedup <= high
     assert report.per_second["swapped"] > report.per_second["stock"]
     assert report.loss_interval is None
-    assert len(ab.times("stock")) == len(ab.times("swapped")) == 16
+    assert len(ab.times("stock")) == len(ab.times("swapped")) == 32
 
 
 def test_arms_run_their_kernels_and_leave_nothing():
     before = torch._C._dispatch_dump("aten::mish")
     rusttorch.reset_stats()
-    ab = rusttorch.AB("mish", block=2, warmup=0)
+    ab = rusttorch.AB("mish", block=1, warmup=0)
     x = torch.randn(50)
     arms = []
     for _ in range(8):
@@ -81,7 +81,7 @@ def test_refuses_what_it_cannot_measure():
         rusttorch.AB("mihs")
     with pytest.raises(ValueError, match="block must be at least 1"):
         rusttorch.AB(block=0)
-    with pytest.raises(RuntimeError, match="needs at least 32 steps, and has 0"):
+    with pytest.raises(RuntimeError, match="needs at least 48 steps, and has 0"):
         rusttorch.AB().report()
     ab = rusttorch.AB()
     with rusttorch.use(), pytest.raises(RuntimeError, match="swapped already"):

@@ -20,8 +20,8 @@ namespace rusttorch::formula {
   X(sub_scalar, 1, 2, all, memory) \
   X(mul, 2, 0, all, memory) \
   X(mul_scalar, 1, 1, all, memory) \
-  X(div, 2, 0, floats, compute) \
-  X(div_scalar, 1, 1, floats, compute) \
+  X(div, 2, 0, floats, memory) \
+  X(div_scalar, 1, 1, floats, memory) \
   X(div_trunc, 2, 0, floats, compute) \
   X(div_trunc_scalar, 1, 1, floats, compute) \
   X(neg, 1, 0, all, memory) \

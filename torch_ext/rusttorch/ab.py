@@ -1,7 +1,6 @@
 """A/B inside a training loop: what the swap is worth, measured on the steps themselves."""
 
 import contextlib
-import gc
 import random
 import resource
 import time
@@ -13,20 +12,22 @@ import torch
 from . import swap
 
 ARMS = ("stock", "swapped")
+ORDERS = (("stock", "swapped", "swapped", "stock"), ("swapped", "stock", "stock", "swapped"))
+LOSS_CONFIDENCE = 0.999  # a false alarm in a thousand reports
 
 
 @dataclass
 class Report:
     """What an AB found. Times are seconds per step; print it for a summary."""
 
-    pairs: int
+    rounds: int
     median: dict[str, float]  # arm -> median step time
-    speedup: float  # median over pairs of stock's time over swapped's
+    speedup: float  # median over rounds of stock's time over swapped's
     interval: tuple[float, float]  # its bootstrap confidence interval
     confidence: float
     per_second: dict[str, float] | None  # arm -> samples (or tokens) per second
-    loss_difference: float | None  # mean over pairs of swapped's loss minus stock's
-    loss_interval: tuple[float, float] | None
+    loss_difference: float | None  # mean over rounds of swapped's loss less stock's, relative to their mean
+    loss_interval: tuple[float, float] | None  # its 99.9 % interval
     peak_memory: dict[str, int]  # arm -> bytes
     ran: dict[str, swap.OpStats]  # what the swapped ops did in the swapped steps
 
@@ -39,7 +40,7 @@ class Report:
         low, high = self.interval
         percent = f"{self.confidence:.0%}"
         lines = [
-            f"rusttorch A/B over {self.pairs} pairs of blocks",
+            f"rusttorch A/B over {self.rounds} rounds",
             f"  speed-up      {self.speedup:.3f}x   {percent} interval [{low:.3f}, {high:.3f}]",
             "  median step   " + "   ".join(f"{arm} {self.median[arm] * 1e3:.3f} ms" for arm in ARMS),
         ]
@@ -51,8 +52,8 @@ class Report:
             low, high = self.loss_interval
             verdict = "agree" if self.losses_agree else "DIFFER"
             lines.append(
-                f"  losses        {verdict}: swapped - stock = {self.loss_difference:+.2e}"
-                f"   {percent} interval [{low:+.2e}, {high:+.2e}]"
+                f"  losses        {verdict}: swapped is {self.loss_difference:+.2%} from stock"
+                f"   {LOSS_CONFIDENCE:.1%} interval [{low:+.2%}, {high:+.2%}]"
             )
         lines.append(
             "  peak memory   " + "   ".join(f"{arm} {self.peak_memory[arm] / 2**20:.1f} MiB" for arm in ARMS)
@@ -81,25 +82,26 @@ class AB:
                 step.loss = train_step(x, y)
         print(ab.report())
 
-    Steps come in pairs of blocks of `block` steps, one block stock and one swapped, in random order; a pair gives
-    one ratio, of the blocks' median times. The first `warmup` pairs are left out. Kernels are exchanged between
-    blocks, outside the timed part. Both arms train the same model, so their losses are compared pair by pair: the
-    mean difference should not differ from 0.
+    Steps come in rounds of four blocks of `block` steps: stock, swapped, swapped, stock or the reverse, at random, so
+    that a trend hits both arms alike. A round gives one ratio, of its arms' median times. The first `warmup` rounds
+    are left out. Kernels are exchanged between blocks, outside the timed part; between the steps of a block nothing
+    is done. Both arms train the same model, so their losses are compared round by round: the mean difference should
+    not differ from 0.
 
     names and exclude choose the ops as in rusttorch.use(). Raises RuntimeError if ops are swapped already.
     """
 
-    def __init__(self, *names, exclude=(), block=4, warmup=2, seed=0):
+    def __init__(self, *names, exclude=(), block=4, warmup=1, seed=0):
         if block < 1 or warmup < 0:
             raise ValueError(f"block must be at least 1 and warmup at least 0, got {block} and {warmup}")
         self._names, self._exclude = names, exclude
         self._use = swap.use(*names, exclude=exclude)  # an unknown name is an error now, not at the first step
         self._block, self._warmup = block, warmup
         self._random = random.Random(seed)
-        self._plan = []  # arms of the steps to come in this pair
+        self._plan = []  # arms of the steps to come in this round
         self._arm = None
-        self._rows = []  # pair, arm, seconds, samples, loss
-        self._pair = -1
+        self._rows = []  # round, arm, seconds, samples, loss
+        self._round = -1
         self._peak = dict.fromkeys(ARMS, 0)
         self._ran = {}
 
@@ -107,9 +109,8 @@ class AB:
     def step(self, samples=0):
         """Times one step. samples: how many samples (or tokens) it processes. Yields a Step."""
         if not self._plan:
-            self._pair += 1
-            order = self._random.sample(ARMS, 2)
-            self._plan = [arm for arm in order for _ in range(self._block)]
+            self._round += 1
+            self._plan = [arm for arm in self._random.choice(ORDERS) for _ in range(self._block)]
         arm = self._plan.pop(0)
         if arm != self._arm:
             self._switch(arm)
@@ -124,7 +125,7 @@ class AB:
             self.close()
             raise
         loss = None if step.loss is None else float(step.loss)
-        self._rows.append((self._pair, arm, seconds, samples, loss))
+        self._rows.append((self._round, arm, seconds, samples, loss))
 
     def _switch(self, arm):
         """Ends the block of one arm and begins that of the other; arm None: ends only."""
@@ -152,25 +153,26 @@ class AB:
         self._plan = []
 
     def report(self, confidence=0.95, resamples=2000):
-        """The Report so far. Raises RuntimeError before warmup + 2 pairs are complete."""
+        """The Report so far. Raises RuntimeError before warmup + 2 rounds are complete."""
         self.close()
-        pairs = {}
-        for pair, arm, seconds, samples, loss in self._rows:
-            if pair >= self._warmup:
-                pairs.setdefault(pair, {}).setdefault(arm, []).append((seconds, samples, loss))
-        whole = [p for p in pairs.values() if all(len(p.get(arm, ())) == self._block for arm in ARMS)]
+        rounds = {}
+        for number, arm, seconds, samples, loss in self._rows:
+            if number >= self._warmup:
+                rounds.setdefault(number, {}).setdefault(arm, []).append((seconds, samples, loss))
+        whole = [r for r in rounds.values() if all(len(r.get(arm, ())) == 2 * self._block for arm in ARMS)]
         if len(whole) < 2:
-            need = 2 * self._block * (self._warmup + 2)
+            need = 4 * self._block * (self._warmup + 2)
             raise RuntimeError(f"rusttorch.AB needs at least {need} steps, and has {len(self._rows)}")
-        column = lambda arm, i: np.array([[row[i] for row in p[arm]] for p in whole], dtype=float)  # noqa: E731
+        column = lambda arm, i: np.array([[row[i] for row in r[arm]] for r in whole], dtype=float)  # noqa: E731
         seconds = {arm: column(arm, 0) for arm in ARMS}
         ratios = np.median(seconds["stock"], axis=1) / np.median(seconds["swapped"], axis=1)
         samples = {arm: column(arm, 1).sum() for arm in ARMS}
         losses = {arm: column(arm, 2).mean(axis=1) for arm in ARMS}  # None becomes NaN
-        differences = losses["swapped"] - losses["stock"]
-        has_losses = not np.isnan(differences).all()
+        size = np.maximum(np.abs(losses["swapped"]) + np.abs(losses["stock"]), np.finfo(float).tiny) / 2
+        differences = (losses["swapped"] - losses["stock"]) / size
+        has_losses = not np.isnan(differences).any()
         return Report(
-            pairs=len(whole),
+            rounds=len(whole),
             median={arm: float(np.median(seconds[arm])) for arm in ARMS},
             speedup=float(np.median(ratios)),
             interval=_bootstrap(ratios, np.median, confidence, resamples),
@@ -179,7 +181,9 @@ class AB:
             if all(samples.values())
             else None,
             loss_difference=float(differences.mean()) if has_losses else None,
-            loss_interval=_bootstrap(differences, np.mean, confidence, resamples) if has_losses else None,
+            loss_interval=_bootstrap(differences, np.mean, LOSS_CONFIDENCE, 10 * resamples)
+            if has_losses
+            else None,
             peak_memory=dict(self._peak),
             ran=dict(self._ran),
         )
@@ -268,7 +272,6 @@ def _reset_peak_memory():
     if torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats()
         return
-    gc.collect()
     with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as f:
         f.write("5")  # Linux: resets the peak resident size
 
