@@ -9,6 +9,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "formula.h"
 #include "kernel.h"
 
 namespace rusttorch {
@@ -228,22 +229,10 @@ void run(const Args& a) {
   }
 }
 
-constexpr bool all = true, floats = false;      // the types of a formula's row: with the integers or without
-constexpr bool memory = true, compute = false;  // and what its loop waits for
-
 }  // namespace
 }  // namespace rusttorch
 
 // The kernels of a family, registered for the instruction set that this file is being compiled for.
-#define RUSTTORCH_FORMULA(NAME, TENSORS, SCALARS, TYPES, BOUND) \
-  struct NAME##_formula {                                      \
-    static constexpr int tensors = TENSORS, scalars = SCALARS; \
-    static constexpr bool integers = TYPES, memory_bound = BOUND; \
-    template <class... A>                                      \
-    RT_INLINE static auto apply(A... a) {                      \
-      return formula::NAME(a...);                              \
-    }                                                          \
-  };
 #define RUSTTORCH_KERNEL(NAME, ...) {&run<NAME##_formula>, NAME##_formula::integers},
 #define RUSTTORCH_KERNELS(family, LIST)                                                    \
   namespace rusttorch {                                                                    \

@@ -22,6 +22,7 @@ struct Constants;
 
 template <>
 struct Constants<float> {
+  static constexpr float inf = std::numeric_limits<float>::infinity(), nan = std::numeric_limits<float>::quiet_NaN();
   static constexpr int mantissa_bits = 23, bias = 127;
   static constexpr float round_magic = 0x1.8p23f;   // adding it leaves round(x) in the low bits
   static constexpr float int_magic = 0x1p23f;       // its low bits hold an integer in [0, 2^23)
@@ -35,6 +36,7 @@ struct Constants<float> {
 
 template <>
 struct Constants<double> {
+  static constexpr double inf = std::numeric_limits<double>::infinity(), nan = std::numeric_limits<double>::quiet_NaN();
   static constexpr int mantissa_bits = 52, bias = 1023;
   static constexpr double round_magic = 0x1.8p52;
   static constexpr double int_magic = 0x1p52;
@@ -198,7 +200,7 @@ RT_INLINE V log(V x) {
   using C = Constants<T>;
   using B = word_t<V>;
   const V zero{}, one = splat<V>(T(1));
-  const V inf = splat<V>(std::numeric_limits<T>::infinity()), nan = splat<V>(std::numeric_limits<T>::quiet_NaN());
+  const V inf = splat<V>(Constants<T>::inf), nan = splat<V>(Constants<T>::nan);
   const auto denormal = x < C::min_normal;
   constexpr T up = T(B(1) << (C::mantissa_bits + 1));
   const auto [k, f] = split(V(x * select(denormal, splat<V>(up), one)));
@@ -210,7 +212,7 @@ RT_INLINE V log(V x) {
 template <class V>
 RT_INLINE V log1p(V x) {
   using T = lane_t<V>;
-  const V inf = splat<V>(std::numeric_limits<T>::infinity()), nan = splat<V>(std::numeric_limits<T>::quiet_NaN());
+  const V inf = splat<V>(Constants<T>::inf), nan = splat<V>(Constants<T>::nan);
   const V u = T(1) + x;
   const V lost = select(x < T(1), V(x - (u - T(1))), V(T(1) - (u - x)));  // what the rounding of u dropped
   const auto [k, f] = split(u);

@@ -1,0 +1,4 @@
+#include "kernels/activation.cuh"
+#include "launchers.h"
+
+RUSTTORCH_LAUNCHERS(activation, RUSTTORCH_ACTIVATION)

@@ -1,0 +1,4 @@
+#pragma once
+
+#include "../../csrc/kernels/activation_formulas.h"
+#include "loop.cuh"

@@ -1,0 +1,4 @@
+#pragma once
+
+#include "../../csrc/kernels/pointwise_formulas.h"
+#include "loop.cuh"

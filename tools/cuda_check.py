@@ -1,0 +1,122 @@
+"""Compiles and links all CUDA sources where there is neither a GPU nor a CUDA torch.
+
+    python tools/cuda_check.py [--arch 90 ...] [--out build/cuda_check]
+
+nvcc compiles csrc_cuda/*.cu (no torch header among them), the host compiler everything that RUSTTORCH_CUDA changes,
+against the CPU wheel's own c10/cuda headers, warnings as errors. The link is strict (--no-undefined) against
+stand-ins for libc10_cuda and libtorch_cuda, made from lists of the symbols that torch 2.13.0+cu130 exports: a name
+that the real library lacks fails here. Prints each kernel's registers; a spill is an error.
+"""
+
+import argparse
+import gzip
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from torch.utils import cpp_extension
+
+ROOT = Path(__file__).parents[1]
+HOST_SOURCES = ["csrc/ops/op.cpp", "csrc/ops/pointwise.cpp", "csrc/ops/activation.cpp", "csrc/swap.cpp", "csrc/form.cpp",
+                "csrc/schemas.cpp", "csrc_cuda/register.cpp"]  # fmt: skip
+
+
+def cuda_home():
+    """The toolkit's folder: nvcc's own, which a wrapper on the path would hide."""
+    if "CUDA_HOME" in os.environ:
+        return Path(os.environ["CUDA_HOME"])
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        sys.exit("tools/cuda_check.py needs nvcc (CUDA 13) on the path")
+    dry = subprocess.run([nvcc, "--dryrun", "-x", "cu", "/dev/null"], capture_output=True, text=True).stderr
+    return Path(re.search(r"#\$ TOP=(.*)", dry)[1].strip()).resolve()
+
+
+def run(command, **kwargs):
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, **kwargs)
+    if done.returncode:
+        sys.exit(f"{' '.join(map(str, command))}\n{done.stdout}{done.stderr}")
+    return done.stderr
+
+
+def stand_in(name, out):
+    """A library of the exported names, for the linker only. Lines of the list: kind (as nm prints it), name."""
+    listing = gzip.decompress((ROOT / "tools" / "cuda_link" / f"{name}-2.13.0+cu130.symbols.gz").read_bytes())
+    assembly = ""
+    for line in listing.decode().split("\n"):
+        if line:
+            kind, symbol = line.split()
+            code = kind in "TWti"
+            section, type_ = ("text", "function") if code else ("data", "object")
+            assembly += f'.section .{section}\n.globl "{symbol}"\n.type "{symbol}",@{type_}\n"{symbol}": .quad 0\n'
+    assembly += '.section .note.GNU-stack,"",@progbits\n'
+    library = out / f"{name}.so"
+    command = ["c++", "-x", "assembler", "-", "-shared", "-nostdlib", f"-Wl,-soname,{name}.so", "-o", library]
+    run(command, input=assembly)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--arch", nargs="+", default=["90"])
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "cuda_check")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    home = cuda_home()
+    start = time.time()
+
+    def object_of(source):
+        return options.out / (str(source.relative_to(ROOT)).replace("/", "_") + ".o")
+
+    def device(source):
+        archs = [flag for a in options.arch for flag in ("-gencode", f"arch=compute_{a},code=sm_{a}")]
+        flags = ["-std=c++20", "-O3", "-Werror", "all-warnings", "-Xptxas", "-v", "-Xcompiler", "-fPIC,-Wall,-Wextra"]
+        flags += ["-diag-suppress", "177"]  # memory_bound, which only the CPU's loop asks for
+        return run([home / "bin" / "nvcc", *flags, *archs, "-c", source, "-o", object_of(source)])
+
+    def host(source):
+        includes = [*cpp_extension.include_paths(), home / "include", sysconfig.get_path("include")]
+        flags = ["-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror",
+                 "-Wno-unused-parameter", "-DRUSTTORCH_CUDA", "-DC10_CUDA_NO_CMAKE_CONFIGURE_FILE",
+                 "-DHAVE_AVX2_CPU_DEFINITION", "-DHAVE_AVX512_CPU_DEFINITION"]  # fmt: skip
+        run(["c++", *flags, *(f"-isystem{i}" for i in includes), "-c", source, "-o", object_of(source)])
+
+    devices = sorted((ROOT / "csrc_cuda").glob("*.cu"))
+    hosts = [ROOT / source for source in HOST_SOURCES]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        logs = [pool.submit(device, source) for source in devices]
+        done = [pool.submit(host, source) for source in hosts]
+        logs = "".join(log.result() for log in logs)
+        for future in done:
+            future.result()
+
+    # The CPU kernels' tables are not linked here: their symbols are the only ones that may be missing.
+    for name in ("libc10_cuda", "libtorch_cuda"):
+        stand_in(name, options.out)
+    kernels = options.out / "cpu_kernels.cpp"
+    kernels.write_text("".join(f'#include "{ROOT}/csrc/kernels/{f}.h"\n' for f in ("pointwise", "activation")) + "".join(
+        f"namespace at::native {{ REGISTER_ALL_CPU_DISPATCH(rusttorch_{f}_stub, nullptr) }}\n"
+        for f in ("pointwise", "activation")))  # fmt: skip
+    host(kernels)
+    objects = [object_of(source) for source in (*devices, *hosts, kernels)]
+    libraries = [f"-L{options.out}", *(f"-L{p}" for p in cpp_extension.library_paths()), f"-L{home}/lib64",
+                 "-lc10_cuda", "-ltorch_cuda", "-ltorch_cpu", "-ltorch", "-lc10", "-lcudart"]  # fmt: skip
+    run(["c++", "-shared", *objects, "-Wl,--no-undefined", *libraries, "-o", options.out / "rusttorch.so"])
+
+    registers = [int(n) for n in re.findall(r"Used (\d+) registers", logs)]
+    spills = [line for line in logs.split("\n") if "spill" in line and " 0 bytes spill stores, 0 bytes spill loads" not in line]
+    archs = ", ".join(f"sm_{a}" for a in options.arch)
+    print(
+        f"{len(registers)} kernels in {len(devices)} files for {archs}, at most {max(registers)} registers, "
+        f"{len(spills)} spilling; {len(hosts)} host files; strict link; {time.time() - start:.0f} s"
+    )
+    sys.exit("\n".join(spills) if spills else 0)
+
+
+if __name__ == "__main__":
+    main()
