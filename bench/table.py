@@ -2,11 +2,10 @@
 
 from typing import Any, NamedTuple
 
+import rusttorch
 import torch
 import torch.nn.functional as F
 from torch import ops
-
-import rusttorch
 
 
 class Row(NamedTuple):

@@ -45,7 +45,9 @@ class Functionalize final : public c10::OperatorKernel {
     }
     {
       const at::AutoDispatchSkipFunctionalize guard;
-      c10::Dispatcher::singleton().findSchemaOrThrow(base(functional_).c_str(), overload(functional_).c_str()).callBoxed(&inner);
+      c10::Dispatcher::singleton()
+          .findSchemaOrThrow(base(functional_).c_str(), overload(functional_).c_str())
+          .callBoxed(&inner);
     }
     for (size_t k = 0; k < written.size(); ++k) {
       TORCH_CHECK(fz::isFunctionalTensor(written[k]), op.schema().name(),

@@ -14,12 +14,12 @@ struct Launcher {
 };
 
 #define RUSTTORCH_LAUNCHER(NAME, ...) {&launch<NAME##_formula>, NAME##_formula::integers},
-#define RUSTTORCH_LAUNCHERS(family, LIST)                                        \
-  namespace rusttorch {                                                          \
-  namespace {                                                                    \
-  LIST(RUSTTORCH_FORMULA)                                                        \
-  constexpr Launcher family##_table[] = {LIST(RUSTTORCH_LAUNCHER)};              \
-  }                                                                              \
+#define RUSTTORCH_LAUNCHERS(family, LIST)                                          \
+  namespace rusttorch {                                                            \
+  namespace {                                                                      \
+  LIST(RUSTTORCH_FORMULA)                                                          \
+  constexpr Launcher family##_table[] = {LIST(RUSTTORCH_LAUNCHER)};                \
+  }                                                                                \
   const Launcher& family##_launcher(int kernel) { return family##_table[kernel]; } \
   }
 

@@ -33,6 +33,8 @@ const Kernel* table() {
 }  // namespace rusttorch
 
 namespace at::native {
-REGISTER_CUDA_DISPATCH(rusttorch_pointwise_stub, (&rusttorch::table<&rusttorch::pointwise_launcher, rusttorch::pointwise_count>))
-REGISTER_CUDA_DISPATCH(rusttorch_activation_stub, (&rusttorch::table<&rusttorch::activation_launcher, rusttorch::activation_count>))
+REGISTER_CUDA_DISPATCH(rusttorch_pointwise_stub,
+                       (&rusttorch::table<&rusttorch::pointwise_launcher, rusttorch::pointwise_count>))
+REGISTER_CUDA_DISPATCH(rusttorch_activation_stub,
+                       (&rusttorch::table<&rusttorch::activation_launcher, rusttorch::activation_count>))
 }  // namespace at::native

@@ -10,14 +10,13 @@ import argparse
 from pathlib import Path
 
 import matplotlib
+import rusttorch
 import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import nn
 from tqdm import tqdm
-
-import rusttorch
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -82,9 +81,7 @@ def measure(x, y, steps):
 def train(x, y, steps, description):
     """A run of its own: the model and the loss of every step."""
     model, optimizer = make_model(seed=1)
-    losses = [
-        train_step(model, optimizer, bx, by).item() for bx, by in batches(x, y, steps, 1, description)
-    ]
+    losses = [train_step(model, optimizer, bx, by).item() for bx, by in batches(x, y, steps, 1, description)]
     return model, losses
 
 

@@ -2,9 +2,8 @@
 
 from typing import Any, NamedTuple
 
-import torch
-
 import rusttorch
+import torch
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 INTEGERS = (torch.int32, torch.int64)
@@ -50,7 +49,7 @@ class Case(NamedTuple):
         if self.positions is None:
             return (*tensors, *self.args)
         rest = iter(self.args)
-        where = dict(zip(self.positions, tensors))
+        where = dict(zip(self.positions, tensors, strict=True))
         total = len(self.args) + len(tensors)
         return tuple(where[i] if i in where else next(rest) for i in range(total))
 

@@ -7,7 +7,22 @@ import rusttorch
 import torch
 from cases import DTYPES, INTEGERS, LAYOUTS, OWN, REFERENCE, clone, first, inputs
 
-SPECIAL = (0.0, -0.0, 1.0, -1.0, math.inf, -math.inf, math.nan, 1e-40, -1e-40, 5e-324, 88.0, -88.0, 30.0, -30.0)
+SPECIAL = (
+    0.0,
+    -0.0,
+    1.0,
+    -1.0,
+    math.inf,
+    -math.inf,
+    math.nan,
+    1e-40,
+    -1e-40,
+    5e-324,
+    88.0,
+    -88.0,
+    30.0,
+    -30.0,
+)
 
 
 # Gradients that pass through zero inside their domain: below a tenth of the incoming gradient an error counts by its

@@ -11,7 +11,7 @@ X, Y = torch.randn(6), torch.randn(6)
 
 def same_error(ours, stock):
     """Both raise the same exception type with the same text."""
-    with pytest.raises(Exception) as wanted:  # noqa: PT011
+    with pytest.raises(Exception) as wanted:
         stock()
     with pytest.raises(wanted.type) as got:
         ours()
@@ -47,8 +47,17 @@ def test_every_op_has_a_function_with_a_docstring():
 
 def test_numbers_and_promotion():
     integers = torch.arange(6)
-    for a, b in ((integers, 2), (integers, 2.5), (X, integers), (X, torch.tensor(2.0, dtype=torch.float64)),
-                 (X.half(), 2.5), (X.bfloat16(), X), (X > 0, X > 1), (X.cfloat(), 2), (torch.tensor(3), X)):
+    for a, b in (
+        (integers, 2),
+        (integers, 2.5),
+        (X, integers),
+        (X, torch.tensor(2.0, dtype=torch.float64)),
+        (X.half(), 2.5),
+        (X.bfloat16(), X),
+        (X > 0, X > 1),
+        (X.cfloat(), 2),
+        (torch.tensor(3), X),
+    ):
         for name in ("add", "mul", "div"):
             if name == "add" and a.dtype == torch.bool:
                 continue
@@ -133,7 +142,10 @@ def test_expanded_tensor_written_in_place():
     base = torch.ones(1)
     expanded = base.expand(5)
     same_error(lambda: rusttorch.add_(expanded, 1), lambda: expanded.add_(1))
-    same_error(lambda: rusttorch.relu(torch.ones(5), out=expanded), lambda: torch.ops.aten.relu.out(torch.ones(5), out=expanded))
+    same_error(
+        lambda: rusttorch.relu(torch.ones(5), out=expanded),
+        lambda: torch.ops.aten.relu.out(torch.ones(5), out=expanded),
+    )
     assert base.item() == 1
 
 
@@ -179,9 +191,18 @@ def test_outputs_too_large_for_the_cache(op, offset):
     """Streaming stores, with an output that is not aligned to a vector and does not end on one."""
     n = 9_000_011
     x, y, out = torch.randn(n), torch.randn(n), torch.empty(n + 8)[offset : offset + n]
-    ours = {"add": lambda: rusttorch.add(x, y, out=out), "add_number": lambda: rusttorch.add(x, 2.5, out=out),
-            "neg": lambda: rusttorch.neg(x, out=out), "mish": lambda: rusttorch.mish(x, out=out)}
-    stock = {"add": lambda: x + y, "add_number": lambda: x + 2.5, "neg": lambda: -x, "mish": lambda: F.mish(x)}
+    ours = {
+        "add": lambda: rusttorch.add(x, y, out=out),
+        "add_number": lambda: rusttorch.add(x, 2.5, out=out),
+        "neg": lambda: rusttorch.neg(x, out=out),
+        "mish": lambda: rusttorch.mish(x, out=out),
+    }
+    stock = {
+        "add": lambda: x + y,
+        "add_number": lambda: x + 2.5,
+        "neg": lambda: -x,
+        "mish": lambda: F.mish(x),
+    }
     torch.testing.assert_close(ours[op](), stock[op]())
 
 

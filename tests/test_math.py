@@ -88,7 +88,7 @@ def test_double(library, name):
     y = call(library, name, x)
     worst, where = 0.0, 0.0
     with mpmath.workprec(120):
-        for xi, yi in zip(x, y):
+        for xi, yi in zip(x, y, strict=True):
             reference = FUNCTIONS[name][1](mpmath.mpf(float(xi)))
             size = abs(float(reference))
             if np.finfo(np.float64).tiny <= size < np.inf:

@@ -2,9 +2,10 @@
 
     python tools/fit_math.py            # every polynomial, with its largest error
 
-Each entry of FITS names a function g, an interval and a degree. The polynomial is the weighted least-squares
-fit at Chebyshev nodes, which is within a small factor of the best (minimax) polynomial. Coefficients are rounded to the target precision from the lowest order up, and the remaining ones are
-fitted again after each rounding, so that later coefficients make up for the rounding of earlier ones.
+Each entry of FITS names a function g, an interval and a degree. The polynomial is the weighted least-squares fit at
+Chebyshev nodes, which is within a small factor of the best (minimax) polynomial. Coefficients are rounded to the
+target precision from the lowest order up, and the remaining ones are fitted again after each rounding, so that later
+coefficients make up for the rounding of earlier ones.
 """
 
 import re
@@ -42,7 +43,7 @@ def fit(g, a, b, degree, rounding, weight=None):
         m = matrix(len(free), len(free))
         rhs = matrix(len(free), 1)
         for i, p in enumerate(free):
-            rhs[i] = sum(w**2 * (y - k) * x**p for (x, y, w), k in zip(rows, known))
+            rhs[i] = sum(w**2 * (y - k) * x**p for (x, y, w), k in zip(rows, known, strict=True))
             for j, q in enumerate(free):
                 m[i, j] = sum(w**2 * x ** (p + q) for x, _, w in rows)
         coefficients.append(rounding(lu_solve(m, rhs)[0]))
@@ -50,9 +51,9 @@ def fit(g, a, b, degree, rounding, weight=None):
     return coefficients, error
 
 
-def near_zero(formula, series, threshold=mpf("1e-12")):
+def near_zero(formula, series, threshold="1e-12"):
     """formula, with its limit where it would divide 0 by 0."""
-    return lambda x: formula(x) if abs(x) > threshold else series
+    return lambda x: formula(x) if abs(x) > mpf(threshold) else series
 
 
 LN2 = log(mpf(2))
@@ -79,7 +80,7 @@ FITS = {
     "exp2": (near_zero(lambda r: expm1(r * LN2) / r, LN2), -0.5001, 0.5001, 5, None),
     # log(1 + f) = f - f^2/2 + f^3 g(f)
     "log": (
-        near_zero(lambda f: (log1p(f) - f + f**2 / 2) / f**3, mpf(1) / 3, mpf("1e-8")),
+        near_zero(lambda f: (log1p(f) - f + f**2 / 2) / f**3, mpf(1) / 3, "1e-8"),
         1 / S2 - 1,
         S2 - 1,
         8,
@@ -88,9 +89,7 @@ FITS = {
     ),
     # 2 atanh(s) = 2 s + s z g(z), z = s^2
     "atanh": (
-        near_zero(
-            lambda z: (log((1 + sqrt(z)) / (1 - sqrt(z))) - 2 * sqrt(z)) / (sqrt(z) * z), mpf(2) / 3
-        ),
+        near_zero(lambda z: (log((1 + sqrt(z)) / (1 - sqrt(z))) - 2 * sqrt(z)) / (sqrt(z) * z), mpf(2) / 3),
         0,
         mpf("0.02944"),
         None,
@@ -98,9 +97,7 @@ FITS = {
     ),
     # the same for log(1 + t), t in [0, 1], where s is up to 1/3
     "atanh_unit": (
-        near_zero(
-            lambda z: (log((1 + sqrt(z)) / (1 - sqrt(z))) - 2 * sqrt(z)) / (sqrt(z) * z), mpf(2) / 3
-        ),
+        near_zero(lambda z: (log((1 + sqrt(z)) / (1 - sqrt(z))) - 2 * sqrt(z)) / (sqrt(z) * z), mpf(2) / 3),
         0,
         mpf("0.11112"),
         None,

@@ -86,9 +86,8 @@ const std::vector<Formula>& activation_formulas() {
        }},
       {"gelu_backward", Save::inputs,
        [](const Call& c, const Tensor& g) {
-         return of_backward(c, g, 1, call("gelu_backward", {g, c.tensor(1), c.argument(2)}), [&](const Tensor& x) {
-           return gelu_second(x, c.argument(2).toStringRef() == "tanh");
-         });
+         return of_backward(c, g, 1, call("gelu_backward", {g, c.tensor(1), c.argument(2)}),
+                            [&](const Tensor& x) { return gelu_second(x, c.argument(2).toStringRef() == "tanh"); });
        }},
       {"elu", Save::inputs,
        [](const Call& c, const Tensor& g) -> Grads {

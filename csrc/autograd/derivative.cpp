@@ -27,9 +27,9 @@ using NodePtr = std::remove_cvref_t<decltype(std::declval<ag::Edge>().function)>
 class FormulaNode final : public ag::Node {
  public:
   const Formula* formula = nullptr;
-  std::vector<IValue> arguments;           // the tensors among them taken out
-  std::vector<size_t> tensor_positions;    // of the schema's tensors among the arguments
-  std::vector<ag::SavedVariable> inputs;   // those tensors
+  std::vector<IValue> arguments;          // the tensors among them taken out
+  std::vector<size_t> tensor_positions;   // of the schema's tensors among the arguments
+  std::vector<ag::SavedVariable> inputs;  // those tensors
   ag::SavedVariable result;
 
   std::string name() const override { return std::string("Rusttorch") + formula->op + "Backward"; }

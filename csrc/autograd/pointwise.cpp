@@ -9,8 +9,6 @@
 namespace rusttorch::autograd {
 namespace {
 
-
-
 // Half of the gradient to each side of a tie, as in aten.
 Grads of_maximum(const Call& c, const Tensor& g, const Tensor& a, const Tensor& b) {
   const auto part = [&](const Tensor& mine, const Tensor& other) {
@@ -22,29 +20,31 @@ Grads of_maximum(const Call& c, const Tensor& g, const Tensor& a, const Tensor& 
 // self / other, rounding_mode at position 2: rounded, it has no slope.
 Grads of_div(const Call& c, const Tensor& g, const Tensor& other, bool rounded) {
   if (rounded) return {c.want(0, [&] { return at::zeros_like(g); }), c.want(1, [&] { return at::zeros_like(g); })};
-  return {c.want(0, [&] { return g / other; }),
-          c.want(1, [&] { return -g * ((c.tensor(0) / other) / other); })};
+  return {c.want(0, [&] { return g / other; }), c.want(1, [&] { return -g * ((c.tensor(0) / other) / other); })};
 }
 
 Grads of_clamp_tensor(const Call& c, const Tensor& g) {
   const Tensor& x = c.tensor(0);
   const bool low = c.given(1), high = c.given(2);
   const Tensor none = at::zeros_like(g);
-  return {c.want(0, [&] {
-            Tensor d = g;
-            if (low) d = at::where(x >= c.tensor(1), d, none);
-            if (high) d = at::where(x <= c.tensor(2), d, none);
-            return d;
-          }),
-          low ? c.want(1, [&] {
-            const Tensor below = x < c.tensor(1);
-            return at::where(high ? below.logical_and(c.tensor(1) < c.tensor(2)) : below, g, none);
-          })
+  return {c.want(0,
+                 [&] {
+                   Tensor d = g;
+                   if (low) d = at::where(x >= c.tensor(1), d, none);
+                   if (high) d = at::where(x <= c.tensor(2), d, none);
+                   return d;
+                 }),
+          low ? c.want(1,
+                       [&] {
+                         const Tensor below = x < c.tensor(1);
+                         return at::where(high ? below.logical_and(c.tensor(1) < c.tensor(2)) : below, g, none);
+                       })
               : Tensor(),
-          high ? c.want(2, [&] {
-            const Tensor above = x > c.tensor(2);
-            return at::where(low ? above.logical_or(c.tensor(2) < c.tensor(1)) : above, g, none);
-          })
+          high ? c.want(2,
+                        [&] {
+                          const Tensor above = x > c.tensor(2);
+                          return at::where(low ? above.logical_or(c.tensor(2) < c.tensor(1)) : above, g, none);
+                        })
                : Tensor()};
 }
 
@@ -60,8 +60,7 @@ const std::vector<Formula>& pointwise_formulas() {
        [](const Call& c, const Tensor& g) -> Grads {
          return {c.want(0, [&] { return g * c.tensor(1); }), c.want(1, [&] { return g * c.tensor(0); })};
        }},
-      {"div.Tensor", Save::inputs,
-       [](const Call& c, const Tensor& g) { return of_div(c, g, c.tensor(1), false); }},
+      {"div.Tensor", Save::inputs, [](const Call& c, const Tensor& g) { return of_div(c, g, c.tensor(1), false); }},
       {"div.Tensor_mode", Save::inputs,
        [](const Call& c, const Tensor& g) { return of_div(c, g, c.tensor(1), c.given(2)); }},
       {"add.Scalar", Save::nothing, [](const Call&, const Tensor& g) -> Grads { return {g}; }},

@@ -11,12 +11,12 @@ constexpr bool memory = true, compute = false;  // and what a loop over it waits
 
 }  // namespace rusttorch
 
-#define RUSTTORCH_FORMULA(NAME, TENSORS, SCALARS, TYPES, BOUND)    \
-  struct NAME##_formula {                                          \
-    static constexpr int tensors = TENSORS, scalars = SCALARS;     \
-    static constexpr bool integers = TYPES, memory_bound = BOUND;  \
-    template <class... A>                                          \
-    RT_INLINE static auto apply(A... a) {                          \
-      return formula::NAME(a...);                                  \
-    }                                                              \
+#define RUSTTORCH_FORMULA(NAME, TENSORS, SCALARS, TYPES, BOUND)   \
+  struct NAME##_formula {                                         \
+    static constexpr int tensors = TENSORS, scalars = SCALARS;    \
+    static constexpr bool integers = TYPES, memory_bound = BOUND; \
+    template <class... A>                                         \
+    RT_INLINE static auto apply(A... a) {                         \
+      return formula::NAME(a...);                                 \
+    }                                                             \
   };

@@ -49,11 +49,11 @@ using Vector = typename VectorOf<T, bytes>::type;
 // Vectors narrower than the widest are used where memory is the bound (loop.h).
 constexpr int narrow_bytes = vector_bytes < 32 ? vector_bytes : 32;
 
-#define RUSTTORCH_LANES(T, Word, bytes)  \
-  template <>                            \
-  struct Lane<Vector<T, bytes>> {        \
-    using type = T;                      \
-    using bits = Vector<Word, bytes>;    \
+#define RUSTTORCH_LANES(T, Word, bytes) \
+  template <>                           \
+  struct Lane<Vector<T, bytes>> {       \
+    using type = T;                     \
+    using bits = Vector<Word, bytes>;   \
   };
 RUSTTORCH_LANES(float, uint32_t, vector_bytes)
 RUSTTORCH_LANES(double, uint64_t, vector_bytes)

@@ -234,14 +234,14 @@ void run(const Args& a) {
 
 // The kernels of a family, registered for the instruction set that this file is being compiled for.
 #define RUSTTORCH_KERNEL(NAME, ...) {&run<NAME##_formula>, NAME##_formula::integers},
-#define RUSTTORCH_KERNELS(family, LIST)                                                    \
-  namespace rusttorch {                                                                    \
-  namespace {                                                                              \
-  LIST(RUSTTORCH_FORMULA)                                                                  \
-  constexpr Kernel family##_kernels[] = {LIST(RUSTTORCH_KERNEL)};                       \
-  const Kernel* family##_table() { return family##_kernels; }                           \
-  }                                                                                        \
-  }                                                                                        \
-  namespace at::native {                                                                   \
-  ALSO_REGISTER_AVX512_DISPATCH(rusttorch_##family##_stub, &rusttorch::family##_table)     \
+#define RUSTTORCH_KERNELS(family, LIST)                                                \
+  namespace rusttorch {                                                                \
+  namespace {                                                                          \
+  LIST(RUSTTORCH_FORMULA)                                                              \
+  constexpr Kernel family##_kernels[] = {LIST(RUSTTORCH_KERNEL)};                      \
+  const Kernel* family##_table() { return family##_kernels; }                          \
+  }                                                                                    \
+  }                                                                                    \
+  namespace at::native {                                                               \
+  ALSO_REGISTER_AVX512_DISPATCH(rusttorch_##family##_stub, &rusttorch::family##_table) \
   }

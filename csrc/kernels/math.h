@@ -24,12 +24,12 @@ template <>
 struct Constants<float> {
   static constexpr float inf = std::numeric_limits<float>::infinity(), nan = std::numeric_limits<float>::quiet_NaN();
   static constexpr int mantissa_bits = 23, bias = 127;
-  static constexpr float round_magic = 0x1.8p23f;   // adding it leaves round(x) in the low bits
-  static constexpr float int_magic = 0x1p23f;       // its low bits hold an integer in [0, 2^23)
-  static constexpr float ln2_hi = 0x1.62e4p-1f;  // 15 bits: k * ln2_hi is exact for every exponent k
+  static constexpr float round_magic = 0x1.8p23f;  // adding it leaves round(x) in the low bits
+  static constexpr float int_magic = 0x1p23f;      // its low bits hold an integer in [0, 2^23)
+  static constexpr float ln2_hi = 0x1.62e4p-1f;    // 15 bits: k * ln2_hi is exact for every exponent k
   static constexpr float ln2_lo = 0x1.7f7d1cp-20f;
   static constexpr float log2e = 0x1.715476p+0f;
-  static constexpr float exp_min = -104, exp_max = 89;              // below: 0, above: inf
+  static constexpr float exp_min = -104, exp_max = 89;  // below: 0, above: inf
   static constexpr float min_normal = 0x1p-126f;
   static constexpr uint32_t sqrt_half_bits = 0x3f3504f3;
 };
@@ -140,7 +140,8 @@ RT_INLINE V exp2(V x) {
   const V k = (x + C::round_magic) - C::round_magic;
   const V r = x - k;
   const V y = r * polynomial(r, 0x1.62e43p-1f, 0x1.ebfbdep-3f, 0x1.c6af9ep-5f, 0x1.3b2c6p-7f, 0x1.5ef4acp-10f,
-                             0x1.427008p-13f) + 1.0f;
+                             0x1.427008p-13f) +
+              1.0f;
   return scale(y, k);
 }
 
@@ -186,9 +187,9 @@ RT_INLINE V log_assemble(V f, V k, V c) {
     return k * C::ln2_hi + (f + (f * f * (f * p - 0.5f) + (k * C::ln2_lo + c)));
   } else {
     const V s = f / (2.0 + f), z = s * s;
-    const V p = z * polynomial(z, 0x1.5555555555555p-1, 0x1.9999999999d58p-2, 0x1.249249242f061p-2,
-                               0x1.c71c725c25115p-3, 0x1.745cdb8ac9c59p-3, 0x1.3b21550b6bf81p-3,
-                               0x1.0f4a7aab51f99p-3, 0x1.101febc73a72dp-3);
+    const V p =
+        z * polynomial(z, 0x1.5555555555555p-1, 0x1.9999999999d58p-2, 0x1.249249242f061p-2, 0x1.c71c725c25115p-3,
+                       0x1.745cdb8ac9c59p-3, 0x1.3b21550b6bf81p-3, 0x1.0f4a7aab51f99p-3, 0x1.101febc73a72dp-3);
     const V half_square = 0.5 * f * f;
     return k * C::ln2_hi - ((half_square - (s * (half_square + p) + (k * C::ln2_lo + c))) - f);
   }
@@ -229,10 +230,11 @@ RT_INLINE V log1p_unit(V t) {
                           -0x1.152208p-3f, 0x1.3a6574p-4f, -0x1.d53b5ap-6f, 0x1.493ce6p-8f);
   } else {
     const V s = t / (2.0 + t), z = s * s;
-    return 2.0 * s + s * z * polynomial(z, 0x1.5555555555556p-1, 0x1.99999999996afp-2, 0x1.24924924b545dp-2,
-                                        0x1.c71c71ad426dfp-3, 0x1.745d1cc3e4285p-3, 0x1.3b12f71d9fb2ep-3,
-                                        0x1.11210ea6df189p-3, 0x1.e013003cb9d3ap-4, 0x1.c028c51c46026p-4,
-                                        0x1.235b199af88c1p-4, 0x1.4d3ff1d9fccb5p-3);
+    return 2.0 * s + s * z *
+                         polynomial(z, 0x1.5555555555556p-1, 0x1.99999999996afp-2, 0x1.24924924b545dp-2,
+                                    0x1.c71c71ad426dfp-3, 0x1.745d1cc3e4285p-3, 0x1.3b12f71d9fb2ep-3,
+                                    0x1.11210ea6df189p-3, 0x1.e013003cb9d3ap-4, 0x1.c028c51c46026p-4,
+                                    0x1.235b199af88c1p-4, 0x1.4d3ff1d9fccb5p-3);
   }
 }
 
@@ -240,13 +242,13 @@ RT_INLINE V log1p_unit(V t) {
 template <class V>
 RT_INLINE V tanh_small(V x, V z) {
   if constexpr (is_float<V>) {
-    return x + x * z * polynomial(z, -0x1.555554p-2f, 0x1.110fc6p-3f, -0x1.b99a3cp-5f, 0x1.5cf418p-6f,
-                                  -0x1.b0548cp-8f);
+    return x + x * z * polynomial(z, -0x1.555554p-2f, 0x1.110fc6p-3f, -0x1.b99a3cp-5f, 0x1.5cf418p-6f, -0x1.b0548cp-8f);
   } else {
-    return x + x * z * polynomial(z, -0x1.5555555555555p-2, 0x1.1111111110fdcp-3, -0x1.ba1ba1b9f95bdp-5,
-                                  0x1.664f4875d82ccp-6, -0x1.226e32c98efp-7, 0x1.d6d333b287948p-9,
-                                  -0x1.7d979311fca0cp-10, 0x1.34c4195ad63dfp-11, -0x1.ec053911ed2c9p-13,
-                                  0x1.64eb32af71f26p-14, -0x1.59a04824285d7p-16);
+    return x + x * z *
+                   polynomial(z, -0x1.5555555555555p-2, 0x1.1111111110fdcp-3, -0x1.ba1ba1b9f95bdp-5,
+                              0x1.664f4875d82ccp-6, -0x1.226e32c98efp-7, 0x1.d6d333b287948p-9, -0x1.7d979311fca0cp-10,
+                              0x1.34c4195ad63dfp-11, -0x1.ec053911ed2c9p-13, 0x1.64eb32af71f26p-14,
+                              -0x1.59a04824285d7p-16);
   }
 }
 
@@ -279,12 +281,12 @@ RT_INLINE V erfc_large(V x) {
     return exp2(polynomial(at_most(x, 4.0f), -0x1.f5bbfp-13f, -0x1.a087e4p+0f, -0x1.d68042p-1f, -0x1.33a7cep-3f,
                            0x1.07d40cp-5f, -0x1.2214ccp-8f, 0x1.2c5c3ap-12f));
   } else {
-    return exp_below(polynomial(
-        at_most(x, 6.0), -0x1.33c6edb99d0dep-24, -0x1.20dd684047692p+0, -0x1.45f3835f9253dp-1,
-        -0x1.a4e9676b0f3c4p-4, 0x1.390c191e3d8c3p-6, 0x1.f3b64540526efp-13, -0x1.c3553b4bef23dp-10,
-        0x1.3a7b35238bf3ep-11, -0x1.109d6b6273afp-16, -0x1.69192981b1324p-14, 0x1.b3c1bca69117ep-15,
-        -0x1.3d9bf5ffacf6p-16, 0x1.4f3c1357184f9p-18, -0x1.0b008333dea77p-20, 0x1.40d0a936d1fffp-23,
-        -0x1.1b5368da650e1p-26, 0x1.5bf2fa1ab0097p-30, -0x1.09ab70249d177p-34, 0x1.7bf3c04b43863p-40));
+    return exp_below(
+        polynomial(at_most(x, 6.0), -0x1.33c6edb99d0dep-24, -0x1.20dd684047692p+0, -0x1.45f3835f9253dp-1,
+                   -0x1.a4e9676b0f3c4p-4, 0x1.390c191e3d8c3p-6, 0x1.f3b64540526efp-13, -0x1.c3553b4bef23dp-10,
+                   0x1.3a7b35238bf3ep-11, -0x1.109d6b6273afp-16, -0x1.69192981b1324p-14, 0x1.b3c1bca69117ep-15,
+                   -0x1.3d9bf5ffacf6p-16, 0x1.4f3c1357184f9p-18, -0x1.0b008333dea77p-20, 0x1.40d0a936d1fffp-23,
+                   -0x1.1b5368da650e1p-26, 0x1.5bf2fa1ab0097p-30, -0x1.09ab70249d177p-34, 0x1.7bf3c04b43863p-40));
   }
 }
 
@@ -316,7 +318,9 @@ RT_INLINE V log2_normal_cdf(V t) {
 // float: (cdf(-t) - t pdf(t)) exp(t^2 / 2) of the standard normal distribution, for t in [0, 6]
 template <class V>
 RT_INLINE V normal_slope(V t) {
-  return polynomial(t, 0x1.fffffep-2f, -0x1.988408p-1f, 0x1.ffee56p-3f, -0x1.0fed1cp-3f, 0x1.fab1acp-5f, -0x1.9fa8ecp-6f, 0x1.241a2ap-7f, -0x1.4cf32p-9f, 0x1.1e4e36p-11f, -0x1.53b48ep-14f, 0x1.e704d4p-18f, -0x1.3a3572p-22f);
+  return polynomial(t, 0x1.fffffep-2f, -0x1.988408p-1f, 0x1.ffee56p-3f, -0x1.0fed1cp-3f, 0x1.fab1acp-5f,
+                    -0x1.9fa8ecp-6f, 0x1.241a2ap-7f, -0x1.4cf32p-9f, 0x1.1e4e36p-11f, -0x1.53b48ep-14f, 0x1.e704d4p-18f,
+                    -0x1.3a3572p-22f);
 }
 
 }  // namespace rusttorch::math

@@ -110,8 +110,8 @@ struct LogSigmoidForwardOutput {
   static std::tuple<Tensor&, Tensor&> call(const Tensor& self, Tensor& output, Tensor& buffer) {
     const Request request = LogSigmoid<activation::log_sigmoid_forward>::request(self);
     Plan plan(request);
-    const bool ours = plan.reason() == Handed::no && plan.accepts(output) && plan.accepts(buffer) &&
-                      !output.is_alias_of(buffer);
+    const bool ours =
+        plan.reason() == Handed::no && plan.accepts(output) && plan.accepts(buffer) && !output.is_alias_of(buffer);
     stats<"log_sigmoid_forward.output">.count(ours || plan.reason() != Handed::no ? plan.reason() : Handed::layout);
     if (!ours) return STOCK(log_sigmoid_forward_outf)::call(device_type(self), self, output, buffer);
     plan.run(output, &buffer);
@@ -127,13 +127,15 @@ constexpr double selu_alpha = 1.6732632423543772848170429916717;
 constexpr double selu_scale = 1.0507009873554804934193349852946;
 
 const auto& elu_op() {
-  static const auto op =
-      c10::Dispatcher::singleton().findSchemaOrThrow("rusttorch::elu", "").typed<Tensor(const Tensor&, const Scalar&, const Scalar&, const Scalar&)>();
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("rusttorch::elu", "")
+                             .typed<Tensor(const Tensor&, const Scalar&, const Scalar&, const Scalar&)>();
   return op;
 }
 const auto& elu_inplace_op() {
-  static const auto op =
-      c10::Dispatcher::singleton().findSchemaOrThrow("rusttorch::elu_", "").typed<Tensor&(Tensor&, const Scalar&, const Scalar&, const Scalar&)>();
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("rusttorch::elu_", "")
+                             .typed<Tensor&(Tensor&, const Scalar&, const Scalar&, const Scalar&)>();
   return op;
 }
 

@@ -41,7 +41,7 @@ struct Request {
 
   void add(const Tensor& t) { in[tensors++] = &t; }
   void add(const Scalar& s) { scalars[scalar_count++] = s; }
-  void add(bool) {}              // flags and modes choose the kernel, they are not passed to it
+  void add(bool) {}  // flags and modes choose the kernel, they are not passed to it
   void add(std::string_view) {}
 };
 
@@ -175,9 +175,7 @@ struct Op<name, Pick, Stock, Tensor& (*)(const Tensor&, A, Tensor&)> {
 };
 template <Name name, class Pick, class Stock>
 struct Op<name, Pick, Stock, Tensor& (*)(const Tensor&, Tensor&)> {
-  static Tensor& call(const Tensor& a, Tensor& out) {
-    return write<Stock>(stats<name>, Pick::request(a), out, a, out);
-  }
+  static Tensor& call(const Tensor& a, Tensor& out) { return write<Stock>(stats<name>, Pick::request(a), out, a, out); }
 };
 template <Name name, class Pick, class Stock, class A, class B>
 struct Op<name, Pick, Stock, Tensor& (*)(const Tensor&, A, B, Tensor&)> {

@@ -18,9 +18,8 @@
 #define ROW RUSTTORCH_ROW
 
 // The three forms of an op that has no options.
-#define UNARY(name)                                                              \
-  ROW(#name, Always<pointwise::name>, STOCK(name)),                              \
-      ROW(#name "_", Always<pointwise::name>, STOCK(name##_)),                   \
+#define UNARY(name)                                                                                          \
+  ROW(#name, Always<pointwise::name>, STOCK(name)), ROW(#name "_", Always<pointwise::name>, STOCK(name##_)), \
       ROW(#name ".out", Always<pointwise::name>, STOCK(name##_outf))
 
 namespace rusttorch {
@@ -118,7 +117,9 @@ struct Clamp {
     const bool is_float = at::isFloatingType(self.scalar_type());
     const bool is_int = self.scalar_type() == at::kInt;
     const double inf = std::numeric_limits<double>::infinity();
-    const auto end = [&](auto limits32, auto limits64) { return is_int ? Scalar(int64_t(limits32)) : Scalar(limits64); };
+    const auto end = [&](auto limits32, auto limits64) {
+      return is_int ? Scalar(int64_t(limits32)) : Scalar(limits64);
+    };
     using Int = std::numeric_limits<int32_t>;
     using Long = std::numeric_limits<int64_t>;
     r.kernel = &resolve<pointwise::clamp>;
@@ -172,7 +173,6 @@ template <class X>
 using WeightInplace = FnInplace<const Tensor&, X>;
 template <class X>
 using WeightOut = Tensor&(const Tensor&, const Tensor&, X, Tensor&);
-
 
 }  // namespace
 

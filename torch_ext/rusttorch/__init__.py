@@ -1,8 +1,8 @@
 """Faster, fused, drop-in operators for PyTorch.
 
-    torch.ops.rusttorch.mish(x), rusttorch.mish(x)      one op, by name
-    with rusttorch.use(): ...                           every op it has, in the place of stock torch's
-    ab = rusttorch.AB()                                 what that is worth, inside a training loop
+torch.ops.rusttorch.mish(x), rusttorch.mish(x)      one op, by name
+with rusttorch.use(): ...                           every op it has, in the place of stock torch's
+ab = rusttorch.AB()                                 what that is worth, inside a training loop
 """
 
 import torch

@@ -49,15 +49,14 @@ def register_vmap(name):
     def batched(info, in_dims, *args, **kwargs):
         if inplace and in_dims[0] is None:
             raise RuntimeError(
-                f"vmap: rusttorch.{name} writes a tensor that is not batched, with one that is; "
-                "use the out-of-place op"
+                f"vmap: rusttorch.{name} writes a tensor that is not batched, with one that is; use the out-of-place op"
             )
-        is_batched = [dim is not None and isinstance(x, torch.Tensor) for x, dim in zip(args, in_dims)]
+        is_batched = [dim is not None and isinstance(x, torch.Tensor) for x, dim in zip(args, in_dims, strict=True)]
         tensors = [x for x in args if isinstance(x, torch.Tensor)]
-        rank = max(x.dim() - b for x, b in zip(args, is_batched) if isinstance(x, torch.Tensor))
+        rank = max(x.dim() - b for x, b in zip(args, is_batched, strict=True) if isinstance(x, torch.Tensor))
         # What promotion should see is the rank of one example: a batch of numbers counts as a number.
         dtype = tensors[0].dtype
-        for x, b in zip(args, is_batched):
+        for x, b in zip(args, is_batched, strict=True):
             if isinstance(x, torch.Tensor):
                 one = x.new_empty(()) if b and x.dim() == 1 else x
                 dtype = torch.result_type(torch.empty((0,) * (rank > 0), dtype=dtype, device=x.device), one)

@@ -45,9 +45,7 @@ class Report:
             "  median step   " + "   ".join(f"{arm} {self.median[arm] * 1e3:.3f} ms" for arm in ARMS),
         ]
         if self.per_second:
-            lines.append(
-                "  per second    " + "   ".join(f"{arm} {self.per_second[arm]:,.0f}" for arm in ARMS)
-            )
+            lines.append("  per second    " + "   ".join(f"{arm} {self.per_second[arm]:,.0f}" for arm in ARMS))
         if self.loss_interval:
             low, high = self.loss_interval
             verdict = "agree" if self.losses_agree else "DIFFER"
@@ -55,9 +53,7 @@ class Report:
                 f"  losses        {verdict}: swapped is {self.loss_difference:+.2%} from stock"
                 f"   {LOSS_CONFIDENCE:.1%} interval [{low:+.2%}, {high:+.2%}]"
             )
-        lines.append(
-            "  peak memory   " + "   ".join(f"{arm} {self.peak_memory[arm] / 2**20:.1f} MiB" for arm in ARMS)
-        )
+        lines.append("  peak memory   " + "   ".join(f"{arm} {self.peak_memory[arm] / 2**20:.1f} MiB" for arm in ARMS))
         lines.append("  ops           calls here / handed to stock")
         for name, (ran, handed) in sorted(self.ran.items(), key=lambda item: -item[1].ran):
             why = ", ".join(f"{reason} {n}" for reason, n in handed.items())
@@ -181,9 +177,7 @@ class AB:
             if all(samples.values())
             else None,
             loss_difference=float(differences.mean()) if has_losses else None,
-            loss_interval=_bootstrap(differences, np.mean, LOSS_CONFIDENCE, 10 * resamples)
-            if has_losses
-            else None,
+            loss_interval=_bootstrap(differences, np.mean, LOSS_CONFIDENCE, 10 * resamples) if has_losses else None,
             peak_memory=dict(self._peak),
             ran=dict(self._ran),
         )
@@ -236,8 +230,7 @@ class Profile(dict):
             swapped = arms["swapped"][1]
             ratio = stock / swapped if swapped else float("nan")
             lines.append(
-                f"  {name:26s} {calls:6.1f} {cell('stock', stock):>18s} {cell('swapped', swapped):>18s}"
-                f" {ratio:6.2f}x"
+                f"  {name:26s} {calls:6.1f} {cell('stock', stock):>18s} {cell('swapped', swapped):>18s} {ratio:6.2f}x"
             )
         total = [cell(arm, self.whole[arm]) for arm in ARMS]
         lines.append(f"  {'every op, swapped or not':33s} {total[0]:>18s} {total[1]:>18s}")

@@ -1,0 +1,51 @@
+# make demo    trains on real digits, stock torch against rusttorch, and says what the swap is worth
+# make test    every test, and the op tests once more at each instruction set
+# make bench   every op against stock; writes bench/results/ops.json and the README's table
+# make lint    formatting, lint, and a build with warnings as errors
+# make cuda    compiles and strictly links the CUDA sources; needs nvcc, no GPU
+#
+# Each makes .venv if it is missing and builds what has changed. TORCH chooses the torch to build against.
+
+TORCH ?= torch==2.13.0
+PYTHON ?= python3
+BIN := $(CURDIR)/.venv/bin
+export PATH := $(CURDIR)/.venv/ccache:$(BIN):$(PATH)
+export PYTHONPATH := $(CURDIR)/torch_ext
+SOURCES := $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc_cuda/*')
+
+.PHONY: demo test bench lint cuda build clean
+
+demo: build
+	python examples/digits.py
+
+test: build
+	pytest tests
+	ATEN_CPU_CAPABILITY=avx2 pytest tests/test_pointwise.py tests/test_activation.py -k "layouts or special or integers"
+	ATEN_CPU_CAPABILITY=default pytest tests/test_pointwise.py tests/test_activation.py -k "layouts or special or integers"
+
+bench: build
+	python bench/ops.py --out bench/results/ops.json
+	python bench/report.py bench/results/ops.json --into README.md
+
+lint: build
+	ruff check .
+	ruff format --check .
+	clang-format --dry-run -Werror $(SOURCES)
+	WERROR=1 python setup.py -q build_ext --build-lib build/werror --build-temp build/werror
+
+cuda: .venv/made
+	python tools/cuda_check.py
+
+build: .venv/made
+	@python setup.py -q build_ext --inplace
+
+# ccache under the compilers' names: a second build of the same source, in any clone, takes seconds.
+.venv/made: requirements-dev.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q $(TORCH) -r requirements-dev.txt
+	mkdir -p .venv/ccache
+	for name in gcc g++ cc c++; do ln -sf ../bin/ccache .venv/ccache/$$name; done
+	touch $@
+
+clean:
+	rm -rf build out torch_ext/rusttorch/*.so torch_ext/rusttorch/_build.py
