@@ -198,3 +198,9 @@ class _Squares(torch.utils.data.Dataset):
 
     def __getitem__(self, i):
         return torch.tensor(float(i)).mul(i)
+
+
+def test_sizes_at_which_stock_is_faster_are_handed_over():
+    x = torch.randn(5000, dtype=torch.bfloat16)
+    rusttorch.neg(x[:100]), rusttorch.neg(x)
+    assert rusttorch.stats()["neg"] == (1, {"size": 1})

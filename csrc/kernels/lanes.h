@@ -138,71 +138,72 @@ RT_INLINE V trunc(V x) {
 
 // Where there is an instruction that the compiler does not find by itself. The bound comes first in min and max,
 // because they give the second operand when one is NaN.
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
 template <>
-RT_INLINE Vector<float> at_least(Vector<float> x, float bound) {
-  return _mm512_max_ps(_mm512_set1_ps(bound), x);
-}
-template <>
-RT_INLINE Vector<double> at_least(Vector<double> x, double bound) {
-  return _mm512_max_pd(_mm512_set1_pd(bound), x);
-}
-template <>
-RT_INLINE Vector<float> at_most(Vector<float> x, float bound) {
-  return _mm512_min_ps(_mm512_set1_ps(bound), x);
-}
-template <>
-RT_INLINE Vector<double> at_most(Vector<double> x, double bound) {
-  return _mm512_min_pd(_mm512_set1_pd(bound), x);
-}
-template <>
-RT_INLINE Vector<float> sqrt(Vector<float> x) {
-  return _mm512_sqrt_ps(x);
-}
-template <>
-RT_INLINE Vector<double> sqrt(Vector<double> x) {
-  return _mm512_sqrt_pd(x);
-}
-template <>
-RT_INLINE Vector<float> trunc(Vector<float> x) {
-  return _mm512_roundscale_ps(x, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC);
-}
-template <>
-RT_INLINE Vector<double> trunc(Vector<double> x) {
-  return _mm512_roundscale_pd(x, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC);
-}
-#elif defined(__AVX2__)
-template <>
-RT_INLINE Vector<float> at_least(Vector<float> x, float bound) {
+RT_INLINE Vector<float, 32> at_least(Vector<float, 32> x, float bound) {
   return _mm256_max_ps(_mm256_set1_ps(bound), x);
 }
 template <>
-RT_INLINE Vector<double> at_least(Vector<double> x, double bound) {
+RT_INLINE Vector<double, 32> at_least(Vector<double, 32> x, double bound) {
   return _mm256_max_pd(_mm256_set1_pd(bound), x);
 }
 template <>
-RT_INLINE Vector<float> at_most(Vector<float> x, float bound) {
+RT_INLINE Vector<float, 32> at_most(Vector<float, 32> x, float bound) {
   return _mm256_min_ps(_mm256_set1_ps(bound), x);
 }
 template <>
-RT_INLINE Vector<double> at_most(Vector<double> x, double bound) {
+RT_INLINE Vector<double, 32> at_most(Vector<double, 32> x, double bound) {
   return _mm256_min_pd(_mm256_set1_pd(bound), x);
 }
 template <>
-RT_INLINE Vector<float> sqrt(Vector<float> x) {
+RT_INLINE Vector<float, 32> sqrt(Vector<float, 32> x) {
   return _mm256_sqrt_ps(x);
 }
 template <>
-RT_INLINE Vector<double> sqrt(Vector<double> x) {
+RT_INLINE Vector<double, 32> sqrt(Vector<double, 32> x) {
   return _mm256_sqrt_pd(x);
 }
 template <>
-RT_INLINE Vector<float> trunc(Vector<float> x) {
+RT_INLINE Vector<float, 32> trunc(Vector<float, 32> x) {
   return _mm256_round_ps(x, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC);
 }
 template <>
-RT_INLINE Vector<double> trunc(Vector<double> x) {
+RT_INLINE Vector<double, 32> trunc(Vector<double, 32> x) {
   return _mm256_round_pd(x, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC);
+}
+#endif
+#if defined(__AVX512F__)
+template <>
+RT_INLINE Vector<float, 64> at_least(Vector<float, 64> x, float bound) {
+  return _mm512_max_ps(_mm512_set1_ps(bound), x);
+}
+template <>
+RT_INLINE Vector<double, 64> at_least(Vector<double, 64> x, double bound) {
+  return _mm512_max_pd(_mm512_set1_pd(bound), x);
+}
+template <>
+RT_INLINE Vector<float, 64> at_most(Vector<float, 64> x, float bound) {
+  return _mm512_min_ps(_mm512_set1_ps(bound), x);
+}
+template <>
+RT_INLINE Vector<double, 64> at_most(Vector<double, 64> x, double bound) {
+  return _mm512_min_pd(_mm512_set1_pd(bound), x);
+}
+template <>
+RT_INLINE Vector<float, 64> sqrt(Vector<float, 64> x) {
+  return _mm512_sqrt_ps(x);
+}
+template <>
+RT_INLINE Vector<double, 64> sqrt(Vector<double, 64> x) {
+  return _mm512_sqrt_pd(x);
+}
+template <>
+RT_INLINE Vector<float, 64> trunc(Vector<float, 64> x) {
+  return _mm512_roundscale_ps(x, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC);
+}
+template <>
+RT_INLINE Vector<double, 64> trunc(Vector<double, 64> x) {
+  return _mm512_roundscale_pd(x, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC);
 }
 #endif
 

@@ -2,8 +2,6 @@
 
 // The loop around a formula, for every dtype. Compiled once per instruction set.
 
-#include <immintrin.h>
-
 #include <algorithm>
 #include <cstring>
 #include <type_traits>
@@ -22,69 +20,76 @@ struct f16 {
   uint16_t bits;
 };
 
-// bf16 and f16 are computed in float, a block at a time: widened into a buffer, narrowed out of it.
+// bf16 and f16 are computed in float: widened as they are loaded, rounded to nearest even as they are stored.
 template <class T>
 using Compute = std::conditional_t<sizeof(T) == 2, float, T>;
 
-constexpr int64_t block = 512;  // elements: three float inputs and two outputs stay in a 32 KiB L1 cache
-
-inline void widen(const bf16* in, float* out, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) out[i] = __builtin_bit_cast(float, uint32_t(in[i].bits) << 16);
+template <class V, class T>
+RT_INLINE V load(const T* from) {
+  V v;
+  std::memcpy(&v, from, sizeof v);
+  return v;
+}
+template <class V, class T>
+RT_INLINE void store(T* to, const V& v) {
+  std::memcpy(to, &v, sizeof v);
 }
 
-inline void narrow(const float* in, bf16* out, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) {
-    const uint32_t u = __builtin_bit_cast(uint32_t, in[i]);
-    const uint32_t nearest_even = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
-    out[i].bits = uint16_t(in[i] != in[i] ? 0x7fc0 : nearest_even);
-  }
+// As many 16-bit words as V has lanes.
+template <class V>
+using Words = Vector<uint16_t, sizeof(V) / 2>;
+
+template <class V>
+RT_INLINE V load(const bf16* from) {
+  return from_bits<V>(__builtin_convertvector(load<Words<V>>(&from->bits), bits_t<V>) << 16);
+}
+template <class V>
+RT_INLINE void store(bf16* to, const V& v) {
+  const bits_t<V> u = bits(v), nearest_even = u + 0x7fff + ((u >> 16) & 1);
+  const bits_t<V> nan = bits_t<V>{} + 0x7fc00000u;
+  store(&to->bits, __builtin_convertvector((v != v ? nan : nearest_even) >> 16, Words<V>));
 }
 
-constexpr int64_t f16_lanes = 8;
-
-#ifndef __F16C__
 // Not inlined: gcc 12 fails on a loop over _Float16 conversions that it tries to vectorise.
-__attribute__((noinline)) float widen_one(f16 h) { return static_cast<float>(__builtin_bit_cast(_Float16, h)); }
-__attribute__((noinline)) f16 narrow_one(float x) { return __builtin_bit_cast(f16, static_cast<_Float16>(x)); }
-#endif
-
-inline void widen_lanes(const f16* in, float* out) {
-#ifdef __F16C__
-  _mm256_storeu_ps(out, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(in))));
-#else
-  for (int i = 0; i < f16_lanes; ++i) out[i] = widen_one(in[i]);
-#endif
+[[maybe_unused]] __attribute__((noinline)) float widen(f16 h) {
+  return static_cast<float>(__builtin_bit_cast(_Float16, h));
+}
+[[maybe_unused]] __attribute__((noinline)) f16 narrow(float x) {
+  return __builtin_bit_cast(f16, static_cast<_Float16>(x));
 }
 
-inline void narrow_lanes(const float* in, f16* out) {
-#ifdef __F16C__
-  const __m128i h = _mm256_cvtps_ph(_mm256_loadu_ps(in), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(out), h);
-#else
-  for (int i = 0; i < f16_lanes; ++i) out[i] = narrow_one(in[i]);
+template <class V>
+RT_INLINE V load(const f16* from) {
+  [[maybe_unused]] const auto* words = reinterpret_cast<const char*>(from);
+#if defined(__AVX512F__)
+  if constexpr (sizeof(V) == 64) return _mm512_cvtph_ps(load<__m256i>(words));
 #endif
+#if defined(__F16C__)
+  if constexpr (sizeof(V) == 32) return _mm256_cvtph_ps(load<__m128i>(words));
+#endif
+  V v;
+  for (size_t i = 0; i < sizeof(V) / sizeof(float); ++i) v[i] = widen(from[i]);
+  return v;
 }
-
-// Runs f over whole groups of lanes, and over a padded copy of what is left.
-template <class In, class Out, class F>
-inline void by_lanes(const In* in, Out* out, int64_t n, F f) {
-  int64_t i = 0;
-  for (; i + f16_lanes <= n; i += f16_lanes) f(in + i, out + i);
-  if (i < n) {
-    In rest[f16_lanes] = {};
-    Out result[f16_lanes];
-    std::memcpy(rest, in + i, (n - i) * sizeof(In));
-    f(rest, result);
-    std::memcpy(out + i, result, (n - i) * sizeof(Out));
+template <class V>
+RT_INLINE void store(f16* to, const V& v) {
+  [[maybe_unused]] auto* words = reinterpret_cast<char*>(to);
+#if defined(__AVX512F__)
+  if constexpr (sizeof(V) == 64) {
+    return store(words, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
   }
+#endif
+#if defined(__F16C__)
+  if constexpr (sizeof(V) == 32) {
+    return store(words, _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  }
+#endif
+  for (size_t i = 0; i < sizeof(V) / sizeof(float); ++i) to[i] = narrow(v[i]);
 }
-
-inline void widen(const f16* in, float* out, int64_t n) { by_lanes(in, out, n, widen_lanes); }
-inline void narrow(const float* in, f16* out, int64_t n) { by_lanes(in, out, n, narrow_lanes); }
 
 // A vector to memory, around the cache. The address is aligned to it.
 template <class T, class V>
-inline void stream_out(T* to, const V& v) {
+RT_INLINE void stream_out(T* to, const V& v) {
 #if defined(__AVX512F__)
   if constexpr (sizeof(V) == 64) _mm512_stream_si512(reinterpret_cast<__m512i*>(to), __builtin_bit_cast(__m512i, v));
 #endif
@@ -101,91 +106,69 @@ struct Loop;
 template <class Op, class T, size_t... I, size_t... S>
 struct Loop<Op, T, std::index_sequence<I...>, std::index_sequence<S...>> {
   using C = Compute<T>;
-  using V = Vector<C, Op::memory_bound ? narrow_bytes : vector_bytes>;
-  static constexpr int64_t lanes = sizeof(V) / sizeof(C);
+  static constexpr bool converts = sizeof(T) == 2;
+  using V = Vector<C, Op::memory_bound && !converts ? narrow_bytes : vector_bytes>;
   using Result = decltype(Op::apply((static_cast<void>(I), V())..., (static_cast<void>(S), C())...));
+  static constexpr int64_t lanes = sizeof(V) / sizeof(C);
   static constexpr int outputs = std::is_same_v<Result, V> ? 1 : 2;
+  static constexpr bool can_stream = !converts && outputs == 1;
 
-  template <bool stream = false>
-  static void elements(int64_t n, C* const* out, const C* const* in, const C* scalars) {
-    [[maybe_unused]] const C s[] = {scalars[S]..., C()};
-    const C* const x[] = {in[I]...};
-    C* y[outputs];
-    std::copy_n(out, outputs, y);
-    int64_t i = 0;
-    for (; i + lanes <= n; i += lanes) write<stream>(y, i, Op::apply(load(x[I] + i)..., s[S]...));
-    if (i == n) return;
-    // What is left, through padded copies: a vector's worth may not be read or written beyond the end.
-    V rest_in[Op::tensors] = {}, rest_out[outputs];
-    C* const to[] = {reinterpret_cast<C*>(&rest_out[0]), reinterpret_cast<C*>(&rest_out[outputs - 1])};
-    for (int k = 0; k < Op::tensors; ++k) std::memcpy(&rest_in[k], x[k] + i, (n - i) * sizeof(C));
-    write<false>(to, 0, Op::apply(rest_in[I]..., s[S]...));
-    for (int k = 0; k < outputs; ++k) std::memcpy(y[k] + i, to[k], (n - i) * sizeof(C));
-  }
-
-  static V load(const C* from) {
-    V v;
-    std::memcpy(&v, from, sizeof v);
-    return v;
-  }
   template <bool stream>
-  static void write(C* const* to, int64_t i, const Result& result) {
+  static void write(T* const* to, int64_t i, const Result& result) {
     if constexpr (stream) {
       stream_out(to[0] + i, result);
     } else if constexpr (outputs == 1) {
-      std::memcpy(to[0] + i, &result, sizeof result);
+      store(to[0] + i, result);
     } else {
-      std::memcpy(to[0] + i, &result.first, sizeof(V));
-      std::memcpy(to[1] + i, &result.second, sizeof(V));
+      store(to[0] + i, result.first);
+      store(to[1] + i, result.second);
     }
   }
 
-  // A block at a time, through buffers where an input or output is not what the loop reads or writes: types that
-  // are not computed in, and one element for all.
   template <bool stream = false>
-  static void blocks(int64_t n, T* const* out, const T* const* in, const C* scalars, uint8_t broadcast) {
-    constexpr bool convert = sizeof(T) == 2;
-    alignas(64) C buffer[Op::tensors + outputs][block];
-    const auto is_one = [&](int k) { return (broadcast >> k & 1) != 0; };
-    const int64_t longest = std::min(n, block);
+  static void elements(int64_t n, T* const* out, const T* const* in, const C* scalars) {
+    [[maybe_unused]] const C s[] = {scalars[S]..., C()};
+    const T* const x[] = {in[I]...};
+    T* y[outputs];
+    std::copy_n(out, outputs, y);
+    int64_t i = 0;
+    for (; i + lanes <= n; i += lanes) write<stream>(y, i, Op::apply(load<V>(x[I] + i)..., s[S]...));
+    if (i == n) return;
+    // What is left, through padded copies: a vector's worth may not be read or written beyond the end.
+    T rest_in[Op::tensors][lanes] = {}, rest_out[outputs][lanes];
+    T* const to[] = {rest_out[0], rest_out[outputs - 1]};
+    for (int k = 0; k < Op::tensors; ++k) std::memcpy(rest_in[k], x[k] + i, (n - i) * sizeof(T));
+    write<false>(to, 0, Op::apply(load<V>(rest_in[I])..., s[S]...));
+    for (int k = 0; k < outputs; ++k) std::memcpy(y[k] + i, to[k], (n - i) * sizeof(T));
+  }
+
+  // Where an input is one element for all: a block at a time, against a block full of it.
+  template <bool stream = false>
+  static void broadcast(int64_t n, T* const* out, const T* const* in, const C* scalars, uint8_t which) {
+    if (which == 0) return elements<stream>(n, out, in, scalars);
+    constexpr int64_t block = 512;
+    T full[Op::tensors][block];
     for (int k = 0; k < Op::tensors; ++k) {
-      if (!is_one(k) || n == 0) continue;
-      read(in[k], buffer[k], 1);
-      std::fill_n(buffer[k] + 1, longest - 1, buffer[k][0]);
+      if (which >> k & 1) std::fill_n(full[k], std::min(n, block), in[k][0]);
     }
     for (int64_t i = 0; i < n; i += block) {
-      const int64_t m = std::min(block, n - i);
-      const C* x[Op::tensors];
-      C* y[outputs];
-      for (int k = 0; k < Op::tensors; ++k) {
-        x[k] = buffer[k];
-        if (is_one(k)) continue;
-        if constexpr (convert) {
-          read(in[k] + i, buffer[k], m);
-        } else {
-          x[k] = in[k] + i;
-        }
-      }
-      for (int k = 0; k < outputs; ++k) {
-        if constexpr (convert) {
-          y[k] = buffer[Op::tensors + k];
-        } else {
-          y[k] = out[k] + i;
-        }
-      }
-      elements<stream>(m, y, x, scalars);
-      if constexpr (convert) {
-        for (int k = 0; k < outputs; ++k) narrow(y[k], out[k] + i, m);
-      }
+      const T* x[Op::tensors];
+      T* y[outputs];
+      for (int k = 0; k < Op::tensors; ++k) x[k] = which >> k & 1 ? full[k] : in[k] + i;
+      for (int k = 0; k < outputs; ++k) y[k] = out[k] + i;
+      elements<stream>(std::min(block, n - i), y, x, scalars);
     }
   }
 
-  static void read(const T* in, C* out, int64_t n) {
-    if constexpr (sizeof(T) == 2) {
-      widen(in, out, n);
-    } else {
-      std::copy_n(in, n, out);
-    }
+  static void around_cache(int64_t n, T** out, const T** in, const C* scalars, uint8_t which) {
+    // The elements before the first aligned one, then the rest.
+    const int64_t past = reinterpret_cast<uintptr_t>(out[0]) % sizeof(V);
+    const int64_t head = std::min<int64_t>(n, past ? (sizeof(V) - past) / sizeof(T) : 0);
+    broadcast(head, out, in, scalars, which);
+    for (int k = 0; k < Op::tensors; ++k) in[k] += (which >> k & 1) ? 0 : head;
+    out[0] += head;
+    broadcast<true>(n - head, out, in, scalars, which);
+    _mm_sfence();
   }
 
   static void run(const Args& a) {
@@ -193,24 +176,10 @@ struct Loop<Op, T, std::index_sequence<I...>, std::index_sequence<S...>> {
     T* out[outputs];
     for (int k = 0; k < outputs; ++k) out[k] = static_cast<T*>(a.out[k]);
     const C* scalars = static_cast<const C*>(a.scalars);
-    if constexpr (sizeof(T) > 2 && outputs == 1) {
+    if constexpr (can_stream) {
       if (a.stream) return around_cache(a.n, out, in, scalars, a.broadcast);
     }
-    if constexpr (sizeof(T) > 2) {
-      if (a.broadcast == 0) return elements(a.n, out, in, scalars);
-    }
-    blocks(a.n, out, in, scalars, a.broadcast);
-  }
-
-  static void around_cache(int64_t n, T** out, const T** in, const C* scalars, uint8_t broadcast) {
-    // The elements before the first aligned one, then the rest.
-    const int64_t past = reinterpret_cast<uintptr_t>(out[0]) % vector_bytes;
-    const int64_t head = std::min<int64_t>(n, past ? (vector_bytes - past) / sizeof(T) : 0);
-    blocks(head, out, in, scalars, broadcast);
-    for (int k = 0; k < Op::tensors; ++k) in[k] += (broadcast >> k & 1) ? 0 : head;
-    out[0] += head;
-    blocks<true>(n - head, out, in, scalars, broadcast);
-    _mm_sfence();
+    broadcast(a.n, out, in, scalars, a.broadcast);
   }
 };
 

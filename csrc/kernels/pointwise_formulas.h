@@ -11,35 +11,35 @@ namespace rusttorch::formula {
 // types: all = f32, f64, bf16, f16, i32, i64; floats = the first four.
 // bound: whether memory is what a loop over it waits for, or arithmetic. Loops that wait for memory use vectors of 32
 // bytes at most: with 64 bytes, add at 1M elements is 6 % slower (Zen 4, outputs in the last cache level).
-#define RUSTTORCH_POINTWISE(X)               \
-  X(add, 2, 0, all, memory)                  \
-  X(add_scaled, 2, 1, all, memory)           \
-  X(add_scalar, 1, 2, all, memory)           \
-  X(sub, 2, 0, all, memory)                  \
-  X(sub_scaled, 2, 1, all, memory)           \
-  X(sub_scalar, 1, 2, all, memory)           \
-  X(mul, 2, 0, all, memory)                  \
-  X(mul_scalar, 1, 1, all, memory)           \
-  X(div, 2, 0, floats, memory)               \
-  X(div_scalar, 1, 1, floats, memory)        \
-  X(div_trunc, 2, 0, floats, compute)        \
-  X(div_trunc_scalar, 1, 1, floats, compute) \
-  X(neg, 1, 0, all, memory)                  \
-  X(abs, 1, 0, all, memory)                  \
-  X(exp, 1, 0, floats, compute)              \
-  X(log, 1, 0, floats, compute)              \
-  X(sqrt, 1, 0, floats, compute)             \
-  X(square, 1, 0, floats, memory)            \
-  X(cube, 1, 0, floats, memory)              \
-  X(reciprocal, 1, 0, floats, compute)       \
-  X(maximum, 2, 0, all, memory)              \
-  X(minimum, 2, 0, all, memory)              \
-  X(clamp, 1, 2, all, memory)                \
-  X(clamp_tensor, 3, 0, all, memory)         \
-  X(addcmul, 3, 1, all, memory)              \
-  X(addcdiv, 3, 1, floats, compute)          \
-  X(lerp_scalar, 2, 1, floats, memory)       \
-  X(lerp_tensor, 3, 0, floats, memory)       \
+#define RUSTTORCH_POINTWISE(X)              \
+  X(add, 2, 0, all, memory)                 \
+  X(add_scaled, 2, 1, all, memory)          \
+  X(add_scalar, 1, 2, all, memory)          \
+  X(sub, 2, 0, all, memory)                 \
+  X(sub_scaled, 2, 1, all, memory)          \
+  X(sub_scalar, 1, 2, all, memory)          \
+  X(mul, 2, 0, all, memory)                 \
+  X(mul_scalar, 1, 1, all, memory)          \
+  X(div, 2, 0, floats, memory)              \
+  X(div_scalar, 1, 1, floats, memory)       \
+  X(div_trunc, 2, 0, floats, memory)        \
+  X(div_trunc_scalar, 1, 1, floats, memory) \
+  X(neg, 1, 0, all, memory)                 \
+  X(abs, 1, 0, all, memory)                 \
+  X(exp, 1, 0, floats, compute)             \
+  X(log, 1, 0, floats, compute)             \
+  X(sqrt, 1, 0, floats, compute)            \
+  X(square, 1, 0, floats, memory)           \
+  X(cube, 1, 0, floats, memory)             \
+  X(reciprocal, 1, 0, floats, compute)      \
+  X(maximum, 2, 0, all, memory)             \
+  X(minimum, 2, 0, all, memory)             \
+  X(clamp, 1, 2, all, memory)               \
+  X(clamp_tensor, 3, 0, all, memory)        \
+  X(addcmul, 3, 1, all, memory)             \
+  X(addcdiv, 3, 1, floats, memory)          \
+  X(lerp_scalar, 2, 1, floats, memory)      \
+  X(lerp_tensor, 3, 0, floats, memory)      \
   X(fused_multiply_add, 3, 0, all, memory)
 
 template <class V>

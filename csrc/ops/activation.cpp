@@ -37,7 +37,13 @@ struct Approximate {
     return r;
   }
 };
-using Gelu = Approximate<activation::gelu, activation::gelu_tanh>;
+struct Gelu {
+  static Request request(const Tensor& self, std::string_view approximate) {
+    Request r = Approximate<activation::gelu, activation::gelu_tanh>::request(self, approximate);
+    if (approximate == "none") r.limit_16_bit = int64_t(1) << 17;  // stock's is oneDNN's: slow to start
+    return r;
+  }
+};
 using GeluBackward = Approximate<activation::gelu_backward, activation::gelu_tanh_backward>;
 
 struct Softplus {
@@ -168,9 +174,9 @@ const Rows& activation_rows() {
       FORWARD(leaky_relu, Always<activation::leaky_relu>),
       BACKWARD(leaky_relu_backward, LeakyReluBackward),
       FORWARD(sigmoid, Always<activation::sigmoid>),
-      BACKWARD(sigmoid_backward, Always<activation::sigmoid_backward>),
+      BACKWARD(sigmoid_backward, Small16Bit<Always<activation::sigmoid_backward>>),
       FORWARD(tanh, Always<activation::tanh>),
-      BACKWARD(tanh_backward, Always<activation::tanh_backward>),
+      BACKWARD(tanh_backward, Small16Bit<Always<activation::tanh_backward>>),
       FORWARD(gelu, Gelu),
       BACKWARD(gelu_backward, GeluBackward),
       FORWARD(elu, Always<activation::elu>),

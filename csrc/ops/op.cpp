@@ -84,6 +84,7 @@ Handed Plan::fit() {
   args_.n = like_->numel();
   kernel_ = request_.kernel(like_->device().type());
   if (is_integer(args_.dtype) && !kernel_.integers) return Handed::dtype;
+  if (element_size(args_.dtype) == 2 && args_.n >= request_.limit_16_bit) return Handed::size;
   if (request_.contiguous && !like_->is_contiguous()) return Handed::layout;
   if (!fill_scalars()) return Handed::dtype;
   const bool cpu = like_->is_cpu();

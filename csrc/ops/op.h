@@ -37,6 +37,7 @@ struct Request {
   size_t tensors = 0;
   std::array<Scalar, 3> scalars;
   size_t scalar_count = 0;
+  int64_t limit_16_bit = INT64_MAX;  // from how many bf16 or f16 elements on stock is faster, by measurement
   bool contiguous = false;  // stock's output does not take the input's strides: only contiguous inputs are taken
 
   void add(const Tensor& t) { in[tensors++] = &t; }
@@ -125,6 +126,17 @@ struct Always {
     Request r;
     r.kernel = &resolve<K>;
     (r.add(args), ...);
+    return r;
+  }
+};
+
+// Pick's request, with a limit_16_bit: stock's 16-bit kernels do no more than turn a bit, or round less often.
+template <class Pick, int64_t limit = 2048>
+struct Small16Bit {
+  template <class... A>
+  static Request request(const A&... args) {
+    Request r = Pick::request(args...);
+    r.limit_16_bit = limit;
     return r;
   }
 };

@@ -18,9 +18,9 @@
 #define ROW RUSTTORCH_ROW
 
 // The three forms of an op that has no options.
-#define UNARY(name)                                                                                          \
-  ROW(#name, Always<pointwise::name>, STOCK(name)), ROW(#name "_", Always<pointwise::name>, STOCK(name##_)), \
-      ROW(#name ".out", Always<pointwise::name>, STOCK(name##_outf))
+#define UNARY(name, ...)                                                             \
+  ROW(#name, __VA_ARGS__, STOCK(name)), ROW(#name "_", __VA_ARGS__, STOCK(name##_)), \
+      ROW(#name ".out", __VA_ARGS__, STOCK(name##_outf))
 
 namespace rusttorch {
 RUSTTORCH_DEFINE_FAMILY(pointwise)
@@ -60,6 +60,7 @@ struct Mul {
     return Always<pointwise::mul>::request(self, other);
   }
 };
+using Abs = Small16Bit<Always<pointwise::abs>>;
 using MulScalar = Always<pointwise::mul_scalar>;
 using LerpScalar = Always<pointwise::lerp_scalar>;
 using LerpTensor = Always<pointwise::lerp_tensor>;
@@ -98,6 +99,7 @@ struct Pow {
       r.kernel = &resolve<pointwise::sqrt>;
     } else if (e == 2) {
       r.kernel = &resolve<pointwise::square>;
+      r.limit_16_bit = 2048;
     } else if (e == 3) {
       r.kernel = &resolve<pointwise::cube>;
     } else if (e == -1) {
@@ -210,13 +212,13 @@ const Rows& pointwise_rows() {
       ROW("div.Scalar_mode", DivScalar, CEA_AS(WithMode<S>, div)),
       ROW("div_.Scalar_mode", DivScalar, CEA_AS(WithModeInplace<S>, div_)),
       ROW("div.Scalar_mode_out", DivScalar, CEA_AS(WithModeOut<S>, div_outf)),
-      UNARY(neg),
-      ROW("abs", Always<pointwise::abs>, CEA(abs)),
-      ROW("abs_", Always<pointwise::abs>, CEA(abs_)),
-      ROW("abs.out", Always<pointwise::abs>, STOCK(abs_outf)),
-      UNARY(exp),
-      UNARY(log),
-      UNARY(sqrt),
+      UNARY(neg, Small16Bit<Always<pointwise::neg>>),
+      ROW("abs", Abs, CEA(abs)),
+      ROW("abs_", Abs, CEA(abs_)),
+      ROW("abs.out", Abs, STOCK(abs_outf)),
+      UNARY(exp, Always<pointwise::exp>),
+      UNARY(log, Always<pointwise::log>),
+      UNARY(sqrt, Always<pointwise::sqrt>),
       ROW("pow.Tensor_Scalar", Pow, STOCK_AS(Fn<S>, pow)),
       ROW("pow_.Scalar", Pow, STOCK_AS(FnInplace<S>, pow_)),
       ROW("pow.Tensor_Scalar_out", Pow, STOCK_AS(FnOut<S>, pow_outf)),
