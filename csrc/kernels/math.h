@@ -7,8 +7,11 @@
 // A product and a sum are contracted to one FMA where the target has it (-ffp-contract=fast); nothing else may be
 // reordered: -ffast-math would break the rounding tricks below.
 //
-// Largest error in ulp, against a reference of higher precision (tests/test_math.py measures it again):
-// @TABLE@
+// Largest error in ulp over two million floats and some thousand doubles of all sizes, against references of higher
+// precision, the worst of the three instruction sets (tests/test_math.py):
+//                 exp    expm1      log    log1p     tanh      erf  sigmoid
+//   float        1.11     1.49     0.80     0.78     1.46     1.45     1.76
+//   double       1.05     1.67     0.73     0.76     1.40     0.83     1.41
 //
 // The polynomials come from tools/fit_math.py. The range reductions are the usual ones (W. J. Cody and W. Waite,
 // Software Manual for the Elementary Functions, 1980; Sun's fdlibm for log and log1p).
