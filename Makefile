@@ -24,7 +24,7 @@ test: build
 	ATEN_CPU_CAPABILITY=default pytest tests/test_pointwise.py tests/test_activation.py -k "layouts or special or integers"
 
 bench: build
-	python bench/ops.py --out bench/results/ops.json
+	python bench/ops.py --pairs 21 --out bench/results/ops.json
 	python bench/report.py bench/results/ops.json --into README.md
 
 lint: build
