@@ -112,16 +112,17 @@ class Differentiable final : public c10::OperatorKernel {
 
  private:
   static bool is_differentiated(const c10::OperatorHandle& op, const Stack& stack, size_t begin) {
-    bool requires_grad = false;
+    bool requires_grad = false, complex = false;
     for (size_t i = begin; i < stack.size(); ++i) {
       if (!stack[i].isTensor() || !stack[i].toTensor().defined()) continue;
       const Tensor& t = stack[i].toTensor();
       TORCH_CHECK_NOT_IMPLEMENTED(!t._fw_grad(0).defined(), op.schema().name(), " has no forward-mode derivative");
       requires_grad |= t.requires_grad();
-      TORCH_CHECK_NOT_IMPLEMENTED(!requires_grad || !t.is_complex(), op.schema().name(),
-                                  " has no derivative for complex tensors");
+      complex |= t.is_complex();
     }
-    return requires_grad && c10::GradMode::is_enabled();
+    if (!requires_grad || !c10::GradMode::is_enabled()) return false;
+    TORCH_CHECK_NOT_IMPLEMENTED(!complex, op.schema().name(), " has no derivative for complex tensors");
+    return true;
   }
   static void below(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
     const at::AutoDispatchBelowAutograd guard;
