@@ -112,7 +112,9 @@ def extension():
     macros = [*LEVELS, ("RUSTTORCH_CUDA", None)]
     if torch.version.cuda is None:
         macros.append(("C10_CUDA_NO_CMAKE_CONFIGURE_FILE", None))
-    nvcc = ["-std=c++20", "-O3", "--use_fast_math=false", "-lineinfo"]
+    if not torch.cuda.is_available():  # no GPU to ask for its architecture
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0+PTX")
+    nvcc = ["-std=c++20", "-O3", "-lineinfo"]
     return cpp_extension.CUDAExtension(
         "rusttorch._C",
         sources + cuda,

@@ -1,7 +1,7 @@
 """Turns the results of bench/ops.py into a table.
 
-    python bench/report.py bench/results/ops.json                    # prints it
-    python bench/report.py bench/results/ops.json --into README.md   # puts it between the file's bench markers
+python bench/report.py bench/results/ops.json                    # prints it
+python bench/report.py bench/results/ops.json --into README.md   # puts it between the file's bench markers
 """
 
 import argparse
