@@ -127,7 +127,8 @@ def main():
     run(["c++", "-shared", *objects, "-Wl,--no-undefined", *libraries, "-o", options.out / "rusttorch.so"])
 
     registers = [int(n) for n in re.findall(r"Used (\d+) registers", logs)]
-    spills = [k for k in re.findall(r"properties for (\S+)\n.*, (?!0 bytes spill stores)", logs) if not allowed(k)]
+    frames = re.findall(r"properties for (\S+)\n.*?(\d+) bytes spill stores, (\d+) bytes spill loads", logs)
+    spills = [f"{name} spills" for name, *bytes_ in frames if bytes_ != ["0", "0"] and not allowed(name)]
     archs = ", ".join(f"sm_{a}" for a in options.arch)
     print(
         f"{len(registers)} kernels in {len(devices)} files for {archs}, at most {max(registers)} registers, "
