@@ -14,7 +14,7 @@ import torch
 from setuptools import find_packages, setup
 from torch.utils import cpp_extension
 
-ROOT = Path(__file__).parent
+ROOT = Path(__file__).resolve().parent
 
 FLAGS = [
     "-std=c++20",
