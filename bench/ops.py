@@ -164,6 +164,10 @@ def main():
                 flush=True,
             )
     if options.out:
+        if options.ops and options.out.exists():  # a part measured again: what it leaves out is kept, in its order
+            again = {(r["op"], r["n"]): r for r in results}
+            old = json.loads(options.out.read_text())["results"]
+            results = [again.pop((r["op"], r["n"]), r) for r in old] + list(again.values())
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps({"facts": facts, "results": results}, indent=1))
 

@@ -60,7 +60,7 @@ ROWS = [
     pointwise("addcdiv", "nnp"),
     pointwise("lerp", "nn", 0.3),
     pointwise("lerp", "nnu"),
-    Row("fused_multiply_add", lambda a, b, c: a * b + c, rusttorch.fused_multiply_add, "nnn", (), {}, 4),
+    Row("fused_multiply_add", lambda a, b, c: torch.addcmul(c, a, b), rusttorch.fused_multiply_add, "nnn", (), {}, 4),
     activation("relu", torch.relu),
     activation("leaky_relu"),
     activation("sigmoid", torch.sigmoid),

@@ -92,12 +92,18 @@ def _gelu_tanh_backward(g, x):
     return g * (torch.sigmoid(u) + x * torch.sigmoid(u) * torch.sigmoid(-u) * slope)
 
 
+def _mish_backward(g, x):
+    s = torch.nn.functional.softplus(x)
+    return g * (s.tanh() + x * torch.sigmoid(x) / s.cosh() ** 2)
+
+
 # In float64, where stock's own formula cancels or has float32 constants.
 REFERENCE = {
     "gelu": _gelu,
     "gelu-approximate=tanh": _gelu_tanh,
     "gelu_backward": _gelu_backward,
     "gelu_backward-approximate=tanh": _gelu_tanh_backward,
+    "mish_backward": _mish_backward,
     "hardsigmoid_backward": lambda g, x: g / 6 * (x.abs() < 3),
     "hardswish_backward": lambda g, x: g * torch.where(x >= 3, 1.0, (x / 3 + 0.5) * (x > -3)),
 }
