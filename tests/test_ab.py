@@ -1,4 +1,4 @@
-import time
+import random
 
 import pytest
 import rusttorch
@@ -12,19 +12,22 @@ def steps(ab, n, step=lambda: None, **kwargs):
             s.loss = step()
 
 
-def test_finds_a_known_difference():
-    """Steps that sleep twice as long in one arm: the ratio is 2, whatever the order."""
+def test_finds_a_known_difference(monkeypatch):
+    """By a clock of our own, swapped steps take half as long, give or take a fifth: the ratio is 2."""
+    clock, jitter = [0.0], random.Random(0)
+    monkeypatch.setattr(rusttorch.ab.time, "perf_counter", lambda: clock[0])
     ab = rusttorch.AB(block=2, warmup=1)
-    for _ in range(8 * 9):
+    for _ in range(8 * 31):
         with ab.step(samples=32) as step:
-            time.sleep(0.004 if step.arm == "stock" else 0.002)
+            clock[0] += (4 if step.arm == "stock" else 2) * jitter.uniform(0.8, 1.2)
     report = ab.report()
-    assert report.rounds == 8
+    assert report.rounds == 30
     low, high = report.interval
-    assert 1.3 < low <= report.speedup <= high
-    assert report.per_second["swapped"] > report.per_second["stock"]
+    assert 1.8 < low <= report.speedup <= high < 2.2
+    assert report.per_second["swapped"] == pytest.approx(16, rel=0.05)
+    assert report.per_second["stock"] == pytest.approx(8, rel=0.05)
     assert report.loss_interval is None
-    assert len(ab.times("stock")) == len(ab.times("swapped")) == 32
+    assert len(ab.times("stock")) == len(ab.times("swapped")) == 120
 
 
 def test_arms_run_their_kernels_and_leave_nothing():
