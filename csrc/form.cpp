@@ -74,4 +74,10 @@ std::string functional_name(const c10::FunctionSchema& schema) {
   return "";
 }
 
+std::optional<c10::OperatorHandle> find_op(const std::string& ns, const std::string& name) {
+  const auto dot = name.find('.');
+  return c10::Dispatcher::singleton().findSchema(
+      {ns + "::" + name.substr(0, dot), dot == std::string::npos ? "" : name.substr(dot + 1)});
+}
+
 }  // namespace rusttorch

@@ -2,9 +2,11 @@
 
 // The three forms of an op (functional, in-place, out=), told from its schema.
 
+#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/function_schema.h>
 
 #include <functional>
+#include <optional>
 #include <string>
 
 namespace rusttorch {
@@ -18,7 +20,7 @@ bool is_out(const c10::FunctionSchema& schema);
 // "name.overload" of the op that returns what this one writes: add_.Tensor, add.out -> add.Tensor.
 std::string functional_name(const c10::FunctionSchema& schema);
 
-// Whether the op is made of others of the table, and has no kernel of its own.
-bool is_composite(const std::string& name);
+// The op of "name.overload" in a namespace, if there is one.
+std::optional<c10::OperatorHandle> find_op(const std::string& ns, const std::string& name);
 
 }  // namespace rusttorch

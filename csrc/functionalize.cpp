@@ -45,9 +45,7 @@ class Functionalize final : public c10::OperatorKernel {
     }
     {
       const at::AutoDispatchSkipFunctionalize guard;
-      c10::Dispatcher::singleton()
-          .findSchemaOrThrow(base(functional_).c_str(), overload(functional_).c_str())
-          .callBoxed(&inner);
+      find_op("rusttorch", functional_).value().callBoxed(&inner);
     }
     for (size_t k = 0; k < written.size(); ++k) {
       TORCH_CHECK(fz::isFunctionalTensor(written[k]), op.schema().name(),
@@ -61,12 +59,6 @@ class Functionalize final : public c10::OperatorKernel {
   }
 
  private:
-  static std::string base(const std::string& name) { return "rusttorch::" + name.substr(0, name.find('.')); }
-  static std::string overload(const std::string& name) {
-    const auto dot = name.find('.');
-    return dot == std::string::npos ? "" : name.substr(dot + 1);
-  }
-
   std::string functional_;  // looked up when called: when this is made, its schema may not be there yet
 };
 

@@ -4,7 +4,6 @@
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
 #include <torch/csrc/utils/python_arg_parser.h>
-#include <torch/version.h>
 
 #include "form.h"
 #include "swap.h"
@@ -33,11 +32,6 @@ struct Overload {
   c10::OperatorHandle op;
   std::optional<c10::OperatorHandle> out;
 };
-
-c10::OperatorHandle find(const c10::FunctionSchema& schema) {
-  const std::string name = schema.name().starts_with("rusttorch::") ? schema.name() : "rusttorch::" + schema.name();
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name.c_str(), schema.overload_name().c_str());
-}
 
 // One Python function: all overloads of a name, told apart by torch's own argument parser.
 class Function {
@@ -132,15 +126,16 @@ class Function {
 void add_functions(py::module_& m) {
   std::vector<std::string> order;
   std::map<std::string, std::vector<Overload>> by_name;
-  const auto functional = [](const c10::FunctionSchema& schema) { return !is_out(schema); };
   for_each_schema([&](const c10::FunctionSchema& schema, const std::string&, const std::string& name) {
-    if (!functional(schema)) return;
+    if (is_out(schema)) return;
     const std::string base = name.substr(0, name.find('.'));
     if (!by_name.contains(base)) order.push_back(base);
-    by_name[base].push_back({find(schema), std::nullopt});
-    for_each_schema([&](const c10::FunctionSchema& other, const std::string&, const std::string&) {
+    by_name[base].push_back({find_op("rusttorch", name).value(), std::nullopt});
+    for_each_schema([&](const c10::FunctionSchema& other, const std::string&, const std::string& other_name) {
       const bool one_output = other.returns().size() == 1 && other.arguments().size() == schema.arguments().size() + 1;
-      if (is_out(other) && one_output && functional_name(other) == name) by_name[base].back().out = find(other);
+      if (is_out(other) && one_output && functional_name(other) == name) {
+        by_name[base].back().out = find_op("rusttorch", other_name);
+      }
     });
   });
   for (const auto& name : order) m.attr(name.c_str()) = (new Function(name, by_name[name]))->object();
@@ -151,7 +146,6 @@ void add_functions(py::module_& m) {
 
 PYBIND11_MODULE(_C, m) {
   using namespace rusttorch;
-  m.attr("torch_version") = TORCH_VERSION;
   m.def("entries", [] {
     py::list all;
     for (const auto& e : entries()) all.append(py::make_tuple(e.family, e.name, e.swappable));

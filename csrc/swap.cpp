@@ -29,9 +29,7 @@ void impl_rows(torch::Library& m) {
 
 // An op that aten decomposes above the backend keys would lose its derivative to a kernel there.
 bool has_backend_kernel(const std::string& name) {
-  const auto dot = name.find('.');
-  const auto op = c10::Dispatcher::singleton().findSchema(
-      {"aten::" + name.substr(0, dot), dot == std::string::npos ? "" : name.substr(dot + 1)});
+  const auto op = find_op("aten", name);
   return op && (op->hasKernelForDispatchKey(c10::DispatchKey::CPU) ||
                 op->hasKernelForDispatchKey(c10::DispatchKey::CompositeExplicitAutograd));
 }
@@ -62,8 +60,6 @@ std::vector<std::unique_ptr<torch::Library>> install(const Row& row) {
 }
 
 }  // namespace
-
-bool is_composite(const std::string& name) { return !rows().contains(name); }
 
 std::vector<Entry> entries() {
   std::vector<Entry> all;

@@ -65,6 +65,12 @@ Pointer make_node() {
   }
 }
 
+// The op's next kernel: the one that marks a change, or the backend's.
+void below(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
+  const at::AutoDispatchBelowAutograd guard;
+  op.redispatchBoxed(keys & c10::after_autograd_keyset, stack);
+}
+
 // The autograd kernel of a functional or in-place op.
 class Differentiable final : public c10::OperatorKernel {
  public:
@@ -124,11 +130,6 @@ class Differentiable final : public c10::OperatorKernel {
     TORCH_CHECK_NOT_IMPLEMENTED(!complex, op.schema().name(), " has no derivative for complex tensors");
     return true;
   }
-  static void below(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
-    const at::AutoDispatchBelowAutograd guard;
-    op.redispatchBoxed(keys & c10::after_autograd_keyset, stack);
-  }
-
   const Formula* formula_;
 };
 
@@ -143,8 +144,7 @@ class NotDifferentiable final : public c10::OperatorKernel {
         ag::throw_error_out_requires_grad(op.schema().name().substr(sizeof("rusttorch::") - 1).c_str());
       }
     }
-    const at::AutoDispatchBelowAutograd guard;
-    op.redispatchBoxed(keys & c10::after_autograd_keyset, stack);
+    below(op, keys, stack);
   }
 };
 

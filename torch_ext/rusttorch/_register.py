@@ -1,4 +1,4 @@
-"""What torch.ops.rusttorch.* needs beside its kernels: fake tensors, vmap, and the builtins under torch.compile."""
+"""What torch.ops.rusttorch.* needs beside its kernels: fake tensors and vmap."""
 
 import torch
 
@@ -78,10 +78,10 @@ def register_vmap(name):
 
 
 def register():
-    composite = {"selu", "selu_", "celu", "celu_"}
     for _, name, _ in _C.entries():
-        if name in composite:
-            continue
+        if torch._C._dispatch_has_kernel_for_dispatch_key(f"rusttorch::{name}", "CompositeImplicitAutograd"):
+            continue  # made of other ops of the table, which have what it needs
         register_fake(name)
-        if "out" not in name and "grad_input" not in name:
+        arguments = overload("rusttorch", name)._schema.arguments
+        if not any(a.kwarg_only and a.alias_info for a in arguments):  # vmap has no out=
             register_vmap(name)
