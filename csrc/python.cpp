@@ -14,17 +14,42 @@ namespace {
 namespace py = pybind11;
 using c10::IValue;
 
-// A schema's type as torch's argument parser writes it.
-std::string parser_type(const c10::Type& type) {
-  std::string text = type.str();
-  return text.starts_with("str") ? "c10::string_view" + text.substr(3) : text;
+// An argument's type as torch's argument parser writes it.
+std::string parser_type(const c10::Argument& argument) {
+  std::string text = argument.real_type()->str();
+  const bool optional = text.ends_with("?");
+  if (optional) text.pop_back();
+  if (text == "str") text = "c10::string_view";
+  if (text == "int" || text == "SymInt") text = "int64_t";
+  if (text == "float") text = "double";
+  if (text == "int[]") text = argument.N() ? "IntArrayRef[" + std::to_string(*argument.N()) + "]" : "IntArrayRef";
+  return text + (optional ? "?" : "");
+}
+
+// A loss takes its reduction as torch.nn.functional does, by name, and as aten does, by number.
+bool is_reduction(const c10::Argument& argument) {
+  return argument.name() == "reduction" && argument.default_value().has_value();
+}
+int64_t reduction_of(std::string_view name) {
+  constexpr std::array<std::string_view, 3> names = {"none", "mean", "sum"};
+  const auto found = std::find(names.begin(), names.end(), name);
+  TORCH_CHECK_VALUE(found != names.end(), name, " is not a valid value for reduction");
+  return found - names.begin();
 }
 
 std::string default_text(const c10::Argument& argument) {
   const IValue& value = *argument.default_value();
   if (value.isNone()) return "None";
+  if (value.isIntList() && value.toIntList().empty()) return "None";
   if (value.isString()) return "\"" + value.toStringRef() + "\"";
   return c10::str(value);
+}
+
+// One or several dims. (r.intlist needs fmt, which torch does not export.)
+std::vector<int64_t> integers(PyObject* object) {
+  const py::handle handle(object);
+  if (py::isinstance<py::sequence>(handle)) return handle.cast<std::vector<int64_t>>();
+  return {handle.cast<int64_t>()};
 }
 
 // A functional (or in-place) overload, and the overload that takes out=.
@@ -37,8 +62,8 @@ struct Overload {
 class Function {
  public:
   Function(const std::string& name, std::vector<Overload> overloads)
-      : name_(name), overloads_(std::move(overloads)), parser_(signatures()) {
-    for (const auto& signature : signatures()) doc_ += signature + "\n";
+      : name_(name), overloads_(std::move(overloads)), signatures_(all_signatures()), parser_(texts()) {
+    for (const auto& overload : overloads_) doc_ += signature(overload, true) + "\n";
     doc_ += "\ntorch.ops.rusttorch." + name_ + ", without the cost of torch.ops.";
     method_ = {name_.c_str(), reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&Function::call)),
                METH_VARARGS | METH_KEYWORDS, doc_.c_str()};
@@ -55,34 +80,61 @@ class Function {
  private:
   static constexpr int max_arguments = 8;
 
-  std::vector<std::string> signatures() const {
-    std::vector<std::string> all;
-    for (const auto& overload : overloads_) {
-      std::string text = name_ + "(";
-      bool keywords = false;
-      for (const auto& argument : overload.op.schema().arguments()) {
-        if (text.back() != '(') text += ", ";
-        if (argument.kwarg_only() && !keywords) text += "*, ";
-        keywords |= argument.kwarg_only();
-        text += parser_type(*argument.type()) + " " + (argument.name() == "self" ? "input" : argument.name());
-        if (argument.default_value()) text += "=" + default_text(argument);
-      }
-      if (overload.out) text += std::string(keywords ? ", " : ", *, ") + "Tensor out=None";
-      all.push_back(text + ")");
+  struct Signature {
+    size_t overload;
+    bool by_name;  // the reduction
+  };
+  // One for each overload, and one more where there is a reduction.
+  std::vector<Signature> all_signatures() const {
+    std::vector<Signature> all;
+    for (size_t k = 0; k < overloads_.size(); ++k) {
+      const auto& arguments = overloads_[k].op.schema().arguments();
+      if (std::any_of(arguments.begin(), arguments.end(), is_reduction)) all.push_back({k, true});
+      all.push_back({k, false});
     }
     return all;
   }
+  std::vector<std::string> texts() const {
+    std::vector<std::string> all;
+    for (const auto& s : signatures_) all.push_back(signature(overloads_[s.overload], s.by_name));
+    return all;
+  }
 
-  static IValue argument(torch::PythonArgs& r, int i, const c10::Type& type) {
-    switch (type.kind()) {
+  std::string signature(const Overload& overload, bool by_name) const {
+    std::string text = name_ + "(";
+    bool keywords = false;
+    for (const auto& argument : overload.op.schema().arguments()) {
+      if (text.back() != '(') text += ", ";
+      if (argument.kwarg_only() && !keywords) text += "*, ";
+      keywords |= argument.kwarg_only();
+      if (by_name && is_reduction(argument)) {
+        text += "c10::string_view reduction=\"mean\"";
+        continue;
+      }
+      text += parser_type(argument) + " " + (argument.name() == "self" ? "input" : argument.name());
+      if (argument.default_value()) text += "=" + default_text(argument);
+    }
+    if (overload.out) text += std::string(keywords ? ", " : ", *, ") + "Tensor out=None";
+    return text + ")";
+  }
+
+  static IValue value(torch::PythonArgs& r, int i, const c10::Argument& argument, bool by_name) {
+    if (by_name && is_reduction(argument)) return reduction_of(r.stringView(i));
+    const c10::Type* type = argument.real_type().get();
+    if (type->kind() == c10::TypeKind::OptionalType) {
+      if (r.isNone(i)) return IValue();
+      type = type->castRaw<c10::OptionalType>()->getElementType().get();
+    }
+    switch (type->kind()) {
       case c10::TypeKind::TensorType: return r.tensor(i);
       case c10::TypeKind::NumberType: return r.scalar(i);
       case c10::TypeKind::BoolType: return r.toBool(i);
+      case c10::TypeKind::FloatType: return r.toDouble(i);
       case c10::TypeKind::StringType: return std::string(r.stringView(i));
-      default: break;
+      case c10::TypeKind::ListType: return integers(r.args[i]);
+      case c10::TypeKind::ScalarTypeType: return int64_t(r.scalartype(i));
+      default: return r.toInt64(i);
     }
-    if (r.isNone(i)) return IValue();
-    return argument(r, i, *type.castRaw<c10::OptionalType>()->getElementType());
   }
 
   static PyObject* call(PyObject* capsule, PyObject* args, PyObject* kwargs) {
@@ -94,11 +146,12 @@ class Function {
       return torch::handle_torch_function_no_python_arg_parser(r.overloaded_args, args, kwargs, self.name_.c_str(),
                                                                self.callable_.ptr(), "rusttorch");
     }
-    const Overload& overload = self.overloads_[r.idx];
+    const auto [index, by_name] = self.signatures_[r.idx];
+    const Overload& overload = self.overloads_[index];
     const auto& formal = overload.op.schema().arguments();
     std::vector<IValue> stack;
     stack.reserve(max_arguments);
-    for (size_t i = 0; i < formal.size(); ++i) stack.push_back(argument(r, int(i), *formal[i].type()));
+    for (size_t i = 0; i < formal.size(); ++i) stack.push_back(value(r, int(i), formal[i], by_name));
     const bool out = overload.out && !r.isNone(int(formal.size()));
     if (out) stack.emplace_back(r.tensor(int(formal.size())));
     {
@@ -116,6 +169,7 @@ class Function {
 
   std::string name_;
   std::vector<Overload> overloads_;
+  std::vector<Signature> signatures_;
   torch::PythonArgParser parser_;
   std::string doc_;
   PyMethodDef method_;

@@ -15,7 +15,7 @@ namespace {
 const std::map<std::string, Row>& rows() {
   static const auto all = [] {
     std::map<std::string, Row> map;
-    for (const Rows* table : {&pointwise_rows(), &activation_rows()}) {
+    for (const Rows* table : {&pointwise_rows(), &activation_rows(), &loss_rows()}) {
       for (const Row& row : *table) map.emplace(row.name, row);
     }
     return map;
@@ -55,6 +55,10 @@ std::vector<std::unique_ptr<torch::Library>> install(const Row& row) {
   for (const auto key : backends()) {
     libraries.push_back(std::make_unique<torch::Library>(torch::Library::IMPL, "aten", key, __FILE__, __LINE__));
     row.impl(*libraries.back(), row.name);
+    if (!row.autograd) continue;
+    const auto autograd = c10::getAutogradKeyFromBackend(c10::toBackendComponent(key));
+    libraries.push_back(std::make_unique<torch::Library>(torch::Library::IMPL, "aten", autograd, __FILE__, __LINE__));
+    row.autograd(*libraries.back(), row.name);
   }
   return libraries;
 }
@@ -66,7 +70,8 @@ std::vector<Entry> entries() {
   for_each_schema([&](const c10::FunctionSchema&, const std::string& family, const std::string& name) {
     const auto row = rows().find(name);
     const bool ours = row != rows().end();
-    all.push_back({family, name, ours && has_backend_kernel(name), ours ? row->second.stats : nullptr});
+    const bool swappable = ours && (has_backend_kernel(name) || row->second.autograd);
+    all.push_back({family, name, swappable, ours ? row->second.stats : nullptr});
   });
   return all;
 }

@@ -11,7 +11,7 @@ INTEGERS = (torch.int32, torch.int64)
 
 class Case(NamedTuple):
     op: str  # "add.Tensor"
-    domain: str = "n"  # of the tensors, one letter each or one for all: n normal, p positive, u (0, 1), w wide
+    domain: str = "n"  # of the tensors, one letter each: n normal, p positive, u (0, 1), w wide, s one number
     args: tuple = ()  # what follows the tensors
     kwargs: dict[str, Any] = {}  # noqa: RUF012
     exact: bool = False  # stock's result to the bit
@@ -65,8 +65,28 @@ class Case(NamedTuple):
         return OWN.get(self.op) or self.overload("aten")
 
 
+def _gradient(loss):
+    """The gradient of loss(x, target, ...) by x."""
+
+    def gradient(g, x, *args, **kwargs):
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            return torch.autograd.grad(loss(x, *args, **kwargs), x, g)[0]
+
+    return gradient
+
+
+def _bce_loss(x, t, epsilon, reduction):
+    return torch.ops.aten.binary_cross_entropy(x.clamp(epsilon, 1 - epsilon), t, None, reduction)
+
+
 # Ops that aten does not have, in its terms.
 OWN = {
+    "l1_loss_backward": _gradient(torch.ops.aten.l1_loss),
+    "bce_loss": _bce_loss,
+    "bce_loss_backward": _gradient(_bce_loss),
+    "binary_cross_entropy_with_logits_backward": _gradient(torch.ops.aten.binary_cross_entropy_with_logits),
+    "kl_div_backward": _gradient(torch.ops.aten.kl_div),
     "softsign": lambda x: x / (x.abs() + 1),
     "fused_multiply_add": lambda a, b, c: torch.addcmul(c, a, b),
     "add_scalar": torch.ops.aten.add.Scalar,
@@ -138,8 +158,10 @@ LAYOUTS = {
 
 
 def inputs(case, layout, dtype):
-    letters = case.domain
-    return [LAYOUTS[layout](lambda s, i=i, c=c: values(c, s, dtype, seed=i)) for i, c in enumerate(letters)]
+    return [
+        values("n", (), dtype, seed=i) if c == "s" else LAYOUTS[layout](lambda s, i=i, c=c: values(c, s, dtype, seed=i))
+        for i, c in enumerate(case.domain)
+    ]
 
 
 def clone(tensors):

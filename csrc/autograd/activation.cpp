@@ -17,13 +17,6 @@
 namespace rusttorch::autograd {
 namespace {
 
-// A backward op of this package, through the dispatcher, so that it is differentiable in turn.
-Tensor call(const char* op, std::vector<c10::IValue> arguments) {
-  const auto handle = c10::Dispatcher::singleton().findSchemaOrThrow((std::string("rusttorch::") + op).c_str(), "");
-  handle.callBoxed(arguments);
-  return arguments[0].toTensor();
-}
-
 // The gradients of f_backward(grad, x) = grad f'(x), given f_backward(g, x) and f''(x), which is only made if used.
 template <class F>
 Grads of_backward(const Call& c, const Tensor& g, size_t x_position, const Tensor& by_grad, F second) {
@@ -56,7 +49,7 @@ Grads of_log_sigmoid_backward(const Call& c, const Tensor& g) {
 
 const std::vector<Formula>& activation_formulas() {
   static const std::vector<Formula> formulas = {
-      {"relu", Save::result,
+      {"relu", Save::results,
        [](const Call& c, const Tensor& g) -> Grads { return {at::threshold_backward(g, c.result(), 0)}; }},
       {"leaky_relu", Save::inputs,
        [](const Call& c, const Tensor& g) -> Grads {
@@ -67,14 +60,14 @@ const std::vector<Formula>& activation_formulas() {
          return {c.want(0, [&] { return call("leaky_relu_backward", {g, c.tensor(1), c.scalar(2), c.flag(3)}); }),
                  c.want(1, [&] { return at::zeros_like(g); })};
        }},
-      {"sigmoid", Save::result,
+      {"sigmoid", Save::results,
        [](const Call& c, const Tensor& g) -> Grads { return {call("sigmoid_backward", {g, c.result()})}; }},
       {"sigmoid_backward", Save::inputs,
        [](const Call& c, const Tensor& g) {
          return of_backward(c, g, 1, call("sigmoid_backward", {g, c.tensor(1)}),
                             [](const Tensor& y) { return 1 - 2 * y; });
        }},
-      {"tanh", Save::result,
+      {"tanh", Save::results,
        [](const Call& c, const Tensor& g) -> Grads { return {call("tanh_backward", {g, c.result()})}; }},
       {"tanh_backward", Save::inputs,
        [](const Call& c, const Tensor& g) {

@@ -30,20 +30,22 @@ class FormulaNode final : public ag::Node {
   std::vector<IValue> arguments;          // the tensors among them taken out
   std::vector<size_t> tensor_positions;   // of the schema's tensors among the arguments
   std::vector<ag::SavedVariable> inputs;  // those tensors
-  ag::SavedVariable result;
+  std::vector<ag::SavedVariable> results;
 
   std::string name() const override { return std::string("Rusttorch") + formula->op + "Backward"; }
 
   void release_variables() override {
     const std::lock_guard<std::mutex> lock(mutex_);
     for (auto& input : inputs) input.reset_data();
-    result.reset_data();
+    for (auto& result : results) result.reset_data();
   }
 
   ag::variable_list apply(ag::variable_list&& grads) override {
     const std::lock_guard<std::mutex> lock(mutex_);
     const size_t n = tensor_positions.size();
-    if (!grads[0].defined()) return ag::variable_list(n);
+    if (std::none_of(grads.begin(), grads.end(), [](const Tensor& g) { return g.defined(); })) {
+      return ag::variable_list(n);
+    }
     std::vector<IValue> unpacked = arguments;
     for (size_t i = 0; i < inputs.size(); ++i) {
       const Tensor t = inputs[i].unpack();
@@ -51,8 +53,12 @@ class FormulaNode final : public ag::Node {
     }
     std::vector<bool> needed(n);
     for (size_t i = 0; i < n; ++i) needed[i] = task_should_compute_output(i);
-    Tensor y = formula->save == Save::result ? result.unpack(getptr()) : Tensor();
-    return formula->grads(Call(std::move(unpacked), std::move(y), std::move(needed)), grads[0]);
+    Grads y;
+    for (const auto& result : results) y.push_back(result.unpack(getptr()));
+    const Tensor g = grads[0];
+    auto result = formula->grads(Call(std::move(unpacked), std::move(y), std::move(grads), std::move(needed)), g);
+    result.resize(n);  // the last tensors may have no derivative
+    return result;
   }
 };
 
@@ -100,7 +106,7 @@ class Differentiable final : public c10::OperatorKernel {
     node.arguments.assign(stack->begin() + begin, stack->end());
     for (const size_t i : positions) node.arguments[i] = IValue();
     node.set_next_edges(ag::collect_next_edges(tensors));
-    if (formula_->save == Save::inputs) {
+    if (formula_->save == Save::inputs || formula_->save == Save::both) {
       for (size_t i = 0; i < tensors.size(); ++i) {
         node.inputs.emplace_back(inplace && i == 0 ? tensors[0].clone() : tensors[i], false);
       }
@@ -109,10 +115,13 @@ class Differentiable final : public c10::OperatorKernel {
     below(op, keys, stack);
 
     const size_t outputs = op.schema().returns().size();
-    const Tensor y = (*stack)[stack->size() - outputs].toTensor();
-    inplace ? ag::rebase_history(tensors[0], pointer) : ag::set_history(y, pointer);
-    if (formula_->save == Save::result) {
-      node.result = ag::SavedVariable(inplace ? tensors[0] : y, true, inplace && tensors[0].is_view());
+    for (size_t k = 0; k < outputs; ++k) {
+      const Tensor y = (*stack)[stack->size() - outputs + k].toTensor();
+      if (k < formula_->outputs) inplace ? ag::rebase_history(tensors[0], pointer) : ag::set_history(y, pointer);
+      if (formula_->save == Save::results || formula_->save == Save::both) {
+        const bool ours = k < formula_->outputs;
+        node.results.emplace_back(inplace ? tensors[0] : y, ours, inplace && tensors[0].is_view());
+      }
     }
   }
 
@@ -151,7 +160,7 @@ class NotDifferentiable final : public c10::OperatorKernel {
 const Formula* find_formula(const std::string& op) {
   static const auto by_op = [] {
     std::unordered_map<std::string, const Formula*> map;
-    for (const auto* table : {&pointwise_formulas(), &activation_formulas()}) {
+    for (const auto* table : {&pointwise_formulas(), &activation_formulas(), &loss_formulas()}) {
       for (const auto& formula : *table) map.emplace(formula.op, &formula);
     }
     return map;
@@ -161,6 +170,13 @@ const Formula* find_formula(const std::string& op) {
 }
 
 }  // namespace
+
+Tensor call(const char* op, std::vector<c10::IValue> arguments) {
+  const auto handle = c10::Dispatcher::singleton().findSchemaOrThrow((std::string("rusttorch::") + op).c_str(), "");
+  handle.callBoxed(arguments);
+  return arguments[0].toTensor();
+}
+
 }  // namespace rusttorch::autograd
 
 TORCH_LIBRARY_IMPL(rusttorch, Autograd, m) {

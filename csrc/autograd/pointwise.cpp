@@ -73,9 +73,9 @@ const std::vector<Formula>& pointwise_formulas() {
        [](const Call& c, const Tensor& g) -> Grads { return {c.given(2) ? at::zeros_like(g) : g / c.scalar(1)}; }},
       {"neg", Save::nothing, [](const Call&, const Tensor& g) -> Grads { return {-g}; }},
       {"abs", Save::inputs, [](const Call& c, const Tensor& g) -> Grads { return {g * c.tensor(0).sgn()}; }},
-      {"exp", Save::result, [](const Call& c, const Tensor& g) -> Grads { return {g * c.result()}; }},
+      {"exp", Save::results, [](const Call& c, const Tensor& g) -> Grads { return {g * c.result()}; }},
       {"log", Save::inputs, [](const Call& c, const Tensor& g) -> Grads { return {g / c.tensor(0)}; }},
-      {"sqrt", Save::result, [](const Call& c, const Tensor& g) -> Grads { return {g / (2 * c.result())}; }},
+      {"sqrt", Save::results, [](const Call& c, const Tensor& g) -> Grads { return {g / (2 * c.result())}; }},
       {"pow.Tensor_Scalar", Save::inputs,
        [](const Call& c, const Tensor& g) -> Grads {
          const double e = c.scalar(1).toDouble();

@@ -3,101 +3,15 @@
 // The loop around a formula, for every dtype. Compiled once per instruction set.
 
 #include <algorithm>
-#include <cstring>
 #include <type_traits>
 #include <utility>
 
 #include "formula.h"
 #include "kernel.h"
+#include "memory.h"
 
 namespace rusttorch {
 namespace {  // one copy per instruction set, invisible to the others
-
-struct bf16 {
-  uint16_t bits;
-};
-struct f16 {
-  uint16_t bits;
-};
-
-// bf16 and f16 are computed in float: widened as they are loaded, rounded to nearest even as they are stored.
-template <class T>
-using Compute = std::conditional_t<sizeof(T) == 2, float, T>;
-
-template <class V, class T>
-RT_INLINE V load(const T* from) {
-  V v;
-  std::memcpy(&v, from, sizeof v);
-  return v;
-}
-template <class V, class T>
-RT_INLINE void store(T* to, const V& v) {
-  std::memcpy(to, &v, sizeof v);
-}
-
-// As many 16-bit words as V has lanes.
-template <class V>
-using Words = Vector<uint16_t, sizeof(V) / 2>;
-
-template <class V>
-RT_INLINE V load(const bf16* from) {
-  return from_bits<V>(__builtin_convertvector(load<Words<V>>(&from->bits), bits_t<V>) << 16);
-}
-template <class V>
-RT_INLINE void store(bf16* to, const V& v) {
-  const bits_t<V> u = bits(v), nearest_even = u + 0x7fff + ((u >> 16) & 1);
-  const bits_t<V> nan = bits_t<V>{} + 0x7fc00000u;
-  store(&to->bits, __builtin_convertvector((v != v ? nan : nearest_even) >> 16, Words<V>));
-}
-
-// Not inlined: gcc 12 fails on a loop over _Float16 conversions that it tries to vectorise.
-[[maybe_unused]] __attribute__((noinline)) float widen(f16 h) {
-  return static_cast<float>(__builtin_bit_cast(_Float16, h));
-}
-[[maybe_unused]] __attribute__((noinline)) f16 narrow(float x) {
-  return __builtin_bit_cast(f16, static_cast<_Float16>(x));
-}
-
-template <class V>
-RT_INLINE V load(const f16* from) {
-  [[maybe_unused]] const auto* words = reinterpret_cast<const char*>(from);
-#if defined(__AVX512F__)
-  if constexpr (sizeof(V) == 64) return _mm512_cvtph_ps(load<__m256i>(words));
-#endif
-#if defined(__F16C__)
-  if constexpr (sizeof(V) == 32) return _mm256_cvtph_ps(load<__m128i>(words));
-#endif
-  V v;
-  for (size_t i = 0; i < sizeof(V) / sizeof(float); ++i) v[i] = widen(from[i]);
-  return v;
-}
-template <class V>
-RT_INLINE void store(f16* to, const V& v) {
-  [[maybe_unused]] auto* words = reinterpret_cast<char*>(to);
-#if defined(__AVX512F__)
-  if constexpr (sizeof(V) == 64) {
-    return store(words, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-  }
-#endif
-#if defined(__F16C__)
-  if constexpr (sizeof(V) == 32) {
-    return store(words, _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-  }
-#endif
-  for (size_t i = 0; i < sizeof(V) / sizeof(float); ++i) to[i] = narrow(v[i]);
-}
-
-// A vector to memory, around the cache. The address is aligned to it.
-template <class T, class V>
-RT_INLINE void stream_out(T* to, const V& v) {
-#if defined(__AVX512F__)
-  if constexpr (sizeof(V) == 64) _mm512_stream_si512(reinterpret_cast<__m512i*>(to), __builtin_bit_cast(__m512i, v));
-#endif
-#if defined(__AVX2__)
-  if constexpr (sizeof(V) == 32) _mm256_stream_si256(reinterpret_cast<__m256i*>(to), __builtin_bit_cast(__m256i, v));
-#endif
-  if constexpr (sizeof(V) == 16) _mm_stream_si128(reinterpret_cast<__m128i*>(to), __builtin_bit_cast(__m128i, v));
-}
 
 template <class Op, class T, class Inputs = std::make_index_sequence<Op::tensors>,
           class Scalars = std::make_index_sequence<Op::scalars>>

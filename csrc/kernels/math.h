@@ -225,6 +225,28 @@ RT_INLINE V log1p(V x) {
   return select((u > T(0)) & (u < inf) & (x != T(0)), y, edge);
 }
 
+// log(x) and log(1 - x) for x in [0, 1]: without the edges that log and log1p have, and with at most -100 for log(0).
+// A float is scaled up before it is split, so that a denormal is split right; a double's exponents reach far enough.
+// The sum makes 0 of -0.
+template <class V>
+RT_INLINE Split<V> split_unit(V x) {
+  constexpr int up = is_float<V> ? 24 : 0;
+  const auto [k, f] = split(V(x * lane_t<V>(1 << up) + lane_t<V>(0)));
+  return {k - lane_t<V>(up), f};
+}
+template <class V>
+RT_INLINE V log_unit(V x) {
+  const auto [k, f] = split_unit(x);
+  return log_assemble(f, k, V{});
+}
+template <class V>
+RT_INLINE V log1m_unit(V x) {
+  using T = lane_t<V>;
+  const auto [k, f] = split_unit(V(T(1) - x));
+  const auto near = x < T(0.29);  // where the rounding of 1 - x would be felt, f is -x itself
+  return log_assemble(select(near, V(-x), f), select(near, V{}, k), V{});
+}
+
 // log(1 + t) for t in [0, 1].
 template <class V>
 RT_INLINE V log1p_unit(V t) {

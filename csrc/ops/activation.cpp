@@ -9,6 +9,7 @@
 #include <ATen/ops/celu.h>
 #include <ATen/ops/empty.h>
 
+#include "elementwise.h"
 #include "families.h"
 
 #define CEA(fn) AnyDevice<&at::compositeexplicitautograd::fn>
@@ -99,32 +100,6 @@ Tensor& log_sigmoid_backward_stock_out(const Tensor& grad, const Tensor& self, c
   return STOCK(log_sigmoid_backward_outf)::call(device_type(self), grad, self, buffer_for_stock(self, buffer), out);
 }
 
-// Two outputs: the only op of the family that Op's forms do not cover.
-using TwoTensors = std::tuple<Tensor, Tensor>;
-struct LogSigmoidForward {
-  static TwoTensors call(const Tensor& self) {
-    const Request request = LogSigmoid<activation::log_sigmoid_forward>::request(self);
-    Plan plan(request);
-    stats<"log_sigmoid_forward">.count(plan.reason());
-    if (plan.reason() != Handed::no) return STOCK(log_sigmoid_forward)::call(device_type(self), self);
-    Tensor output = plan.allocate(), buffer = plan.allocate();
-    plan.run(output, &buffer);
-    return {output, buffer};
-  }
-};
-struct LogSigmoidForwardOutput {
-  static std::tuple<Tensor&, Tensor&> call(const Tensor& self, Tensor& output, Tensor& buffer) {
-    const Request request = LogSigmoid<activation::log_sigmoid_forward>::request(self);
-    Plan plan(request);
-    const bool ours =
-        plan.reason() == Handed::no && plan.accepts(output) && plan.accepts(buffer) && !output.is_alias_of(buffer);
-    stats<"log_sigmoid_forward.output">.count(ours || plan.reason() != Handed::no ? plan.reason() : Handed::layout);
-    if (!ours) return STOCK(log_sigmoid_forward_outf)::call(device_type(self), self, output, buffer);
-    plan.run(output, &buffer);
-    return {output, buffer};
-  }
-};
-
 Tensor softsign_stock(const Tensor& x) { return x.div(x.abs().add(1)); }
 
 // selu and celu are elu with other constants (G. Klambauer et al., Self-Normalizing Neural Networks, 2017;
@@ -196,8 +171,8 @@ const Rows& activation_rows() {
       BACKWARD(hardsigmoid_backward, Always<activation::hardsigmoid_backward>),
       ROW("log_sigmoid", LogSigmoid<activation::log_sigmoid>, CIA(log_sigmoid)),
       ROW("log_sigmoid.out", LogSigmoid<activation::log_sigmoid>, CIA(log_sigmoid_outf)),
-      {"log_sigmoid_forward", &impl<LogSigmoidForward>, &stats<"log_sigmoid_forward">},
-      {"log_sigmoid_forward.output", &impl<LogSigmoidForwardOutput>, &stats<"log_sigmoid_forward.output">},
+      ROW("log_sigmoid_forward", LogSigmoid<activation::log_sigmoid_forward>, STOCK(log_sigmoid_forward)),
+      ROW("log_sigmoid_forward.output", LogSigmoid<activation::log_sigmoid_forward>, STOCK(log_sigmoid_forward_outf)),
       ROW("log_sigmoid_backward", LogSigmoidBackward, AnyDevice<&log_sigmoid_backward_stock>),
       ROW("log_sigmoid_backward.grad_input", LogSigmoidBackward, AnyDevice<&log_sigmoid_backward_stock_out>),
   };

@@ -1,7 +1,6 @@
 #pragma once
 
-// The path every elementwise op takes, whatever its family and form: collect the call's tensors and scalars, see
-// whether they are what a kernel takes, allocate, run. What a kernel does not take goes to the stock kernel, which
+// What every op is made of, whatever its family and form. What a kernel does not take goes to the stock kernel, which
 // also raises the errors: nothing is written before that is decided.
 
 #include <ATen/core/Tensor.h>
@@ -10,7 +9,7 @@
 #include <array>
 #include <atomic>
 #include <optional>
-#include <string_view>
+#include <tuple>
 #include <vector>
 
 #include "../kernels/kernel.h"
@@ -28,48 +27,6 @@ constexpr std::array<const char*, 5> handed_names = {"", "dtype", "layout", "siz
 struct Stats {
   std::array<std::atomic<int64_t>, handed_names.size()> calls{};
   void count(Handed reason) { calls[size_t(reason)].fetch_add(1, std::memory_order_relaxed); }
-};
-
-// One call: which kernel, on what.
-struct Request {
-  Kernel (*kernel)(c10::DeviceType) = nullptr;  // none: an option that no kernel has
-  std::array<const Tensor*, 3> in{};
-  size_t tensors = 0;
-  std::array<Scalar, 3> scalars;
-  size_t scalar_count = 0;
-  int64_t limit_16_bit = INT64_MAX;  // from how many bf16 or f16 elements on stock is faster, by measurement
-  bool contiguous = false;  // stock's output does not take the input's strides: only contiguous inputs are taken
-
-  void add(const Tensor& t) { in[tensors++] = &t; }
-  void add(const Scalar& s) { scalars[scalar_count++] = s; }
-  void add(bool) {}  // flags and modes choose the kernel, they are not passed to it
-  void add(std::string_view) {}
-};
-
-// A request that fits a kernel: everything but the outputs.
-class Plan {
- public:
-  explicit Plan(const Request& request) : request_(request), reason_(fit()) {}
-
-  Handed reason() const { return reason_; }
-  // The output to be: sizes, strides and dtype of the inputs.
-  Tensor allocate() const;
-  // Whether t can be written as it is; if not, reason() says why.
-  bool accepts(const Tensor& t);
-  void run(const Tensor& out, const Tensor* second_out = nullptr);
-
- private:
-  Handed fit();
-  bool fill_scalars();
-  bool fill_single(const Tensor& t, size_t position);
-
-  const Request& request_;
-  const Tensor* like_ = nullptr;  // an input that has the output's sizes and strides
-  Kernel kernel_{};
-  Args args_{};
-  alignas(8) std::array<std::byte, 8 * 3> scalars_;  // in the type that is computed in
-  alignas(8) std::array<std::byte, 8 * 3> singles_;  // the value of an input that has one element
-  Handed reason_;
 };
 
 // Stock's kernel for each device that rusttorch is built for, called without the dispatcher. Its signature says which
@@ -114,105 +71,128 @@ struct Name {
 template <Name name>
 inline Stats stats;
 
-// How a call becomes a request: always kernel K, with the tensors and scalars in the order of the schema.
-template <auto K>
-Kernel resolve(c10::DeviceType device) {
-  return kernel(K, device);
-}
-template <auto K>
-struct Always {
-  template <class... A>
-  static Request request(const A&... args) {
-    Request r;
-    r.kernel = &resolve<K>;
-    (r.add(args), ...);
-    return r;
-  }
-};
-
-// Pick's request, with a limit_16_bit: stock's 16-bit kernels do no more than turn a bit, or round less often.
-template <class Pick, int64_t limit = 2048>
-struct Small16Bit {
-  template <class... A>
-  static Request request(const A&... args) {
-    Request r = Pick::request(args...);
-    r.limit_16_bit = limit;
-    return r;
-  }
-};
-
 inline c10::DeviceType device_type(const Tensor& t) { return t.device().type(); }
 
-// The op itself. Which form it is (functional, in-place, out=) follows from stock's signature.
+inline std::optional<Dtype> dtype_of(const Tensor& t) {
+  switch (t.scalar_type()) {
+    case at::kFloat: return Dtype::f32;
+    case at::kDouble: return Dtype::f64;
+    case at::kBFloat16: return Dtype::bf16;
+    case at::kHalf: return Dtype::f16;
+    case at::kInt: return Dtype::i32;
+    case at::kLong: return Dtype::i64;
+    case at::kBool: return Dtype::b8;
+    default: return std::nullopt;
+  }
+}
+
+// Named tensors went from torch after 2.12.
+template <class T>
+bool has_names([[maybe_unused]] const T& t) {
+  if constexpr (requires { t.has_names(); }) {
+    return t.has_names();
+  } else {
+    return false;
+  }
+}
+
+// The op itself. Which form it is (functional, in-place, out=) follows from stock's signature. Pick makes a request of
+// the arguments, and the request's Plan decides, allocates and runs:
+//   Plan(request), reason()   whether a kernel takes it; if not, why
+//   compute<R>()              allocates the result R, one tensor or a tuple, and runs
+//   accepts(outputs...)       whether these can be written as they are; if not, reason() says why
+//   run(outputs...)
 template <Name name, class Pick, class Stock, class Signature = typename Stock::Signature>
 struct Op;
 
-template <Name name, class Pick, class Stock, class... A>
-struct Op<name, Pick, Stock, Tensor (*)(A...)> {
-  static Tensor call(A... args) {
-    const Request request = Pick::request(args...);
-    Plan plan(request);
-    stats<name>.count(plan.reason());
-    if (plan.reason() != Handed::no) return Stock::call(device_type(*request.in[0]), args...);
-    Tensor out = plan.allocate();
-    plan.run(out);
-    return out;
-  }
-};
+// How many tensors a result that is written to has; none for a functional op's.
+template <class R>
+constexpr size_t written = 0;
+template <>
+inline constexpr size_t written<Tensor&> = 1;
+template <class... T>
+inline constexpr size_t written<std::tuple<T&...>> = sizeof...(T);
 
-template <class Stock, class Out, class... A>
-Out& write(Stats& stats, const Request& request, Out& out, A&&... args) {
-  Plan plan(request);
-  const bool ours = plan.reason() == Handed::no && plan.accepts(out);
-  stats.count(plan.reason());
-  if (!ours) return Stock::call(device_type(*request.in[0]), std::forward<A>(args)...);
-  plan.run(out);
-  return out;
+// f of count elements of a tuple, from the one at begin.
+template <size_t begin, size_t count, class F, class Tuple>
+decltype(auto) apply_part(F&& f, const Tuple& all) {
+  return [&]<size_t... i>(std::index_sequence<i...>) -> decltype(auto) {
+    return f(std::get<begin + i>(all)...);
+  }(std::make_index_sequence<count>());
 }
 
-// In-place: the first argument is written.
-template <Name name, class Pick, class Stock, class... A>
-struct Op<name, Pick, Stock, Tensor& (*)(Tensor&, A...)> {
-  static Tensor& call(Tensor& self, A... args) {
-    return write<Stock>(stats<name>, Pick::request(self, args...), self, self, args...);
+template <Name name, class Pick, class Stock, class R, class... A>
+struct Op<name, Pick, Stock, R (*)(A...)> {
+  static R call(A... args) {
+    const auto all = std::tie(args...);
+    constexpr size_t count = sizeof...(A), outs = written<R>;
+    constexpr bool in_place = std::is_same_v<std::tuple_element_t<0, std::tuple<A...>>, Tensor&>;
+    constexpr size_t inputs = in_place ? count : count - outs, first_out = in_place ? 0 : inputs;
+    const auto pick = [](const auto&... input) { return Pick::request(input...); };
+    const auto request = apply_part<0, inputs>(pick, all);
+    typename decltype(request)::Plan plan(request);
+    if constexpr (outs == 0) {
+      stats<name>.count(plan.reason());
+      if (plan.reason() == Handed::no) return plan.template compute<R>();
+    } else {
+      const auto accepted = [&](const auto&... out) { return plan.accepts(out...); };
+      const bool ours = plan.reason() == Handed::no && apply_part<first_out, outs>(accepted, all);
+      stats<name>.count(plan.reason());
+      if (ours) {
+        apply_part<first_out, outs>([&](const auto&... out) { plan.run(out...); }, all);
+        return apply_part<first_out, outs>([](auto&... out) -> R { return R(out...); }, all);
+      }
+    }
+    return Stock::call(request.device(), args...);
   }
 };
 
-// out=: the last argument is written. A parameter pack can only be taken apart at its end, hence one text per count.
-template <Name name, class Pick, class Stock, class A>
-struct Op<name, Pick, Stock, Tensor& (*)(const Tensor&, A, Tensor&)> {
-  static Tensor& call(const Tensor& a, A b, Tensor& out) {
-    return write<Stock>(stats<name>, Pick::request(a, b), out, a, b, out);
+// The aten op that is decomposed above the backend keys, when swapped, at the autograd key: rusttorch's, which has a
+// derivative of its own; or, where that would not run a kernel of ours or has no answer, stock's decomposition, whose
+// parts are differentiated.
+template <Name name, class Pick, class Stock, class Signature = typename Stock::Signature>
+struct Decomposed;
+
+template <Name name, class Pick, class Stock, class R, class... A>
+struct Decomposed<name, Pick, Stock, R (*)(A...)> {
+  static R call(A... args) {
+    static const auto op = c10::Dispatcher::singleton()
+                               .findSchemaOrThrow((std::string("rusttorch::") + name.text).c_str(), "")
+                               .template typed<R(A...)>();
+    const auto device = device_type(std::get<0>(std::tie(args...)));
+    Handed reason = (is_special(args) || ...) ? Handed::option : Handed::no;
+    if (reason == Handed::no) {
+      const auto request = Pick::request(args...);
+      reason = typename decltype(request)::Plan(request).reason();
+    }
+    if (reason == Handed::no) return op.call(args...);
+    stats<name>.count(reason);
+    return Stock::call(device, args...);
   }
-};
-template <Name name, class Pick, class Stock>
-struct Op<name, Pick, Stock, Tensor& (*)(const Tensor&, Tensor&)> {
-  static Tensor& call(const Tensor& a, Tensor& out) { return write<Stock>(stats<name>, Pick::request(a), out, a, out); }
-};
-template <Name name, class Pick, class Stock, class A, class B>
-struct Op<name, Pick, Stock, Tensor& (*)(const Tensor&, A, B, Tensor&)> {
-  static Tensor& call(const Tensor& a, A b, B c, Tensor& out) {
-    return write<Stock>(stats<name>, Pick::request(a, b, c), out, a, b, c, out);
-  }
-};
-template <Name name, class Pick, class Stock, class A, class B, class C>
-struct Op<name, Pick, Stock, Tensor& (*)(const Tensor&, A, B, C, Tensor&)> {
-  static Tensor& call(const Tensor& a, A b, B c, C d, Tensor& out) {
-    return write<Stock>(stats<name>, Pick::request(a, b, c, d), out, a, b, c, d, out);
-  }
-};
-template <Name name, class Pick, class Stock, class A, class B, class C, class D, class E>
-struct Op<name, Pick, Stock, Tensor& (*)(const Tensor&, A, B, C, D, E, Tensor&)> {
-  static Tensor& call(const Tensor& a, A b, B c, C d, D e, E f, Tensor& out) {
-    return write<Stock>(stats<name>, Pick::request(a, b, c, d, e, f), out, a, b, c, d, e, f, out);
+
+ private:
+  // A dual number, or a size that is a symbol.
+  template <class T>
+  static bool is_special(const T& argument) {
+    if constexpr (std::is_same_v<T, Tensor>) {
+      return argument.defined() &&
+             (argument._fw_grad(0).defined() || argument.unsafeGetTensorImpl()->has_symbolic_sizes_strides());
+    } else if constexpr (std::is_same_v<T, std::optional<Tensor>>) {
+      return argument && is_special(*argument);
+    } else {
+      return false;
+    }
   }
 };
 
 // One line of what an ops file registers, in rusttorch's namespace and, when swapped, in aten's.
 struct Row {
+  using Register = void (*)(torch::Library&, const char*);
+
   const char* name;  // with its overload, as in schemas.cpp
-  void (*impl)(torch::Library&, const char*);
+  Register impl;
   Stats* stats;
+  Register autograd = nullptr;  // of an aten op that is decomposed above the backend keys, at the autograd key
 };
 using Rows = std::vector<Row>;
 
@@ -222,5 +202,10 @@ void impl(torch::Library& m, const char* name) {
 }
 #define RUSTTORCH_ROW(name, ...) \
   ::rusttorch::Row { name, &::rusttorch::impl<::rusttorch::Op<name, __VA_ARGS__>>, &::rusttorch::stats<name> }
+#define RUSTTORCH_DECOMPOSED_ROW(name, ...)                                                  \
+  ::rusttorch::Row {                                                                         \
+    name, &::rusttorch::impl<::rusttorch::Op<name, __VA_ARGS__>>, &::rusttorch::stats<name>, \
+        &::rusttorch::impl<::rusttorch::Decomposed<name, __VA_ARGS__>>                       \
+  }
 
 }  // namespace rusttorch

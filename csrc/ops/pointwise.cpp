@@ -9,6 +9,7 @@
 
 #include <cmath>
 
+#include "elementwise.h"
 #include "families.h"
 
 #define CEA(fn) AnyDevice<&at::compositeexplicitautograd::fn>

@@ -48,7 +48,7 @@ struct alignas(count * sizeof(T)) Pack {
 template <class T>
 struct Pointers {
   T* out[2];
-  const T* in[3];
+  const T* in[4];
 };
 template <class C>
 struct Scalars {

@@ -13,6 +13,14 @@ def _log_sigmoid_forward(x):
     return _log_sigmoid(x), x.new_empty(0) if x.is_cuda else _log_sigmoid(x)
 
 
+def _contiguous_like_input(g, x, *args, **kwargs):
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def _like_input(g, x, *args, **kwargs):
+    return torch.empty_like(x)
+
+
 # Ops that aten does not have, in its terms, and those that aten's fake kernel gets wrong.
 FAKE = {
     "log_sigmoid": _log_sigmoid,
@@ -25,7 +33,16 @@ FAKE = {
     "fused_multiply_add": lambda a, b, c: torch.addcmul(c, a, b),
     "add_scalar": torch.ops.aten.add.Scalar,
     "mul_scalar": torch.ops.aten.mul.Scalar,
+    "mse_loss_backward": _contiguous_like_input,
+    "smooth_l1_loss_backward": _contiguous_like_input,
+    "huber_loss_backward": _contiguous_like_input,
+    "l1_loss_backward": _like_input,
+    "bce_loss": lambda x, t, epsilon=1e-7, reduction=1: torch.ops.aten.mse_loss(x, t, reduction),
+    "bce_loss_backward": _like_input,
+    "binary_cross_entropy_with_logits_backward": _like_input,
+    "kl_div_backward": _like_input,
 }
+ELEMENTWISE = ("pointwise", "activation")  # families
 
 
 def overload(namespace, name):
@@ -42,7 +59,24 @@ def register_fake(name):
 
 
 def register_vmap(name):
-    """Every op is elementwise: the batch dimension goes first, and ranks are made equal behind it."""
+    """A batch of calls, one after the other."""
+    op = overload("rusttorch", name)
+
+    def batched(info, in_dims, *args, **kwargs):
+        def example(i):
+            each = [x if dim is None else x.select(dim, i) for x, dim in zip(args, in_dims, strict=True)]
+            return op(*each, **kwargs)
+
+        outs = [example(i) for i in range(info.batch_size)]
+        if isinstance(outs[0], tuple):
+            return tuple(torch.stack(each) for each in zip(*outs, strict=True)), (0,) * len(outs[0])
+        return torch.stack(outs), 0
+
+    torch.library.register_vmap(f"rusttorch::{name}", batched)
+
+
+def register_elementwise_vmap(name):
+    """The batch dimension goes first, and ranks are made equal behind it."""
     op = overload("rusttorch", name)
     inplace = name.partition(".")[0].endswith("_")
 
@@ -78,10 +112,10 @@ def register_vmap(name):
 
 
 def register():
-    for _, name, _ in _C.entries():
+    for family, name, _ in _C.entries():
         if torch._C._dispatch_has_kernel_for_dispatch_key(f"rusttorch::{name}", "CompositeImplicitAutograd"):
             continue  # made of other ops of the table, which have what it needs
         register_fake(name)
         arguments = overload("rusttorch", name)._schema.arguments
         if not any(a.kwarg_only and a.alias_info for a in arguments):  # vmap has no out=
-            register_vmap(name)
+            (register_elementwise_vmap if family in ELEMENTWISE else register_vmap)(name)

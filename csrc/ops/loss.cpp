@@ -1,0 +1,279 @@
+#include "../kernels/loss.h"
+
+#include <ATen/CPUFunctions.h>
+#include <ATen/CompositeExplicitAutogradFunctions.h>
+#include <ATen/CompositeImplicitAutogradFunctions.h>
+#ifdef RUSTTORCH_CUDA
+#include <ATen/CUDAFunctions.h>
+#endif
+#include <ATen/TensorOperators.h>
+#include <ATen/core/Reduction.h>
+#include <ATen/native/Resize.h>
+#include <ATen/ops/binary_cross_entropy.h>
+#include <ATen/ops/binary_cross_entropy_backward.h>
+#include <ATen/ops/clamp.h>
+#include <ATen/ops/ones_like.h>
+#include <ATen/ops/sigmoid.h>
+
+#include "elementwise.h"
+#include "families.h"
+
+#define CEA(fn) AnyDevice<&at::compositeexplicitautograd::fn>
+#define CIA(fn) AnyDevice<&at::compositeimplicitautograd::fn>
+#define STOCK RUSTTORCH_STOCK
+#define ROW RUSTTORCH_ROW
+
+namespace rusttorch {
+RUSTTORCH_DEFINE_FAMILY(loss)
+RUSTTORCH_DEFINE_FAMILY(loss_total)
+
+namespace {
+
+using MaybeTensor = const std::optional<Tensor>&;
+// aten's autograd passes an absent tensor as an undefined one.
+bool given(MaybeTensor t) { return t && t->defined(); }
+using Resolve = Kernel (*)(c10::DeviceType);
+
+// A loss: its kernel, and the kernel that sums it.
+struct Both {
+  Resolve each, total;
+};
+#define BOTH(name) \
+  Both { &resolve<loss::name>, &resolve<loss_total::name> }
+
+template <class... T>
+Request forward(Both kernels, int64_t reduction, const T&... args) {
+  Request r;
+  (r.add(args), ...);
+  if (reduction == at::Reduction::None) {
+    r.kernel = kernels.each;
+  } else if (reduction == at::Reduction::Mean || reduction == at::Reduction::Sum) {
+    r.kernel = kernels.total;
+    r.total = true;
+    r.mean = reduction == at::Reduction::Mean;
+  }
+  return r;
+}
+
+// args: the gradient, the input, the target, and what else the kernel takes; the scalars behind the scale.
+template <class... T>
+Request backward(Resolve kernel, int64_t reduction, const Tensor& grad, const Tensor& self, const T&... args) {
+  Request r;
+  r.add(grad);
+  r.add(self);
+  r.add(Scalar(reduction == at::Reduction::Mean ? 1 / double(self.numel()) : 1.0));
+  (r.add(args), ...);
+  r.kernel = reduction >= at::Reduction::None && reduction < at::Reduction::END ? kernel : nullptr;
+  r.grad_is_single = true;
+  return r;
+}
+
+// Stock's gradients of mse, smooth_l1 and huber are contiguous whatever the input is.
+template <class... T>
+Request contiguous_backward(const T&... args) {
+  Request r = backward(args...);
+  r.contiguous = true;
+  return r;
+}
+struct Mse {
+  static Request request(const Tensor& self, const Tensor& target, int64_t reduction) {
+    return forward(BOTH(mse), reduction, self, target);
+  }
+};
+struct MseBackward {
+  static Request request(const Tensor& grad, const Tensor& self, const Tensor& target, int64_t reduction) {
+    return contiguous_backward(&resolve<loss::mse_backward>, reduction, grad, self, target);
+  }
+};
+struct L1 {
+  static Request request(const Tensor& self, const Tensor& target, int64_t reduction) {
+    return forward(BOTH(l1), reduction, self, target);
+  }
+};
+struct L1Backward {
+  static Request request(const Tensor& grad, const Tensor& self, const Tensor& target, int64_t reduction) {
+    return backward(&resolve<loss::l1_backward>, reduction, grad, self, target);
+  }
+};
+
+// smooth_l1(beta >= 0) and huber(delta > 0); stock raises for others.
+struct SmoothL1 {
+  static Request request(const Tensor& self, const Tensor& target, int64_t reduction, double beta) {
+    Request r = forward(BOTH(smooth_l1), reduction, self, target, Scalar(beta));
+    if (!(beta >= 0)) r.kernel = nullptr;
+    return r;
+  }
+};
+struct SmoothL1Backward {
+  static Request request(const Tensor& grad, const Tensor& self, const Tensor& target, int64_t reduction, double beta) {
+    return contiguous_backward(&resolve<loss::smooth_l1_backward>, reduction, grad, self, target, Scalar(beta));
+  }
+};
+struct Huber {
+  static Request request(const Tensor& self, const Tensor& target, int64_t reduction, double delta) {
+    Request r = forward(BOTH(huber), reduction, self, target, Scalar(delta));
+    if (!(delta > 0)) r.kernel = nullptr;
+    return r;
+  }
+};
+struct HuberBackward {
+  static Request request(const Tensor& grad, const Tensor& self, const Tensor& target, int64_t reduction,
+                         double delta) {
+    return contiguous_backward(&resolve<loss::huber_backward>, reduction, grad, self, target, Scalar(delta));
+  }
+};
+
+// Stock raises where an input (and, from torch 2.13 on, a target) is no probability, and so it shall: those calls are
+// its. A total tells by being NaN, which it may be for other reasons too.
+struct ProbabilityRequest : Request {
+  class Plan : public rusttorch::Plan {
+   public:
+    explicit Plan(const ProbabilityRequest& request) : rusttorch::Plan(request) {
+      const Tensor& self = *request.in[0];
+      if (reason() != Handed::no || !self.is_cpu()) return;
+      if (request.Request::total && !std::isnan(total())) return;
+      const Request check = forward(BOTH(outside_unit), at::Reduction::Sum, self, *request.in[1]);
+      if (rusttorch::Plan(check).total() > 0) refuse(Handed::option);
+    }
+  };
+};
+
+struct Bce {
+  static ProbabilityRequest request(const Tensor& self, const Tensor& target, MaybeTensor weight, int64_t reduction) {
+    if (given(weight)) return {forward(BOTH(bce_weight), reduction, self, target, *weight)};
+    return {forward(BOTH(bce), reduction, self, target)};
+  }
+};
+struct BceBackward {
+  static Request request(const Tensor& grad, const Tensor& self, const Tensor& target, MaybeTensor weight,
+                         int64_t reduction) {
+    if (given(weight)) return backward(&resolve<loss::bce_weight_backward>, reduction, grad, self, target, *weight);
+    return backward(&resolve<loss::bce_backward>, reduction, grad, self, target);
+  }
+};
+
+// RustTorch's: the input held in [epsilon, 1 - epsilon].
+struct BceEpsilon {
+  static Request request(const Tensor& self, const Tensor& target, double epsilon, int64_t reduction) {
+    return forward(BOTH(bce_epsilon), reduction, self, target, Scalar(epsilon), Scalar(1 - epsilon));
+  }
+};
+struct BceEpsilonBackward {
+  static Request request(const Tensor& grad, const Tensor& self, const Tensor& target, double epsilon,
+                         int64_t reduction) {
+    return backward(&resolve<loss::bce_epsilon_backward>, reduction, grad, self, target, Scalar(epsilon),
+                    Scalar(1 - epsilon));
+  }
+};
+
+// With a weight or a pos_weight; stock takes both.
+struct BceWithLogits {
+  static Request request(const Tensor& self, const Tensor& target, MaybeTensor weight, MaybeTensor pos_weight,
+                         int64_t reduction) {
+    Request r;
+    if (given(weight)) {
+      r = forward(BOTH(bce_with_logits_weight), reduction, self, target, *weight);
+    } else if (given(pos_weight)) {
+      r = forward(BOTH(bce_with_logits_pos_weight), reduction, self, target, *pos_weight);
+    } else {
+      r = forward(BOTH(bce_with_logits), reduction, self, target);
+    }
+    if (given(weight) && given(pos_weight)) r.kernel = nullptr;
+    return r;
+  }
+};
+struct BceWithLogitsBackward {
+  static Request request(const Tensor& grad, const Tensor& self, const Tensor& target, MaybeTensor weight,
+                         MaybeTensor pos_weight, int64_t reduction) {
+    const auto with = [&](Resolve kernel, const auto&... more) {
+      return backward(kernel, reduction, grad, self, target, more...);
+    };
+    if (given(weight) && given(pos_weight)) return with(nullptr);
+    if (given(weight)) return with(&resolve<loss::bce_with_logits_weight_backward>, *weight);
+    if (given(pos_weight)) return with(&resolve<loss::bce_with_logits_pos_weight_backward>, *pos_weight);
+    return with(&resolve<loss::bce_with_logits_backward>);
+  }
+};
+
+struct KlDiv {
+  static Request request(const Tensor& self, const Tensor& target, int64_t reduction, bool log_target) {
+    return forward(log_target ? BOTH(kl_div_log_target) : BOTH(kl_div), reduction, self, target);
+  }
+};
+struct KlDivBackward {
+  static Request request(const Tensor& grad, const Tensor& self, const Tensor& target, int64_t reduction,
+                         bool log_target) {
+    return backward(log_target ? &resolve<loss::kl_div_log_target_backward> : &resolve<loss::kl_div_backward>,
+                    reduction, grad, self, target);
+  }
+};
+
+// Stock's out= of a summed loss gives the sum of what it has put over the one element of out (torch 2.13).
+Tensor& binary_cross_entropy_out_stock(const Tensor& self, const Tensor& target, MaybeTensor weight, int64_t reduction,
+                                       Tensor& out) {
+  const Tensor result = STOCK(binary_cross_entropy)::call(device_type(self), self, target, weight, reduction);
+  at::native::resize_output(out, result.sizes());
+  return out.copy_(result);
+}
+
+// The gradients that aten has no op for, in its terms.
+Tensor scaled(const Tensor& grad, const Tensor& self, int64_t reduction) {
+  return reduction == at::Reduction::Mean ? grad / self.numel() : grad;
+}
+Tensor l1_loss_backward_stock(const Tensor& grad, const Tensor& self, const Tensor& target, int64_t reduction) {
+  return scaled(grad, self, reduction) * (self - target).sign();
+}
+Tensor bce_with_logits_backward_stock(const Tensor& grad, const Tensor& self, const Tensor& target, MaybeTensor weight,
+                                      MaybeTensor pos_weight, int64_t reduction) {
+  Tensor slope = at::sigmoid(self) - target;
+  if (given(pos_weight)) slope = (1 - target) - ((*pos_weight - 1) * target + 1) * at::sigmoid(-self);
+  if (given(weight)) slope = slope * *weight;
+  return scaled(grad, slope, reduction) * slope;
+}
+Tensor kl_div_backward_stock(const Tensor& grad, const Tensor& self, const Tensor& target, int64_t reduction,
+                             bool log_target) {
+  return scaled(grad, self, reduction) * -(log_target ? target.exp() : target) * at::ones_like(self);
+}
+Tensor bce_loss_stock(const Tensor& self, const Tensor& target, double epsilon, int64_t reduction) {
+  return at::binary_cross_entropy(self.clamp(epsilon, 1 - epsilon), target, std::nullopt, reduction);
+}
+Tensor bce_loss_backward_stock(const Tensor& grad, const Tensor& self, const Tensor& target, double epsilon,
+                               int64_t reduction) {
+  const Tensor held = self.clamp(epsilon, 1 - epsilon);
+  return at::binary_cross_entropy_backward(grad, held, target, std::nullopt, reduction) * (held == self);
+}
+
+}  // namespace
+
+#define LOSS(name, pick) ROW(#name, pick, STOCK(name)), ROW(#name ".out", pick, STOCK(name##_outf))
+
+const Rows& loss_rows() {
+  static const Rows rows = {
+      LOSS(mse_loss, Mse),
+      ROW("mse_loss_backward", MseBackward, STOCK(mse_loss_backward)),
+      ROW("mse_loss_backward.grad_input", MseBackward, STOCK(mse_loss_backward_outf)),
+      RUSTTORCH_DECOMPOSED_ROW("l1_loss", L1, CIA(l1_loss)),
+      ROW("l1_loss_backward", L1Backward, AnyDevice<&l1_loss_backward_stock>),
+      LOSS(smooth_l1_loss, SmoothL1),
+      ROW("smooth_l1_loss_backward", SmoothL1Backward, CEA(smooth_l1_loss_backward)),
+      ROW("smooth_l1_loss_backward.grad_input", SmoothL1Backward, STOCK(smooth_l1_loss_backward_outf)),
+      LOSS(huber_loss, Huber),
+      ROW("huber_loss_backward", HuberBackward, CEA(huber_loss_backward)),
+      ROW("huber_loss_backward.out", HuberBackward, STOCK(huber_loss_backward_outf)),
+      ROW("binary_cross_entropy", Bce, STOCK(binary_cross_entropy)),
+      ROW("binary_cross_entropy.out", Bce, AnyDevice<&binary_cross_entropy_out_stock>),
+      ROW("binary_cross_entropy_backward", BceBackward, STOCK(binary_cross_entropy_backward)),
+      ROW("binary_cross_entropy_backward.grad_input", BceBackward, STOCK(binary_cross_entropy_backward_outf)),
+      ROW("bce_loss", BceEpsilon, AnyDevice<&bce_loss_stock>),
+      ROW("bce_loss_backward", BceEpsilonBackward, AnyDevice<&bce_loss_backward_stock>),
+      RUSTTORCH_DECOMPOSED_ROW("binary_cross_entropy_with_logits", BceWithLogits,
+                               CEA(binary_cross_entropy_with_logits)),
+      ROW("binary_cross_entropy_with_logits_backward", BceWithLogitsBackward,
+          AnyDevice<&bce_with_logits_backward_stock>),
+      RUSTTORCH_DECOMPOSED_ROW("kl_div", KlDiv, CIA(kl_div)),
+      ROW("kl_div_backward", KlDivBackward, AnyDevice<&kl_div_backward_stock>),
+  };
+  return rows;
+}
+
+}  // namespace rusttorch
