@@ -33,7 +33,7 @@ KERNEL_FLAGS = [
     "-fno-math-errno",
     "-fno-trapping-math",
     "-fwrapv",  # integer overflow wraps, as in stock
-    "-Wno-maybe-uninitialized",  # gcc 12's own AVX-512 intrinsics
+    *("-Wno-maybe-uninitialized", "-Wno-uninitialized"),  # gcc 12's own AVX-512 intrinsics
     "-Wno-psabi",  # vectors as arguments: every such function is inlined
 ]
 # How at::native::DispatchStub names the levels, and what each lets the compiler use. DEFAULT comes first, so that

@@ -47,6 +47,7 @@ std::string default_text(const c10::Argument& argument) {
 
 // One or several dims. (r.intlist needs fmt, which torch does not export.)
 std::vector<int64_t> integers(PyObject* object) {
+  if (!object) return {};  // left out: every such argument's default
   const py::handle handle(object);
   if (py::isinstance<py::sequence>(handle)) return handle.cast<std::vector<int64_t>>();
   return {handle.cast<int64_t>()};

@@ -15,7 +15,7 @@ namespace {
 const std::map<std::string, Row>& rows() {
   static const auto all = [] {
     std::map<std::string, Row> map;
-    for (const Rows* table : {&pointwise_rows(), &activation_rows(), &loss_rows()}) {
+    for (const Rows* table : {&pointwise_rows(), &activation_rows(), &reduction_rows(), &loss_rows()}) {
       for (const Row& row : *table) map.emplace(row.name, row);
     }
     return map;

@@ -103,6 +103,26 @@ RT_INLINE V at_most(V x, lane_t<V> bound) {
   return select(x > bound, splat<V>(bound), x);
 }
 
+// Whether x comes before m as the largest, or the smallest: NaN before any number.
+template <class V>
+RT_INLINE auto exceeds(V x, V m) {
+  return (x > m) | ((x != x) & (m == m));
+}
+template <class V>
+RT_INLINE auto precedes(V x, V m) {
+  return (x < m) | ((x != x) & (m == m));
+}
+
+// The larger and the smaller of two; NaN if either is.
+template <class V>
+RT_INLINE V largest(V m, V x) {
+  return select(exceeds(x, m), x, m);
+}
+template <class V>
+RT_INLINE V smallest(V m, V x) {
+  return select(precedes(x, m), x, m);
+}
+
 template <class V>
 RT_INLINE V abs(V x) {
   constexpr word_t<V> sign = word_t<V>(1) << (8 * sizeof(lane_t<V>) - 1);
@@ -136,9 +156,32 @@ RT_INLINE V trunc(V x) {
 }
 #endif
 
+// Whether any lane of a comparison's result holds.
+template <class Where>
+RT_INLINE bool any_lane(Where where) {
+  if constexpr (std::is_arithmetic_v<Where>) {
+    return where;
+  } else {
+    uint64_t words[sizeof where / 8], all = 0;
+    __builtin_memcpy(words, &where, sizeof where);
+    for (const uint64_t word : words) all |= word;
+    return all != 0;
+  }
+}
+
 // Where there is an instruction that the compiler does not find by itself. The bound comes first in min and max,
-// because they give the second operand when one is NaN.
+// because they give the second operand when one is NaN. (largest and smallest put a NaN of the first back.)
 #if defined(__AVX2__)
+#define RUSTTORCH_AVX2_LARGEST(name, T, suffix, instruction)                                      \
+  template <>                                                                                     \
+  RT_INLINE Vector<T, 32> name(Vector<T, 32> m, Vector<T, 32> x) {                                \
+    return _mm256_blendv_##suffix(instruction(m, x), m, _mm256_cmp_##suffix(m, m, _CMP_UNORD_Q)); \
+  }
+RUSTTORCH_AVX2_LARGEST(largest, float, ps, _mm256_max_ps)
+RUSTTORCH_AVX2_LARGEST(largest, double, pd, _mm256_max_pd)
+RUSTTORCH_AVX2_LARGEST(smallest, float, ps, _mm256_min_ps)
+RUSTTORCH_AVX2_LARGEST(smallest, double, pd, _mm256_min_pd)
+#undef RUSTTORCH_AVX2_LARGEST
 template <>
 RT_INLINE Vector<float, 32> at_least(Vector<float, 32> x, float bound) {
   return _mm256_max_ps(_mm256_set1_ps(bound), x);
@@ -173,6 +216,16 @@ RT_INLINE Vector<double, 32> trunc(Vector<double, 32> x) {
 }
 #endif
 #if defined(__AVX512F__)
+#define RUSTTORCH_AVX512_LARGEST(name, T, suffix, instruction)                                             \
+  template <>                                                                                              \
+  RT_INLINE Vector<T, 64> name(Vector<T, 64> m, Vector<T, 64> x) {                                         \
+    return _mm512_mask_mov_##suffix(instruction(m, x), _mm512_cmp_##suffix##_mask(m, m, _CMP_UNORD_Q), m); \
+  }
+RUSTTORCH_AVX512_LARGEST(largest, float, ps, _mm512_max_ps)
+RUSTTORCH_AVX512_LARGEST(largest, double, pd, _mm512_max_pd)
+RUSTTORCH_AVX512_LARGEST(smallest, float, ps, _mm512_min_ps)
+RUSTTORCH_AVX512_LARGEST(smallest, double, pd, _mm512_min_pd)
+#undef RUSTTORCH_AVX512_LARGEST
 template <>
 RT_INLINE Vector<float, 64> at_least(Vector<float, 64> x, float bound) {
   return _mm512_max_ps(_mm512_set1_ps(bound), x);

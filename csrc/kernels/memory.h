@@ -84,6 +84,20 @@ RT_INLINE void store(f16* to, const V& v) {
   for (size_t i = 0; i < sizeof(V) / sizeof(float); ++i) to[i] = narrow(v[i]);
 }
 
+// One number, for every dtype, from what it was computed in.
+template <class T, class C>
+RT_INLINE void store_one(T* to, C value) {
+  if constexpr (std::is_same_v<T, bf16>) {
+    const float x = float(value);
+    const uint32_t u = bits(x);
+    to->bits = x != x ? 0x7fc0 : uint16_t((u + 0x7fff + ((u >> 16) & 1)) >> 16);
+  } else if constexpr (std::is_same_v<T, f16>) {
+    *to = narrow(float(value));
+  } else {
+    *to = T(value);
+  }
+}
+
 // A vector to memory, around the cache. The address is aligned to it.
 template <class T, class V>
 RT_INLINE void stream_out(T* to, const V& v) {
@@ -104,6 +118,15 @@ RT_INLINE V keep_part(V v, int64_t count, lane_t<V> fill) {
   return v;
 }
 
+#if defined(__AVX2__)
+inline __m256i first_lanes_mask(int64_t count, float) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(int(count)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+inline __m256i first_lanes_mask(int64_t count, double) {
+  return _mm256_cmpgt_epi64(_mm256_set1_epi64x(count), _mm256_setr_epi64x(0, 1, 2, 3));
+}
+#endif
+
 // The first count lanes from memory, `fill` in the rest: nothing beyond them is read.
 template <class V, class T>
 RT_INLINE V load_part(const T* from, int64_t count, lane_t<V> fill) {
@@ -113,6 +136,16 @@ RT_INLINE V load_part(const T* from, int64_t count, lane_t<V> fill) {
   }
   if constexpr (sizeof(V) == 64 && std::is_same_v<T, double>) {
     return _mm512_mask_loadu_pd(splat<V>(fill), __mmask8((1u << count) - 1), from);
+  }
+#endif
+#if defined(__AVX2__)
+  if constexpr (sizeof(V) == 32 && std::is_same_v<T, float>) {
+    const __m256i mask = first_lanes_mask(count, T());
+    return _mm256_blendv_ps(splat<V>(fill), _mm256_maskload_ps(from, mask), _mm256_castsi256_ps(mask));
+  }
+  if constexpr (sizeof(V) == 32 && std::is_same_v<T, double>) {
+    const __m256i mask = first_lanes_mask(count, T());
+    return _mm256_blendv_pd(splat<V>(fill), _mm256_maskload_pd(from, mask), _mm256_castsi256_pd(mask));
   }
 #endif
   constexpr int64_t lanes = sizeof(V) / sizeof(lane_t<V>);
@@ -130,9 +163,36 @@ RT_INLINE void store_part(T* to, const V& v, int64_t count) {
     return _mm512_mask_storeu_pd(to, __mmask8((1u << count) - 1), v);
   }
 #endif
+#if defined(__AVX2__)
+  if constexpr (sizeof(V) == 32 && std::is_same_v<T, float>) {
+    return _mm256_maskstore_ps(to, first_lanes_mask(count, T()), v);
+  }
+  if constexpr (sizeof(V) == 32 && std::is_same_v<T, double>) {
+    return _mm256_maskstore_pd(to, first_lanes_mask(count, T()), v);
+  }
+#endif
   T whole[sizeof(V) / sizeof(lane_t<V>)];
   store(whole, v);
   for (int64_t i = 0; i < count; ++i) to[i] = whole[i];
+}
+
+// A vector's lanes as doubles: of floats, in two vectors.
+template <class V>
+using DoublesOf = Vector<double, sizeof(V)>;
+template <class V>
+struct Doubles {
+  DoublesOf<V> half[sizeof(double) / sizeof(lane_t<V>)];
+};
+template <class V>
+RT_INLINE Doubles<V> to_doubles(V v) {
+  if constexpr (std::is_same_v<lane_t<V>, double>) {
+    return {{v}};
+  } else {
+    typedef float Half __attribute__((vector_size(sizeof(V) / 2)));
+    Half halves[2];
+    std::memcpy(halves, &v, sizeof v);
+    return {{__builtin_convertvector(halves[0], DoublesOf<V>), __builtin_convertvector(halves[1], DoublesOf<V>)}};
+  }
 }
 
 // All lanes joined into the first, in pairs.

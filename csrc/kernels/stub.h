@@ -8,21 +8,24 @@
 #include "kernel.h"
 
 namespace rusttorch {
-using kernel_table_fn = const Kernel* (*)();
+template <class K>
+using table_fn = const K* (*)();
 }
 
 #define RUSTTORCH_ENUMERATOR(name, ...) name,
 #define RUSTTORCH_ONE(...) +1
-#define RUSTTORCH_DECLARE_FAMILY(family, LIST)                            \
-  namespace at::native {                                                  \
-  DECLARE_DISPATCH(rusttorch::kernel_table_fn, rusttorch_##family##_stub) \
-  }                                                                       \
-  namespace rusttorch {                                                   \
-  enum class family : int { LIST(RUSTTORCH_ENUMERATOR) };                 \
-  constexpr size_t family##_count = 0 LIST(RUSTTORCH_ONE);                \
-  inline Kernel kernel(family which, c10::DeviceType device) {            \
-    return at::native::rusttorch_##family##_stub(device)[int(which)];     \
-  }                                                                       \
+#define RUSTTORCH_DECLARE_FAMILY(family, LIST) RUSTTORCH_DECLARE_FAMILY_OF(Kernel, family, LIST)
+// Of kernels of another type.
+#define RUSTTORCH_DECLARE_FAMILY_OF(Kernel, family, LIST)                             \
+  namespace at::native {                                                              \
+  DECLARE_DISPATCH(rusttorch::table_fn<rusttorch::Kernel>, rusttorch_##family##_stub) \
+  }                                                                                   \
+  namespace rusttorch {                                                               \
+  enum class family : int { LIST(RUSTTORCH_ENUMERATOR) };                             \
+  constexpr size_t family##_count = 0 LIST(RUSTTORCH_ONE);                            \
+  inline Kernel kernel(family which, c10::DeviceType device) {                        \
+    return at::native::rusttorch_##family##_stub(device)[int(which)];                 \
+  }                                                                                   \
   }
 
 // In the family's file in csrc/ops: the one definition.

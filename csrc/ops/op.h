@@ -33,12 +33,13 @@ struct Stats {
 // form the op is. The second macro is for names that aten overloads.
 #ifdef RUSTTORCH_CUDA
 #define RUSTTORCH_STOCK(fn) ::rusttorch::Stock<&at::cpu::fn, &at::cuda::fn>
-#define RUSTTORCH_STOCK_AS(type, fn) \
-  ::rusttorch::Stock<static_cast<type*>(&at::cpu::fn), static_cast<type*>(&at::cuda::fn)>
+#define RUSTTORCH_STOCK_AS(type, fn)                                         \
+  ::rusttorch::Stock<static_cast<std::type_identity_t<type>*>(&at::cpu::fn), \
+                     static_cast<std::type_identity_t<type>*>(&at::cuda::fn)>
 template <auto cpu, auto cuda>
 #else
 #define RUSTTORCH_STOCK(fn) ::rusttorch::Stock<&at::cpu::fn>
-#define RUSTTORCH_STOCK_AS(type, fn) ::rusttorch::Stock<static_cast<type*>(&at::cpu::fn)>
+#define RUSTTORCH_STOCK_AS(type, fn) ::rusttorch::Stock<static_cast<std::type_identity_t<type>*>(&at::cpu::fn)>
 template <auto cpu>
 #endif
 struct Stock {

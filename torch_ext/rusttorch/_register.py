@@ -64,7 +64,8 @@ def register_vmap(name):
 
     def batched(info, in_dims, *args, **kwargs):
         def example(i):
-            each = [x if dim is None else x.select(dim, i) for x, dim in zip(args, in_dims, strict=True)]
+            batched = zip(args, in_dims, strict=True)
+            each = [x.select(dim, i) if isinstance(dim, int) else x for x, dim in batched]
             return op(*each, **kwargs)
 
         outs = [example(i) for i in range(info.batch_size)]

@@ -1,0 +1,710 @@
+#include "reduction.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "math.h"
+#include "memory.h"
+
+// A reducer R<T> is what a formula is for inputs of type T:
+//   State                     what some of the elements come to; add(State, State) puts two together, the later second
+//   row(x, n)                 the state of x[0..n)
+//   columns(x, n, row, width, states)   of x[0..n)[c], for each c of at most columns_at_once
+//   write(args, state, k)     the k-th result
+// Floats are summed a few dozen at a time, and those sums as doubles: on long inputs that errs less than a tree of
+// float sums.
+
+namespace rusttorch {
+namespace {
+
+constexpr int64_t rows_at_once = 32;    // then what was summed goes to doubles
+constexpr int64_t bytes_at_once = 256;  // of a row, in several vectors, so that one need not wait for the one before
+constexpr int64_t columns_at_once = 1024;
+template <class V>
+constexpr int64_t lanes = sizeof(V) / sizeof(lane_t<V>);
+template <class V>
+constexpr int64_t vectors = bytes_at_once / sizeof(V);
+template <class V>
+constexpr int64_t block = vectors<V> * lanes<V> * rows_at_once;
+
+template <class T>
+constexpr bool is_float_type = std::is_floating_point_v<Compute<T>>;
+
+template <class T>
+RT_INLINE Compute<T> widened(T x) {
+  if constexpr (std::is_same_v<T, bf16>) {
+    return __builtin_bit_cast(float, uint32_t(x.bits) << 16);
+  } else if constexpr (std::is_same_v<T, f16>) {
+    return widen(x);
+  } else {
+    return x;
+  }
+}
+
+// f(k, x) for the vectors of x[0..n), several k side by side. What is beyond n in the last is `fill`.
+template <class V, class T, class F>
+RT_INLINE void each_vector(const T* x, int64_t n, lane_t<V> fill, F f) {
+  constexpr int64_t at_once = vectors<V> * lanes<V>;
+  int64_t i = 0;
+  for (; i + at_once <= n; i += at_once) {
+    for (int64_t k = 0; k < vectors<V>; ++k) f(k, load<V>(x + i + k * lanes<V>));
+  }
+  // k stays a constant of each copy of the loop's body: what f indexes with it can stay in registers.
+#pragma GCC unroll 8
+  for (int64_t k = 0; k < vectors<V> - 1; ++k) {
+    if (i + lanes<V> > n) break;
+    f(k, load<V>(x + i));
+    i += lanes<V>;
+  }
+  if (i < n) f(vectors<V> - 1, load_part<V>(x + i, n - i, fill));
+}
+
+// The several joined into one.
+template <class V, class Join>
+RT_INLINE V fold_vectors(V* v, Join join) {
+  for (int64_t apart = vectors<V> / 2; apart > 0; apart /= 2) {
+    for (int64_t k = 0; k < apart; ++k) v[k] = join(v[k], v[k + apart]);
+  }
+  return v[0];
+}
+// The lanes of that, as doubles where the result is one.
+template <class State, class V, class Join>
+RT_INLINE State fold_lanes_to(V v, Join join) {
+  if constexpr (std::is_same_v<State, lane_t<V>>) {
+    return fold_lanes(v, join);
+  } else {
+    const auto d = to_doubles(v);
+    return fold_lanes(join(d.half[0], d.half[1]), join);
+  }
+}
+template <class V>
+RT_INLINE double sum_vectors(V* v) {
+  const auto join = [](auto a, auto b) { return a + b; };
+  return fold_lanes_to<double>(fold_vectors(v, join), join);
+}
+
+// Columns of x[0..n)[0..width), in blocks of rows, and in each all groups of a few vectors: f(group, c, r, end, load)
+// for the columns from c and the rows from r to end, with load(row, k) for the k-th vector. A group is an integral
+// constant, the number of vectors.
+template <class V, class T, class F>
+RT_INLINE void each_group(const T* x, int64_t n, int64_t row, int64_t width, F f) {
+  constexpr int64_t L = lanes<V>;
+  for (int64_t r = 0; r < n; r += rows_at_once) {
+    const int64_t end = std::min(n, r + rows_at_once);
+    int64_t c = 0;
+    const auto groups_of = [&]<int64_t count>(std::integral_constant<int64_t, count> group) {
+      for (; c + count * L <= width; c += count * L) {
+        f(group, c, r, end, [&](int64_t i, int64_t k) { return load<V>(x + i * row + c + k * L); });
+      }
+    };
+    groups_of(std::integral_constant<int64_t, vectors<V>>());
+    groups_of(std::integral_constant<int64_t, 2>());
+    groups_of(std::integral_constant<int64_t, 1>());
+    if (c < width) {
+      f(std::integral_constant<int64_t, 1>(), c, r, end,
+        [&](int64_t i, int64_t) { return load_part<V>(x + i * row + c, width - c, 0); });
+    }
+  }
+}
+// Room for the columns, whole vectors of them.
+template <class C>
+using Columns = C[columns_at_once + 64];
+
+// ---- What is folded into one number: sum, mean, prod, norms, largest and smallest.
+
+struct Summed {
+  static constexpr bool rounds = true;  // floats are put together as doubles, integers as int64
+  template <class C>
+  static constexpr C identity = 0;
+  template <class V>
+  RT_INLINE static V join(V a, V b) {
+    return a + b;
+  }
+  static double finish(double total, int64_t) { return total; }
+};
+struct sum : Summed {
+  template <class V>
+  RT_INLINE static V term(V x) {
+    return x;
+  }
+};
+struct mean : sum {
+  static double finish(double total, int64_t n) { return total / double(n); }
+};
+struct norm1 : Summed {
+  template <class V>
+  RT_INLINE static V term(V x) {
+    return abs(x);
+  }
+};
+struct norm2 : Summed {
+  template <class V>
+  RT_INLINE static V term(V x) {
+    return x * x;
+  }
+  static double finish(double total, int64_t) { return std::sqrt(total); }
+};
+
+struct Joined {
+  static constexpr bool rounds = false;
+  template <class V>
+  RT_INLINE static V term(V x) {
+    return x;
+  }
+  template <class C>
+  static C finish(C total, int64_t) {
+    return total;
+  }
+};
+struct prod : Joined {
+  static constexpr bool rounds = true;
+  template <class C>
+  static constexpr C identity = 1;
+  template <class V>
+  RT_INLINE static V join(V a, V b) {
+    return a * b;
+  }
+};
+struct amax : Joined {
+  template <class C>
+  static constexpr C identity =
+      std::is_floating_point_v<C> ? -std::numeric_limits<C>::infinity() : std::numeric_limits<C>::lowest();
+  template <class V>
+  RT_INLINE static V join(V a, V b) {
+    return largest(a, b);
+  }
+};
+struct amin : Joined {
+  template <class C>
+  static constexpr C identity =
+      std::is_floating_point_v<C> ? std::numeric_limits<C>::infinity() : std::numeric_limits<C>::max();
+  template <class V>
+  RT_INLINE static V join(V a, V b) {
+    return smallest(a, b);
+  }
+};
+struct norm_inf : amax {
+  template <class C>
+  static constexpr C identity = 0;
+  template <class V>
+  RT_INLINE static V term(V x) {
+    return abs(x);
+  }
+};
+
+// The rows from r to end, as each_group gives them, joined to part; four at a time, which errs less than one by one.
+template <class F, class V, class Group, class Load>
+RT_INLINE void fold_rows(V* part, Group group, int64_t r, int64_t end, Load load) {
+  for (; r + 4 <= end; r += 4) {
+    for (int64_t k = 0; k < group; ++k) {
+      const V first = F::join(F::term(load(r, k)), F::term(load(r + 1, k)));
+      const V second = F::join(F::term(load(r + 2, k)), F::term(load(r + 3, k)));
+      part[k] = F::join(part[k], F::join(first, second));
+    }
+  }
+  for (; r < end; ++r) {
+    for (int64_t k = 0; k < group; ++k) part[k] = F::join(part[k], F::term(load(r, k)));
+  }
+}
+
+template <class F, class T>
+struct Fold {
+  using C = Compute<T>;
+  static constexpr int bytes = sizeof(T) == 2 ? vector_bytes : narrow_bytes;  // memory is the bound
+  using V = Vector<std::conditional_t<is_float_type<T>, C, float>, bytes>;
+  // Sums and products of integers are int64, as in aten.
+  static constexpr bool widens = !is_float_type<T> && !std::is_base_of_v<amax, F> && !std::is_base_of_v<amin, F>;
+  using State = std::conditional_t<widens, int64_t, std::conditional_t<F::rounds, double, C>>;
+  using Out = std::conditional_t<widens, int64_t, T>;
+
+  static void add(State& a, const State& b) { a = F::join(a, b); }
+
+  static State row(const T* x, int64_t n) {
+    State total = F::template identity<State>;
+    if constexpr (is_float_type<T>) {
+      const auto join = [](auto a, auto b) { return F::join(a, b); };
+      for (int64_t i = 0; i < n; i += block<V>) {
+        V part[vectors<V>];
+        for (V& p : part) p = splat<V>(neutral);
+        each_vector<V>(x + i, std::min(block<V>, n - i), neutral,
+                       [&](int64_t k, V v) { part[k] = F::join(part[k], F::term(v)); });
+        add(total, fold_lanes_to<State>(fold_vectors(part, join), join));
+      }
+    } else {
+      for (int64_t i = 0; i < n; ++i) total = F::join(total, F::term(State(x[i])));
+    }
+    return total;
+  }
+
+  static void columns(const T* x, int64_t n, int64_t row, int64_t width, State* totals) {
+    if constexpr (is_float_type<T>) {
+      Columns<State> sums;
+      std::fill_n(sums, width + lanes<V>, F::template identity<State>);
+      each_group<V>(x, n, row, width, [&](auto group, int64_t c, int64_t r, int64_t end, auto load) {
+        V part[group];
+        for (V& p : part) p = splat<V>(neutral);
+        fold_rows<F>(part, group, r, end, load);
+        C each[group * lanes<V>];
+        std::memcpy(each, part, sizeof each);
+        for (int64_t k = 0; k < group * lanes<V>; ++k) sums[c + k] = F::join(sums[c + k], State(each[k]));
+      });
+      std::copy_n(sums, width, totals);
+    } else {
+      std::fill_n(totals, width, F::template identity<State>);
+      for (int64_t r = 0; r < n; ++r) {
+        for (int64_t c = 0; c < width; ++c) totals[c] = F::join(totals[c], F::term(State(x[r * row + c])));
+      }
+    }
+  }
+
+  static void write(const ReductionArgs& a, const State& total, int64_t k) {
+    store_one(static_cast<Out*>(a.out[0]) + k, F::finish(total, a.n));
+  }
+
+ private:
+  static constexpr C neutral = F::template identity<C>;  // an element that changes nothing
+};
+
+// ---- The largest or smallest, and where it is first.
+
+struct Largest {
+  using fold = amax;
+  template <class V>
+  RT_INLINE static auto better(V x, V than) {
+    return exceeds(x, than);
+  }
+};
+struct Smallest {
+  using fold = amin;
+  template <class V>
+  RT_INLINE static auto better(V x, V than) {
+    return precedes(x, than);
+  }
+};
+
+template <class Side, bool values, class T>
+struct Extreme {
+  using C = Compute<T>;
+  struct State {
+    C value = Side::fold::template identity<C>;
+    int64_t index = 0;
+  };
+
+  static void add(State& a, const State& b) {
+    if (Side::better(b.value, a.value)) a = b;
+  }
+
+  // The best of each block, then where it is in the first block that has it.
+  static State row(const T* x, int64_t n) {
+    constexpr int64_t at_once = 4096;
+    State best;
+    for (int64_t i = 0; i < n; i += at_once) {
+      add(best, {C(Fold<typename Side::fold, T>::row(x + i, std::min(at_once, n - i))), i});
+    }
+    best.index += find(x + best.index, std::min(at_once, n - best.index), best.value);
+    best.value = widened(x[best.index]);  // of two zeros, the one that is there
+    return best;
+  }
+
+  // Likewise, with blocks of rows.
+  static void columns(const T* x, int64_t n, int64_t row, int64_t width, State* states) {
+    if constexpr (is_float_type<T>) {
+      using V = typename Fold<typename Side::fold, T>::V;
+      Columns<C> best;
+      Columns<int64_t> start = {};
+      std::fill_n(best, width + lanes<V>, State().value);
+      each_group<V>(x, n, row, width, [&](auto group, int64_t c, int64_t r, int64_t end, auto get) {
+        V part[group];
+        for (V& p : part) p = splat<V>(State().value);
+        fold_rows<typename Side::fold>(part, group, r, end, get);
+        C each[group * lanes<V>];
+        std::memcpy(each, part, sizeof each);
+        for (int64_t k = 0; k < group * lanes<V>; ++k) {
+          if (!Side::better(each[k], best[c + k])) continue;
+          best[c + k] = each[k];
+          start[c + k] = r;
+        }
+      });
+      for (int64_t c = 0; c < width; ++c) {
+        int64_t i = start[c];
+        while (!is(widened(x[i * row + c]), best[c])) ++i;
+        states[c] = {widened(x[i * row + c]), i};
+      }
+    } else {
+      for (int64_t c = 0; c < width; ++c) states[c] = {x[c], 0};
+      for (int64_t r = 1; r < n; ++r) {
+        for (int64_t c = 0; c < width; ++c) {
+          if (Side::better(x[r * row + c], states[c].value)) states[c] = {x[r * row + c], r};
+        }
+      }
+    }
+  }
+
+  static void write(const ReductionArgs& a, const State& state, int64_t k) {
+    if constexpr (values) store_one(static_cast<T*>(a.out[0]) + k, state.value);
+    static_cast<int64_t*>(a.out[values])[k] = state.index;
+  }
+
+ private:
+  static bool is(C x, C value) { return value != value ? x != x : x == value; }
+  // The index of the first that is value. There is one.
+  static int64_t find(const T* x, int64_t n, C value) {
+    int64_t i = 0;
+    if constexpr (is_float_type<T>) {
+      using V = Vector<C>;
+      for (; i + lanes<V> <= n; i += lanes<V>) {
+        const V v = load<V>(x + i);
+        if (any_lane(value != value ? v != v : v == value)) break;
+      }
+    }
+    while (!is(widened(x[i]), value)) ++i;
+    return i;
+  }
+};
+template <class T>
+using max_index = Extreme<Largest, true, T>;
+template <class T>
+using min_index = Extreme<Smallest, true, T>;
+template <class T>
+using argmax = Extreme<Largest, false, T>;
+template <class T>
+using argmin = Extreme<Smallest, false, T>;
+
+// ---- Whether any, or all, are not zero.
+
+template <bool wanted, class T>
+struct Truth {
+  using State = bool;  // whether an element of the wanted truth was seen
+  // The element's bits without the sign of zero. Words of one width, which the compiler makes vectors of.
+  using Word = std::conditional_t<
+      sizeof(T) == 1, uint8_t,
+      std::conditional_t<sizeof(T) == 2, uint16_t, std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>>>;
+  static Word seen(T x) {
+    const Word word = __builtin_bit_cast(Word, x);
+    const Word magnitude = is_float_type<T> ? Word(word << 1) : word;
+    return wanted ? magnitude : Word(magnitude == 0);
+  }
+  static void add(State& a, State b) { a |= b; }
+
+  static State row(const T* x, int64_t n) {
+    constexpr int64_t step = 4096;  // between looks at the result
+    for (int64_t i = 0; i < n; i += step) {
+      Word any = 0;
+      for (int64_t k = i; k < std::min(n, i + step); ++k) any |= seen(x[k]);
+      if (any) return true;
+    }
+    return false;
+  }
+  static void columns(const T* x, int64_t n, int64_t row, int64_t width, State* states) {
+    Columns<Word> any = {};
+    for (int64_t r = 0; r < n; ++r) {
+      for (int64_t c = 0; c < width; ++c) any[c] |= seen(x[r * row + c]);
+    }
+    for (int64_t c = 0; c < width; ++c) states[c] = any[c] != 0;
+  }
+  static void write(const ReductionArgs& a, State seen, int64_t k) { static_cast<bool*>(a.out[0])[k] = seen == wanted; }
+};
+template <class T>
+using any = Truth<true, T>;
+template <class T>
+using all = Truth<false, T>;
+
+// ---- Variance: of a block by its own mean, in doubles, as in stock; then blocks put together (T. F. Chan, G. H.
+// Golub, R. J. LeVeque, 1979).
+
+enum class Moment { var, std, var_mean };
+
+template <Moment moment, class T>
+struct Moments {
+  using C = Compute<T>;
+  using V = Vector<C>;
+  struct State {
+    double n = 0, mean = 0, squares = 0;  // squares of the distances to the mean, summed
+  };
+
+  static State of_floats(const T* x) {
+    constexpr int64_t count = block<V>, part = vectors<V> * lanes<V> * 8;
+    const C mean = C(Fold<sum, T>::row(x, count) / double(count));
+    Sums squares[vectors<V>];
+    V rest = {};  // what the rounding of the mean left
+    for (int64_t i = 0; i < count; i += part) {
+      V some[vectors<V>] = {};
+      each_vector<V>(x + i, part, 0, [&](int64_t k, V v) {
+        const V d = v - mean;
+        some[k] += d * d;
+        rest += d;
+      });
+      for (int64_t k = 0; k < vectors<V>; ++k) squares[k].add(some[k]);
+    }
+    const double left = sum_lanes(rest) / double(count);
+    return {double(count), double(mean) + left, total(squares) - left * left * double(count)};
+  }
+
+  static State of_doubles(const T* x, int64_t count) {
+    Sums sums[vectors<V>], squares[vectors<V>];
+    each_vector<V>(x, count, 0, [&](int64_t k, V v) { sums[k].add(v); });
+    const double mean = total(sums) / double(count);
+    each_vector<V>(x, count, C(mean), [&](int64_t k, V v) { squares[k].add_square(v, mean); });
+    // The last vector's lanes beyond the end held the mean, rounded.
+    const double rest = double((lanes<V> - count % lanes<V>) % lanes<V>), rounding = double(C(mean)) - mean;
+    return {double(count), mean, total(squares) - rest * rounding * rounding};
+  }
+
+  // Sums of doubles, one for each lane of V.
+  struct Sums {
+    static constexpr int halves = sizeof(double) / sizeof(C);
+    DoublesOf<V> sum[halves] = {};
+
+    RT_INLINE void add(V v) {
+      const auto d = to_doubles(v);
+      for (int h = 0; h < halves; ++h) sum[h] += d.half[h];
+    }
+    RT_INLINE void add_square(V v, double mean) {
+      const auto d = to_doubles(v);
+      for (int h = 0; h < halves; ++h) sum[h] += (d.half[h] - mean) * (d.half[h] - mean);
+    }
+    RT_INLINE void add_square(V v, const Sums& mean) {
+      const auto d = to_doubles(v);
+      for (int h = 0; h < halves; ++h) sum[h] += (d.half[h] - mean.sum[h]) * (d.half[h] - mean.sum[h]);
+    }
+    RT_INLINE void scale(double by) {
+      for (auto& s : sum) s *= by;
+    }
+    double lane(int64_t k) const {
+      double each[lanes<V>];
+      std::memcpy(each, sum, sizeof each);
+      return each[k];
+    }
+  };
+  static double total(const Sums* sums) {
+    auto all = DoublesOf<V>{};
+    for (int64_t k = 0; k < vectors<V>; ++k) {
+      for (const auto& s : sums[k].sum) all += s;
+    }
+    return sum_lanes(all);
+  }
+
+  static void add(State& a, const State& b) {
+    if (a.n == 0) {
+      a = b;
+      return;
+    }
+    const double n = a.n + b.n, apart = b.mean - a.mean;
+    a.squares += b.squares + apart * apart * (a.n * b.n / n);
+    a.mean += apart * (b.n / n);
+    a.n = n;
+  }
+
+  static State row(const T* x, int64_t n) {
+    State all;
+    int64_t i = 0;
+    // So many floats that a few may be summed before they go to doubles.
+    if constexpr (std::is_same_v<C, float>) {
+      for (; i + block<V> <= n; i += block<V>) add(all, of_floats(x + i));
+    }
+    for (; i < n; i += block<V>) add(all, of_doubles(x + i, std::min(block<V>, n - i)));
+    return all;
+  }
+
+  static void columns(const T* x, int64_t n, int64_t row, int64_t width, State* states) {
+    Columns<State> all;
+    std::fill_n(all, width + lanes<V>, State());
+    each_group<V>(x, n, row, width, [&](auto group, int64_t c, int64_t r, int64_t end, auto get) {
+      Sums means[group], squares[group];
+      for (int64_t i = r; i < end; ++i) {
+        for (int64_t k = 0; k < group; ++k) means[k].add(get(i, k));
+      }
+      const double m = double(end - r);
+      for (Sums& mean : means) mean.scale(1 / m);
+      for (int64_t i = r; i < end; ++i) {
+        for (int64_t k = 0; k < group; ++k) squares[k].add_square(get(i, k), means[k]);
+      }
+      for (int64_t k = 0; k < group * lanes<V>; ++k) {
+        const int64_t v = k / lanes<V>, l = k % lanes<V>;
+        add(all[c + k], {m, means[v].lane(l), squares[v].lane(l)});
+      }
+    });
+    std::copy_n(all, width, states);
+  }
+
+  static void write(const ReductionArgs& a, const State& s, int64_t k) {
+    const double var = s.squares / std::max(0.0, s.n - a.scalar);
+    store_one(static_cast<T*>(a.out[0]) + k, moment == Moment::std ? std::sqrt(var) : var);
+    if (moment == Moment::var_mean) store_one(static_cast<T*>(a.out[1]) + k, s.mean);
+  }
+};
+template <class T>
+using var = Moments<Moment::var, T>;
+template <class T>
+using std_ = Moments<Moment::std, T>;
+template <class T>
+using var_mean = Moments<Moment::var_mean, T>;
+
+// ---- log(sum(exp(x))), with the largest x taken out.
+
+template <class T>
+struct logsumexp {
+  using C = Compute<T>;
+  using V = Vector<C>;
+  struct State {
+    double largest = -std::numeric_limits<double>::infinity(), sum = 0;  // of exp(x - largest)
+  };
+
+  static void add(State& a, const State& b) {
+    if (b.sum == 0) return;  // of nothing but -inf
+    if (b.largest > a.largest) {
+      a = {b.largest, a.sum * std::exp(a.largest - b.largest) + b.sum};
+    } else {
+      a.sum += b.sum * (b.largest == a.largest ? 1 : std::exp(b.largest - a.largest));
+    }
+  }
+  // What to take out: an infinite largest is itself the result, and NaN stays.
+  static V shift(V largest) { return select(abs(largest) == std::numeric_limits<C>::infinity(), V{}, largest); }
+
+  static State row(const T* x, int64_t n) {
+    State all;
+    for (int64_t i = 0; i < n; i += block<V>) {
+      const int64_t count = std::min(block<V>, n - i);
+      const V out = shift(splat<V>(C(Fold<amax, T>::row(x + i, count))));
+      V sums[vectors<V>] = {};
+      each_vector<V>(x + i, count, -std::numeric_limits<C>::infinity(),
+                     [&](int64_t k, V v) { sums[k] += math::exp(V(v - out)); });
+      add(all, {double(out[0]), double(sum_vectors(sums))});
+    }
+    return all;
+  }
+
+  static void columns(const T* x, int64_t n, int64_t row, int64_t width, State* states) {
+    Columns<State> all;
+    std::fill_n(all, width + lanes<V>, State());
+    each_group<V>(x, n, row, width, [&](auto group, int64_t c, int64_t r, int64_t end, auto get) {
+      V out[group], sums[group] = {};
+      for (V& m : out) m = splat<V>(-std::numeric_limits<C>::infinity());
+      fold_rows<amax>(out, group, r, end, get);
+      for (V& m : out) m = shift(m);
+      for (int64_t i = r; i < end; ++i) {
+        for (int64_t k = 0; k < group; ++k) sums[k] += math::exp(V(get(i, k) - out[k]));
+      }
+      for (int64_t k = 0; k < group * lanes<V>; ++k) {
+        add(all[c + k], {double(out[k / lanes<V>][k % lanes<V>]), double(sums[k / lanes<V>][k % lanes<V>])});
+      }
+    });
+    std::copy_n(all, width, states);
+  }
+
+  static void write(const ReductionArgs& a, const State& s, int64_t k) {
+    const double shift = s.sum == 0 ? 0 : s.largest;
+    store_one(static_cast<T*>(a.out[0]) + k, std::log(s.sum) + shift);
+  }
+};
+
+// ---- The loops around a reducer, for every dtype.
+
+template <class R, class T>
+void run(const ReductionArgs& a) {
+  const T* in = static_cast<const T*>(a.in);
+  typename R::State states[columns_at_once];
+  for (int64_t o = 0; o < a.outer; ++o, in += a.n * a.row) {
+    if (a.inner == 1 && a.row == 1) {
+      R::write(a, R::row(in, a.n), o);
+      continue;
+    }
+    for (int64_t c = 0; c < a.inner; c += columns_at_once) {
+      const int64_t width = std::min(columns_at_once, a.inner - c);
+      R::columns(in + c, a.n, a.row, width, states);
+      for (int64_t k = 0; k < width; ++k) R::write(a, states[k], o * a.row + c + k);
+    }
+  }
+}
+
+template <class R, class T>
+void part(const ReductionArgs& a, ReductionState* to) {
+  typename R::State state = R::row(static_cast<const T*>(a.in), a.n);
+  if constexpr (requires { state.index; }) state.index += a.first;
+  static_assert(sizeof state <= sizeof *to);
+  std::memcpy(to->bytes, &state, sizeof state);
+}
+
+template <class R, class T>
+void join(const ReductionArgs& a, const ReductionState* parts, int64_t count) {
+  typename R::State all, next;
+  std::memcpy(&all, parts[0].bytes, sizeof all);
+  for (int64_t k = 1; k < count; ++k) {
+    std::memcpy(&next, parts[k].bytes, sizeof next);
+    R::add(all, next);
+  }
+  R::write(a, all, 0);
+}
+
+// Calls f with a number of the dtype, where the types of the row have it.
+template <uint8_t dtypes, class F>
+void with_type(Dtype dtype, F f) {
+  const auto call = [&]<Dtype which, class T>() {
+    if constexpr (dtypes >> int(which) & 1) f(T());
+  };
+  switch (dtype) {
+    case Dtype::f32: return call.template operator()<Dtype::f32, float>();
+    case Dtype::f64: return call.template operator()<Dtype::f64, double>();
+    case Dtype::bf16: return call.template operator()<Dtype::bf16, bf16>();
+    case Dtype::f16: return call.template operator()<Dtype::f16, f16>();
+    case Dtype::i32: return call.template operator()<Dtype::i32, int32_t>();
+    case Dtype::i64: return call.template operator()<Dtype::i64, int64_t>();
+    case Dtype::b8: return call.template operator()<Dtype::b8, uint8_t>();
+  }
+}
+
+template <template <class> class R, uint8_t dtypes>
+constexpr ReductionKernel reduction_kernel = {
+    [](const ReductionArgs& a) { with_type<dtypes>(a.dtype, [&](auto t) { run<R<decltype(t)>, decltype(t)>(a); }); },
+    [](const ReductionArgs& a, ReductionState* to) {
+      with_type<dtypes>(a.dtype, [&](auto t) { part<R<decltype(t)>, decltype(t)>(a, to); });
+    },
+    [](const ReductionArgs& a, const ReductionState* parts, int64_t count) {
+      with_type<dtypes>(a.dtype, [&](auto t) { join<R<decltype(t)>, decltype(t)>(a, parts, count); });
+    },
+    dtypes,
+};
+
+namespace reducer {
+template <class F>
+struct FoldOf {
+  template <class T>
+  using type = Fold<F, T>;
+};
+#define RUSTTORCH_FOLD(name) \
+  template <class T>         \
+  using name = FoldOf<rusttorch::name>::type<T>;
+RUSTTORCH_FOLD(sum)
+RUSTTORCH_FOLD(mean)
+RUSTTORCH_FOLD(prod)
+RUSTTORCH_FOLD(amax)
+RUSTTORCH_FOLD(amin)
+RUSTTORCH_FOLD(norm1)
+RUSTTORCH_FOLD(norm2)
+RUSTTORCH_FOLD(norm_inf)
+#undef RUSTTORCH_FOLD
+using rusttorch::all;
+using rusttorch::any;
+using rusttorch::argmax;
+using rusttorch::argmin;
+using rusttorch::logsumexp;
+using rusttorch::max_index;
+using rusttorch::min_index;
+using rusttorch::var;
+using rusttorch::var_mean;
+template <class T>
+using std = std_<T>;
+}  // namespace reducer
+
+constexpr uint8_t floats = 0b0001111, numbers = 0b0111111, everything = 0b1111111;
+
+#define RUSTTORCH_REDUCTION_KERNEL(name, dtypes) reduction_kernel<reducer::name, dtypes>,
+constexpr ReductionKernel reduction_kernels[] = {RUSTTORCH_REDUCTION(RUSTTORCH_REDUCTION_KERNEL)};
+const ReductionKernel* reduction_table() { return reduction_kernels; }
+
+}  // namespace
+}  // namespace rusttorch
+
+namespace at::native {
+ALSO_REGISTER_AVX512_DISPATCH(rusttorch_reduction_stub, &rusttorch::reduction_table)
+}

@@ -1,0 +1,56 @@
+#pragma once
+
+#include "stub.h"
+
+namespace rusttorch {
+
+// out[o][i] = the reduction of in[o][0..n)[i]: every reduction of a dense tensor over neighbouring dims.
+struct ReductionArgs {
+  Dtype dtype;  // of the input
+  int64_t outer, n, inner;
+  int64_t row;    // elements from in[o][k] to in[o][k + 1]: inner, or more where inner is a part of it
+  int64_t first;  // the index of in[o][0], where in is a part of a longer run
+  double scalar;  // the correction of a variance
+  const void* in;
+  void* out[2];
+};
+
+// What a part of a run comes to, until the parts are put together.
+struct alignas(8) ReductionState {
+  char bytes[24];
+};
+
+struct ReductionKernel {
+  void (*run)(const ReductionArgs&);
+  // One run (outer and inner are 1) in parts: each part's state, then the result of all, in order.
+  void (*part)(const ReductionArgs&, ReductionState*);
+  void (*join)(const ReductionArgs&, const ReductionState*, int64_t count);
+  uint8_t dtypes;  // bit k: takes the k-th Dtype
+
+  bool takes(Dtype dtype) const { return dtypes >> int(dtype) & 1; }
+};
+
+// X(name, types): floats, numbers (floats and integers) or everything (those and bool).
+#define RUSTTORCH_REDUCTION(X) \
+  X(sum, everything)           \
+  X(mean, floats)              \
+  X(prod, numbers)             \
+  X(amax, numbers)             \
+  X(amin, numbers)             \
+  X(max_index, numbers)        \
+  X(min_index, numbers)        \
+  X(argmax, numbers)           \
+  X(argmin, numbers)           \
+  X(any, everything)           \
+  X(all, everything)           \
+  X(norm1, floats)             \
+  X(norm2, floats)             \
+  X(norm_inf, floats)          \
+  X(var, floats)               \
+  X(std, floats)               \
+  X(var_mean, floats)          \
+  X(logsumexp, floats)
+
+}  // namespace rusttorch
+
+RUSTTORCH_DECLARE_FAMILY_OF(ReductionKernel, reduction, RUSTTORCH_REDUCTION)

@@ -1,0 +1,212 @@
+import itertools
+import math
+
+import families
+import pytest
+import rusttorch
+import torch
+from cases import DTYPES, INTEGERS, Case, functional_ops
+from torch import ops
+
+# Over the last dim, or all. "p": sums that do not cancel, so that an error can be told in ulp.
+CASES = [
+    Case("sum", "p"),
+    Case("sum.dim_IntList", "p", ([-1],)),
+    Case("mean", "p"),
+    Case("mean.dim", "p", ([-1], True)),
+    Case("prod", "u"),
+    Case("prod.dim_int", "u", (-1,)),
+    Case("max", exact=True),
+    Case("max.dim", args=(-1,), exact=True),
+    Case("min", exact=True),
+    Case("min.dim", args=(-1,), exact=True),
+    Case("amax", args=([-1],), exact=True),
+    Case("amin", args=([-1], True), exact=True),
+    Case("argmax", args=(-1,), exact=True),
+    Case("argmin", exact=True),
+    Case("any", exact=True),
+    Case("any.dim", args=(-1,), exact=True),
+    Case("any.dims", args=([-1],), exact=True),
+    Case("all", exact=True),
+    Case("all.dim", args=(-1, True), exact=True),
+    Case("all.dims", args=([-1],), exact=True),
+    Case("var.correction", args=([-1],)),
+    Case("std.correction", args=([-1],), kwargs={"correction": 0}),
+    Case("var_mean.correction", args=([-1],)),
+    Case("linalg_vector_norm"),
+    Case("linalg_vector_norm", args=(1, [-1])),
+    Case("linalg_vector_norm", args=(math.inf, [-1])),
+    Case("norm.Scalar"),
+    Case("norm.ScalarOpt_dim", args=(None, [-1])),
+    Case("logsumexp", args=([-1],)),
+]
+DIFFERENTIABLE = [case for case in CASES if not case.op.startswith(("arg", "any", "all"))]
+
+
+def test_table_is_complete():
+    family = {op.name for op in rusttorch.ops() if op.family == "reduction"}
+    assert {case.op for case in CASES} == family.intersection(functional_ops())
+
+
+test_layouts = families.layouts_test(CASES)
+test_derivatives = families.derivatives_test(DIFFERENTIABLE)
+test_opcheck = families.opcheck_test(CASES)
+test_compile = families.compile_test(CASES)
+test_vmap = families.vmap_test(CASES)
+test_swapped = families.swapped_test(DIFFERENTIABLE)
+
+# What is called with one dim, and what with several: op, whether it is exact, its further arguments.
+ONE_DIM = [("max.dim", True), ("min.dim", True), ("argmax", True), ("argmin", True), ("prod.dim_int", False)]
+DIMS = [
+    *[(op, True) for op in ("amax", "amin", "any.dims", "all.dims")],
+    *[(op, False) for op in ("sum.dim_IntList", "mean.dim", "var.correction", "std.correction", "logsumexp")],
+    *[("var_mean.correction", False), ("linalg_vector_norm", False)],
+]
+FLOATS_ONLY = ("mean", "var", "std", "logsumexp", "linalg_vector_norm")
+
+
+def call(namespace, op, x, dims):
+    name, _, overload = op.partition(".")
+    f = getattr(getattr(namespace, name), overload or "default")
+    result = f(x, 2, dims) if name == "linalg_vector_norm" else f(x, dims)
+    return result if isinstance(result, tuple) else (result,)
+
+
+def compare(op, exact, x, dims):
+    """Ours against stock to the bit, or against float64: at most twice stock's largest error, and one ulp."""
+    if x.dtype == torch.bool and not op.startswith(("sum", "any", "all")):
+        return
+    if not x.is_floating_point() and op.startswith(FLOATS_ONLY):
+        return
+    ours, stock = call(ops.rusttorch, op, x, dims), call(ops.aten, op, x, dims)
+    references = stock if exact or not x.is_floating_point() else call(ops.aten, op, x.double(), dims)
+    for mine, theirs, reference in zip(ours, stock, references, strict=True):
+        assert mine.dtype == theirs.dtype
+        assert mine.shape == theirs.shape
+        assert mine.stride() == theirs.stride()
+        if op.startswith("var_mean") and mine is ours[1] and x.isinf().any():
+            continue  # the mean: infinite, which stock makes NaN of where the infinity is not the last
+        assert torch.equal(mine.isnan(), theirs.isnan()), (op, x.shape, dims)
+        if reference is theirs or mine.numel() == 0:
+            assert torch.equal(mine.nan_to_num(), theirs.nan_to_num()), (op, x.shape, dims)
+            continue
+        known = reference.isfinite() & theirs.isfinite()
+        error, allowed = ((y.double() - reference)[known].abs() for y in (mine, theirs))
+        if known.any():
+            ulp = torch.finfo(mine.dtype).eps * reference[known].abs().max()
+            # In float64 the reference is stock itself, whose variance of 20,000 numbers errs by 900 ulp. A product, and
+            # a sum that cancels, are not the better for stock's being lucky.
+            extra = 1000 if mine.dtype == torch.float64 else 4 if op.startswith(("prod", "sum", "mean", "var_mean")) else 1
+            bound = 2 * allowed.max() + extra * ulp
+            assert error.max() <= bound, (op, x.shape, dims, error.max() / ulp, allowed.max() / ulp)
+
+
+def data(shape, dtype, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    if dtype == torch.bool:
+        return torch.rand(shape, generator=generator) < 0.3
+    if not dtype.is_floating_point:
+        return torch.randint(-9, 9, shape, generator=generator, dtype=dtype)
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", (*DTYPES, *INTEGERS, torch.bool), ids=str)
+@pytest.mark.parametrize("size", [1, 2, 15, 16, 17, 31, 33, 255, 257, 5000])
+def test_sizes(size, dtype):
+    """Along rows of a size and along columns of one; and rows and columns that are not whole vectors."""
+    for shape, dim in (((size,), 0), ((7, size), 1), ((size, 7), 0), ((3, size, 21), 1), ((2, size, 130), 1)):
+        x = data(shape, dtype)
+        for op, exact in ONE_DIM:
+            compare(op, exact, x, dim)
+        for op, exact in DIMS:
+            compare(op, exact, x, [dim])
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.int64), ids=str)
+def test_every_dim_of_a_permuted_tensor(dtype):
+    base = data((5, 6, 7, 19), dtype)
+    for order in itertools.permutations(range(4)):
+        x = base.permute(order)
+        for dim in range(4):
+            for op, exact in ONE_DIM:
+                compare(op, exact, x, dim)
+        for dims in ([0], [1], [2], [3], [0, 1], [1, 2], [0, 3], [2, 3], [0, 2], [1, 2, 3], [0, 1, 2, 3]):
+            for op, exact in DIMS:
+                compare(op, exact, x, dims)
+
+
+@pytest.mark.parametrize("shape", [(2**24 + 1,), (1_000_000, 3), (3, 1_000_000)], ids=str)
+def test_long(shape):
+    x = data(shape, torch.float32)
+    for dims in ([0], [len(shape) - 1]):
+        for op, exact in DIMS:
+            compare(op, exact, x, dims)
+        for op, exact in ONE_DIM:
+            compare(op, exact, x, dims[0])
+    # Positive, so that every rounding of a long sum goes the same way.
+    total = rusttorch.sum(x.abs()).double()
+    reference = x.double().abs().sum()
+    assert (total - reference).abs() <= (x.abs().sum().double() - reference).abs() + 1e-7 * reference
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("special", [math.nan, math.inf, -math.inf, 0.0, -0.0])
+def test_ties_and_special_values(special, dtype):
+    """Which index, among equals and among NaNs; whether NaN and infinity come through."""
+    for size, at in itertools.product((20, 300, 5000), ((), (3,), (3, 4), (17, 2), (0, 19))):
+        x = data((size,), dtype).round()
+        x[list(at)] = special
+        for y, dim in ((x, 0), (x.repeat(9, 1), 1), (x.repeat(9, 1).t().contiguous(), 0)):
+            for op, exact in ONE_DIM:
+                if op != "prod.dim_int":
+                    compare(op, exact, y, dim)
+            for op, exact in DIMS:
+                compare(op, exact, y, [dim])
+    for value in (math.inf, -math.inf, math.nan):
+        full = torch.full((40, 33), value, dtype=dtype)
+        for dim in (0, 1):
+            for op, exact in ONE_DIM + DIMS:
+                compare(op, exact, full, dim if (op, exact) in ONE_DIM else [dim])
+
+
+def test_threads_agree():
+    """A whole tensor in parts, by several threads, is what one thread makes of it."""
+    x = data((300_001,), torch.float32)
+    x[[70_000, 250_000]] = x.max() + 1
+    for f in (rusttorch.sum, rusttorch.argmax, rusttorch.var, rusttorch.amax, rusttorch.any):
+        results = []
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            results.append(f(x))
+        torch.testing.assert_close(*results, rtol=1e-6, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda m: m.max(torch.empty(0)),
+        lambda m: m.argmax(torch.empty(0)),
+        lambda m: m.amax(torch.empty(3, 0), [1]),
+        lambda m: m.sum(torch.ones(3, 4), [2]),
+        lambda m: m.sum(torch.ones(3, 4), [0, 0]),
+        lambda m: m.sum(torch.ones(3, 4), [0, -2]),
+        lambda m: m.max(torch.ones(3, 4), -3),
+        lambda m: m.mean(torch.ones(3, dtype=torch.int64)),
+        lambda m: m.logsumexp(torch.ones(3), [1]),
+        lambda m: m.var(torch.ones(3, dtype=torch.int64)),
+        lambda m: m.sum(torch.ones(3), dtype="float"),
+    ],
+)
+def test_errors_are_stock_s(f):
+    with pytest.raises((RuntimeError, IndexError, TypeError)) as stock:
+        f(torch)
+    with pytest.raises(stock.type) as ours:
+        f(rusttorch)
+    assert str(ours.value).split("\n")[0][:40] == str(stock.value).split("\n")[0][:40]
+
+
+def test_dtype():
+    x = data((50, 60), torch.float32)
+    assert rusttorch.sum(x, dtype=torch.float64).equal(x.sum(dtype=torch.float64))
+    assert rusttorch.mean(x, [0], dtype=torch.float64).equal(x.mean(0, dtype=torch.float64))
+    assert rusttorch.prod(x.int(), 1).equal(x.int().prod(1))
