@@ -203,6 +203,18 @@ const std::vector<Family>& families() {
           R"(logsumexp(Tensor self, int[1] dim, bool keepdim=False) -> Tensor)",
           R"(logsumexp.out(Tensor self, int[1] dim, bool keepdim=False, *, Tensor(a!) out) -> Tensor(a!))",
       }},
+      {"softmax", {
+          R"(_softmax(Tensor self, int dim, bool half_to_float) -> Tensor)",
+          R"(_softmax.out(Tensor self, int dim, bool half_to_float, *, Tensor(a!) out) -> Tensor(a!))",
+          R"(_softmax_backward_data(Tensor grad_output, Tensor output, int dim, ScalarType input_dtype) -> Tensor)",
+          R"(_softmax_backward_data.out(Tensor grad_output, Tensor output, int dim, ScalarType input_dtype, *, Tensor(a!) grad_input) -> Tensor(a!))",
+          R"(_log_softmax(Tensor self, int dim, bool half_to_float) -> Tensor)",
+          R"(_log_softmax.out(Tensor self, int dim, bool half_to_float, *, Tensor(a!) out) -> Tensor(a!))",
+          R"(_log_softmax_backward_data(Tensor grad_output, Tensor output, int dim, ScalarType input_dtype) -> Tensor)",
+          R"(_log_softmax_backward_data.out(Tensor grad_output, Tensor output, int dim, ScalarType input_dtype, *, Tensor(a!) out) -> Tensor(a!))",
+          R"(softmax.int(Tensor self, int dim, ScalarType? dtype=None) -> Tensor)",
+          R"(log_softmax.int(Tensor self, int dim, ScalarType? dtype=None) -> Tensor)",
+      }},
       {"loss", {
           R"(mse_loss(Tensor self, Tensor target, int reduction=1) -> Tensor)",
           R"(mse_loss.out(Tensor self, Tensor target, int reduction=1, *, Tensor(a!) out) -> Tensor(a!))",

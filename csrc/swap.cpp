@@ -15,7 +15,8 @@ namespace {
 const std::map<std::string, Row>& rows() {
   static const auto all = [] {
     std::map<std::string, Row> map;
-    for (const Rows* table : {&pointwise_rows(), &activation_rows(), &reduction_rows(), &loss_rows()}) {
+    for (const Rows* table :
+         {&pointwise_rows(), &activation_rows(), &reduction_rows(), &softmax_rows(), &loss_rows()}) {
       for (const Row& row : *table) map.emplace(row.name, row);
     }
     return map;
@@ -101,5 +102,7 @@ TORCH_LIBRARY_IMPL(rusttorch, CPU, m) { rusttorch::impl_rows(m); }
 TORCH_LIBRARY_IMPL(rusttorch, CUDA, m) { rusttorch::impl_rows(m); }
 #endif
 TORCH_LIBRARY_IMPL(rusttorch, CompositeImplicitAutograd, m) {
-  for (const auto& row : rusttorch::activation_composites()) row.impl(m, row.name);
+  for (const auto* table : {&rusttorch::activation_composites(), &rusttorch::softmax_composites()}) {
+    for (const auto& row : *table) row.impl(m, row.name);
+  }
 }

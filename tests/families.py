@@ -79,6 +79,10 @@ def assert_as_right(ours, stock, case, tensors):
         assert torch.equal(ours.nan_to_num(), stock.nan_to_num())
         return
     reference = case.reference(tensors)
+    if "softmax" in case.op and ours.dtype == torch.float64:
+        # Stock's own sum of 70,000 terms is not exact to the last digits, and a log near zero cancels.
+        assert (ours - reference).abs().max() <= 1000 * torch.finfo(torch.float64).eps * reference.abs().max()
+        return
     bound = 2 * error(stock, reference, ours.dtype, case, tensors) + 1
     if ours.dtype == torch.float64:
         # The reference is no more precise than the op here (tests/test_math.py has one that is).

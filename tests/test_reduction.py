@@ -96,7 +96,9 @@ def compare(op, exact, x, dims):
             ulp = torch.finfo(mine.dtype).eps * reference[known].abs().max()
             # In float64 the reference is stock itself, whose variance of 20,000 numbers errs by 900 ulp. A product, and
             # a sum that cancels, are not the better for stock's being lucky.
-            extra = 1000 if mine.dtype == torch.float64 else 4 if op.startswith(("prod", "sum", "mean", "var_mean")) else 1
+            extra = (
+                1000 if mine.dtype == torch.float64 else 4 if op.startswith(("prod", "sum", "mean", "var_mean")) else 1
+            )
             bound = 2 * allowed.max() + extra * ulp
             assert error.max() <= bound, (op, x.shape, dims, error.max() / ulp, allowed.max() / ulp)
 

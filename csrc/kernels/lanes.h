@@ -55,6 +55,10 @@ constexpr int narrow_bytes = vector_bytes < 32 ? vector_bytes : 32;
     using type = T;                     \
     using bits = Vector<Word, bytes>;   \
   };
+#if defined(__AVX2__)
+RUSTTORCH_LANES(float, uint32_t, 16)
+RUSTTORCH_LANES(double, uint64_t, 16)
+#endif
 RUSTTORCH_LANES(float, uint32_t, vector_bytes)
 RUSTTORCH_LANES(double, uint64_t, vector_bytes)
 RUSTTORCH_LANES(int32_t, uint32_t, vector_bytes)
@@ -66,6 +70,9 @@ RUSTTORCH_LANES(int32_t, uint32_t, narrow_bytes)
 RUSTTORCH_LANES(int64_t, uint64_t, narrow_bytes)
 #endif
 #undef RUSTTORCH_LANES
+
+template <class V>
+using VectorHalf = Vector<typename Lane<V>::type, sizeof(V) / 2>;
 #endif
 
 // One number in every lane.

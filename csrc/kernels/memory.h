@@ -195,20 +195,26 @@ RT_INLINE Doubles<V> to_doubles(V v) {
   }
 }
 
-// All lanes joined into the first, in pairs.
+// All lanes joined into one, in halves. join takes vectors of every width.
 template <class V, class Join>
-RT_INLINE lane_t<V> fold_lanes(V v, Join join) {
-  constexpr int64_t lanes = sizeof(V) / sizeof(lane_t<V>);
-  for (int64_t apart = lanes / 2; apart > 0; apart /= 2) {
-    bits_t<V> other;
-    for (int64_t i = 0; i < lanes; ++i) other[i] = word_t<V>(i ^ apart);
-    v = join(v, __builtin_shuffle(v, other));
+RT_INLINE auto fold_lanes(V v, Join join) {
+  if constexpr (sizeof(V) > 16) {
+    VectorHalf<V> halves[2];
+    std::memcpy(halves, &v, sizeof v);
+    return fold_lanes(join(halves[0], halves[1]), join);
+  } else {
+    constexpr int64_t lanes = sizeof(V) / sizeof(lane_t<V>);
+    for (int64_t apart = lanes / 2; apart > 0; apart /= 2) {
+      bits_t<V> other;
+      for (int64_t i = 0; i < lanes; ++i) other[i] = word_t<V>(i ^ apart);
+      v = join(v, __builtin_shuffle(v, other));
+    }
+    return v[0];
   }
-  return v[0];
 }
 template <class V>
 RT_INLINE lane_t<V> sum_lanes(V v) {
-  return fold_lanes(v, [](V a, V b) { return a + b; });
+  return fold_lanes(v, [](auto a, auto b) { return a + b; });
 }
 
 }  // namespace

@@ -4,7 +4,7 @@
 #include <cmath>
 
 #include "math.h"
-#include "memory.h"
+#include "runs.h"
 
 // A reducer R<T> is what a formula is for inputs of type T:
 //   State                     what some of the elements come to; add(State, State) puts two together, the later second
@@ -16,99 +16,6 @@
 
 namespace rusttorch {
 namespace {
-
-constexpr int64_t rows_at_once = 32;    // then what was summed goes to doubles
-constexpr int64_t bytes_at_once = 256;  // of a row, in several vectors, so that one need not wait for the one before
-constexpr int64_t columns_at_once = 1024;
-template <class V>
-constexpr int64_t lanes = sizeof(V) / sizeof(lane_t<V>);
-template <class V>
-constexpr int64_t vectors = bytes_at_once / sizeof(V);
-template <class V>
-constexpr int64_t block = vectors<V> * lanes<V> * rows_at_once;
-
-template <class T>
-constexpr bool is_float_type = std::is_floating_point_v<Compute<T>>;
-
-template <class T>
-RT_INLINE Compute<T> widened(T x) {
-  if constexpr (std::is_same_v<T, bf16>) {
-    return __builtin_bit_cast(float, uint32_t(x.bits) << 16);
-  } else if constexpr (std::is_same_v<T, f16>) {
-    return widen(x);
-  } else {
-    return x;
-  }
-}
-
-// f(k, x) for the vectors of x[0..n), several k side by side. What is beyond n in the last is `fill`.
-template <class V, class T, class F>
-RT_INLINE void each_vector(const T* x, int64_t n, lane_t<V> fill, F f) {
-  constexpr int64_t at_once = vectors<V> * lanes<V>;
-  int64_t i = 0;
-  for (; i + at_once <= n; i += at_once) {
-    for (int64_t k = 0; k < vectors<V>; ++k) f(k, load<V>(x + i + k * lanes<V>));
-  }
-  // k stays a constant of each copy of the loop's body: what f indexes with it can stay in registers.
-#pragma GCC unroll 8
-  for (int64_t k = 0; k < vectors<V> - 1; ++k) {
-    if (i + lanes<V> > n) break;
-    f(k, load<V>(x + i));
-    i += lanes<V>;
-  }
-  if (i < n) f(vectors<V> - 1, load_part<V>(x + i, n - i, fill));
-}
-
-// The several joined into one.
-template <class V, class Join>
-RT_INLINE V fold_vectors(V* v, Join join) {
-  for (int64_t apart = vectors<V> / 2; apart > 0; apart /= 2) {
-    for (int64_t k = 0; k < apart; ++k) v[k] = join(v[k], v[k + apart]);
-  }
-  return v[0];
-}
-// The lanes of that, as doubles where the result is one.
-template <class State, class V, class Join>
-RT_INLINE State fold_lanes_to(V v, Join join) {
-  if constexpr (std::is_same_v<State, lane_t<V>>) {
-    return fold_lanes(v, join);
-  } else {
-    const auto d = to_doubles(v);
-    return fold_lanes(join(d.half[0], d.half[1]), join);
-  }
-}
-template <class V>
-RT_INLINE double sum_vectors(V* v) {
-  const auto join = [](auto a, auto b) { return a + b; };
-  return fold_lanes_to<double>(fold_vectors(v, join), join);
-}
-
-// Columns of x[0..n)[0..width), in blocks of rows, and in each all groups of a few vectors: f(group, c, r, end, load)
-// for the columns from c and the rows from r to end, with load(row, k) for the k-th vector. A group is an integral
-// constant, the number of vectors.
-template <class V, class T, class F>
-RT_INLINE void each_group(const T* x, int64_t n, int64_t row, int64_t width, F f) {
-  constexpr int64_t L = lanes<V>;
-  for (int64_t r = 0; r < n; r += rows_at_once) {
-    const int64_t end = std::min(n, r + rows_at_once);
-    int64_t c = 0;
-    const auto groups_of = [&]<int64_t count>(std::integral_constant<int64_t, count> group) {
-      for (; c + count * L <= width; c += count * L) {
-        f(group, c, r, end, [&](int64_t i, int64_t k) { return load<V>(x + i * row + c + k * L); });
-      }
-    };
-    groups_of(std::integral_constant<int64_t, vectors<V>>());
-    groups_of(std::integral_constant<int64_t, 2>());
-    groups_of(std::integral_constant<int64_t, 1>());
-    if (c < width) {
-      f(std::integral_constant<int64_t, 1>(), c, r, end,
-        [&](int64_t i, int64_t) { return load_part<V>(x + i * row + c, width - c, 0); });
-    }
-  }
-}
-// Room for the columns, whole vectors of them.
-template <class C>
-using Columns = C[columns_at_once + 64];
 
 // ---- What is folded into one number: sum, mean, prod, norms, largest and smallest.
 

@@ -10,8 +10,10 @@ namespace rusttorch {
 const Rows& pointwise_rows();
 const Rows& activation_rows();
 const Rows& reduction_rows();
+const Rows& softmax_rows();
 const Rows& loss_rows();
 // Rows made of other ops of the table, registered at CompositeImplicitAutograd.
 const Rows& activation_composites();
+const Rows& softmax_composites();
 
 }  // namespace rusttorch

@@ -329,11 +329,11 @@ constexpr auto norm_scalar =
     static_cast<Tensor (*)(const Tensor&, const Scalar&)>(&at::compositeexplicitautograd::norm);
 
 // What stock has vectorised along a row; its rows need less setting up.
-using Sum = Reduce<reduction::sum, Result::sum, 1024>;
-using Mean = Reduce<reduction::mean, Result::same, 1024>;
-using Prod = Reduce<reduction::prod, Result::sum, 4096>;
+using Sum = Reduce<reduction::sum, Result::sum, 256>;
+using Mean = Reduce<reduction::mean, Result::same, 128>;
+using Prod = Reduce<reduction::prod, Result::sum, 256>;
 template <reduction K>
-using Amax = Reduce<K, Result::same, 2048>;
+using Amax = Reduce<K, Result::same, std::numeric_limits<int64_t>::max()>;
 using VarMean = Variance<reduction::var_mean, Result::pair>;
 template <reduction K>
 using Index = Reduce<K, Result::values_and_index>;

@@ -1,0 +1,170 @@
+#include "../kernels/softmax.h"
+
+#include <ATen/CPUFunctions.h>
+#ifdef RUSTTORCH_CUDA
+#include <ATen/CUDAFunctions.h>
+#endif
+#include <ATen/EmptyTensor.h>
+#include <ATen/Parallel.h>
+#include <ATen/TensorIterator.h>
+
+#include "families.h"
+
+#define STOCK RUSTTORCH_STOCK
+#define ROW RUSTTORCH_ROW
+
+namespace rusttorch {
+RUSTTORCH_DEFINE_FAMILY(softmax)
+
+namespace {
+
+class SoftmaxPlan;
+
+struct SoftmaxRequest {
+  using Plan = SoftmaxPlan;
+  softmax kernel;
+  const Tensor* in[2] = {};  // the input; or, of a backward, the gradient and the output
+  int64_t dim;
+  bool other_dtype = false;  // of the result
+
+  c10::DeviceType device() const { return device_type(*in[0]); }
+};
+
+class SoftmaxPlan {
+ public:
+  explicit SoftmaxPlan(const SoftmaxRequest& request) : request_(request), reason_(fit()) {}
+
+  Handed reason() const { return reason_; }
+
+  template <class R>
+  R compute() {
+    const Tensor& x = *request_.in[0];
+    Tensor out(at::detail::empty_cpu(x.sizes(), x.scalar_type()));
+    run(out);
+    return out;
+  }
+
+  bool accepts(const Tensor& out) {
+    const Tensor& x = *request_.in[0];
+    const bool fits = out.defined() && out.scalar_type() == x.scalar_type() && out.device() == x.device() &&
+                      out.sizes().equals(x.sizes()) && out.is_contiguous() && !out.is_alias_of(x) &&
+                      !(request_.in[1] && out.is_alias_of(*request_.in[1]));
+    if (!fits) reason_ = Handed::layout;
+    return fits;
+  }
+
+  void run(const Tensor& out) {
+    for (int k = 0; k < 2; ++k) args_.in[k] = request_.in[k] ? request_.in[k]->const_data_ptr() : nullptr;
+    args_.out = out.mutable_data_ptr();
+    const SoftmaxKernel run = kernel(request_.kernel, request_.device());
+    const int64_t size = args_.n * args_.inner;
+    if (args_.outer > 1 || args_.inner == 1) {
+      return at::parallel_for(
+          0, args_.outer, at::divup(at::internal::GRAIN_SIZE, size),
+          [&](int64_t begin, int64_t end) { run.run(part(begin * size, end - begin, args_.inner)); });
+    }
+    constexpr int64_t columns = 64;  // at least, for a thread
+    const int64_t grain = at::divup(at::internal::GRAIN_SIZE, columns * args_.n);
+    at::parallel_for(0, at::divup(args_.inner, columns), grain, [&](int64_t begin, int64_t end) {
+      const int64_t first = begin * columns;
+      run.run(part(first, 1, std::min(end * columns, args_.inner) - first));
+    });
+  }
+
+ private:
+  Handed fit() {
+    const Tensor& x = *request_.in[0];
+    if (request_.other_dtype || !x.is_cpu() || has_names(x)) return Handed::option;
+    const auto dtype = dtype_of(x);
+    if (!dtype || !at::isFloatingType(x.scalar_type())) return Handed::dtype;
+    if (x.dim() == 0 || x.numel() == 0) return Handed::size;
+    const int64_t dim = request_.dim < 0 ? request_.dim + x.dim() : request_.dim;
+    if (dim < 0 || dim >= x.dim()) return Handed::option;  // stock raises
+    for (const Tensor* t : request_.in) {
+      if (!t) continue;
+      if (t->scalar_type() != x.scalar_type()) return Handed::dtype;
+      if (!t->sizes().equals(x.sizes()) || !t->is_contiguous() || !t->is_cpu()) return Handed::layout;
+    }
+    args_.dtype = *dtype;
+    args_.outer = args_.inner = 1;
+    for (int64_t d = 0; d < dim; ++d) args_.outer *= x.size(d);
+    for (int64_t d = dim + 1; d < x.dim(); ++d) args_.inner *= x.size(d);
+    args_.n = x.size(dim);
+    args_.row = args_.inner;
+    return stock_is_faster() ? Handed::size : Handed::no;
+  }
+
+  // By measurement: where a row is a few vectors, setting up costs more than it saves.
+  bool stock_is_faster() const {
+    const bool along_rows = args_.inner == 1;
+    switch (request_.kernel) {
+      case softmax::log_softmax: return along_rows ? args_.n > 16 && args_.n < 128 : args_.n < 64;
+      case softmax::softmax_backward: return along_rows ? args_.n > 16 && args_.n < 1024 : args_.n < 64;
+      default: return false;
+    }
+  }
+
+  SoftmaxArgs part(int64_t at, int64_t outer, int64_t inner) const {
+    SoftmaxArgs part = args_;
+    part.outer = outer;
+    part.inner = inner;
+    const int64_t bytes = at * element_size(args_.dtype);
+    for (auto& p : part.in) p = p ? static_cast<const char*>(p) + bytes : p;
+    part.out = static_cast<char*>(part.out) + bytes;
+    return part;
+  }
+
+  const SoftmaxRequest& request_;
+  SoftmaxArgs args_{};
+  Handed reason_;
+};
+
+template <softmax K>
+struct Forward {
+  static SoftmaxRequest request(const Tensor& self, int64_t dim, bool half_to_float) {
+    return {K, {&self, nullptr}, dim, half_to_float};
+  }
+};
+template <softmax K>
+struct Backward {
+  static SoftmaxRequest request(const Tensor& grad, const Tensor& output, int64_t dim, at::ScalarType input_dtype) {
+    return {K, {&grad, &output}, dim, input_dtype != grad.scalar_type()};
+  }
+};
+
+// softmax and log_softmax with their optional dtype, as in aten.
+template <bool log>
+struct OfDtype {
+  static Tensor call(const Tensor& self, int64_t dim, std::optional<at::ScalarType> dtype) {
+    static const auto op = c10::Dispatcher::singleton()
+                               .findSchemaOrThrow(log ? "rusttorch::_log_softmax" : "rusttorch::_softmax", "")
+                               .typed<Tensor(const Tensor&, int64_t, bool)>();
+    return op.call(dtype                                          ? self.to(*dtype)
+                   : at::isIntegralType(self.scalar_type(), true) ? self.to(at::kFloat)
+                                                                  : self,
+                   dim, false);
+  }
+};
+
+#define SOFTMAX(name)                                                                                      \
+  ROW("_" #name, Forward<softmax::name>, STOCK(_##name)),                                                  \
+      ROW("_" #name ".out", Forward<softmax::name>, STOCK(_##name##_outf)),                                \
+      ROW("_" #name "_backward_data", Backward<softmax::name##_backward>, STOCK(_##name##_backward_data)), \
+      ROW("_" #name "_backward_data.out", Backward<softmax::name##_backward>, STOCK(_##name##_backward_data_outf))
+
+}  // namespace
+
+const Rows& softmax_rows() {
+  static const Rows rows = {SOFTMAX(softmax), SOFTMAX(log_softmax)};
+  return rows;
+}
+
+const Rows& softmax_composites() {
+  static const Rows rows = {
+      {"softmax.int", &impl<OfDtype<false>>, nullptr},
+      {"log_softmax.int", &impl<OfDtype<true>>, nullptr},
+  };
+  return rows;
+}
+
+}  // namespace rusttorch
