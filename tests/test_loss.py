@@ -1,8 +1,5 @@
 import families
-import pytest
 import rusttorch
-import torch
-import torch.nn.functional as F
 from cases import Case, functional_ops
 
 NONE, MEAN, SUM = 0, 1, 2
