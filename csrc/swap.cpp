@@ -15,8 +15,8 @@ namespace {
 const std::map<std::string, Row>& rows() {
   static const auto all = [] {
     std::map<std::string, Row> map;
-    for (const Rows* table :
-         {&pointwise_rows(), &activation_rows(), &reduction_rows(), &softmax_rows(), &loss_rows()}) {
+    for (const Rows* table : {&pointwise_rows(), &activation_rows(), &reduction_rows(), &softmax_rows(), &loss_rows(),
+                              &cross_entropy_rows()}) {
       for (const Row& row : *table) map.emplace(row.name, row);
     }
     return map;
@@ -24,8 +24,10 @@ const std::map<std::string, Row>& rows() {
   return all;
 }
 
-void impl_rows(torch::Library& m) {
-  for (const auto& [name, row] : rows()) row.impl(m, row.name);
+void impl_rows(torch::Library& m, bool composite) {
+  for (const auto& [name, row] : rows()) {
+    if (row.composite == composite) row.impl(m, row.name);
+  }
 }
 
 // An op that aten decomposes above the backend keys would lose its derivative to a kernel there.
@@ -91,18 +93,15 @@ void set_swapped(const std::vector<std::string>& names) {
 
 void reset_stats() {
   for (const auto& [name, row] : rows()) {
+    if (!row.stats) continue;
     for (auto& calls : row.stats->calls) calls = 0;
   }
 }
 
 }  // namespace rusttorch
 
-TORCH_LIBRARY_IMPL(rusttorch, CPU, m) { rusttorch::impl_rows(m); }
+TORCH_LIBRARY_IMPL(rusttorch, CPU, m) { rusttorch::impl_rows(m, false); }
 #ifdef RUSTTORCH_CUDA
-TORCH_LIBRARY_IMPL(rusttorch, CUDA, m) { rusttorch::impl_rows(m); }
+TORCH_LIBRARY_IMPL(rusttorch, CUDA, m) { rusttorch::impl_rows(m, false); }
 #endif
-TORCH_LIBRARY_IMPL(rusttorch, CompositeImplicitAutograd, m) {
-  for (const auto* table : {&rusttorch::activation_composites(), &rusttorch::softmax_composites()}) {
-    for (const auto& row : *table) row.impl(m, row.name);
-  }
-}
+TORCH_LIBRARY_IMPL(rusttorch, CompositeImplicitAutograd, m) { rusttorch::impl_rows(m, true); }

@@ -68,5 +68,6 @@ const std::vector<Formula>& activation_formulas();
 const std::vector<Formula>& reduction_formulas();
 const std::vector<Formula>& softmax_formulas();
 const std::vector<Formula>& loss_formulas();
+const std::vector<Formula>& cross_entropy_formulas();
 
 }  // namespace rusttorch::autograd

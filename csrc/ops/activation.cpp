@@ -175,16 +175,10 @@ const Rows& activation_rows() {
       ROW("log_sigmoid_forward.output", LogSigmoid<activation::log_sigmoid_forward>, STOCK(log_sigmoid_forward_outf)),
       ROW("log_sigmoid_backward", LogSigmoidBackward, AnyDevice<&log_sigmoid_backward_stock>),
       ROW("log_sigmoid_backward.grad_input", LogSigmoidBackward, AnyDevice<&log_sigmoid_backward_stock_out>),
-  };
-  return rows;
-}
-
-const Rows& activation_composites() {
-  static const Rows rows = {
-      {"selu", &impl<Selu>, nullptr},
-      {"selu_", &impl<SeluInplace>, nullptr},
-      {"celu", &impl<Celu>, nullptr},
-      {"celu_", &impl<CeluInplace>, nullptr},
+      {"selu", &impl<Selu>, nullptr, nullptr, true},
+      {"selu_", &impl<SeluInplace>, nullptr, nullptr, true},
+      {"celu", &impl<Celu>, nullptr, nullptr, true},
+      {"celu_", &impl<CeluInplace>, nullptr, nullptr, true},
   };
   return rows;
 }

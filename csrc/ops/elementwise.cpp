@@ -38,15 +38,6 @@ bool same_layout(const Tensor& a, const Tensor& b) {
   return a.strides().equals(b.strides()) && a.is_non_overlapping_and_dense();
 }
 
-void write_number(const Tensor& out, double value) {
-  switch (out.scalar_type()) {
-    case at::kDouble: *out.mutable_data_ptr<double>() = value; break;
-    case at::kBFloat16: *out.mutable_data_ptr<at::BFloat16>() = float(value); break;
-    case at::kHalf: *out.mutable_data_ptr<at::Half>() = float(value); break;
-    default: *out.mutable_data_ptr<float>() = float(value);
-  }
-}
-
 // Whether writing out would change an element of in before it is read. Both are dense.
 bool partly_overlap(const Tensor& in, const Tensor& out) {
   const auto* i = static_cast<const char*>(in.const_data_ptr());
@@ -56,6 +47,15 @@ bool partly_overlap(const Tensor& in, const Tensor& out) {
 }
 
 }  // namespace
+
+void write_number(const Tensor& out, double value) {
+  switch (out.scalar_type()) {
+    case at::kDouble: *out.mutable_data_ptr<double>() = value; break;
+    case at::kBFloat16: *out.mutable_data_ptr<at::BFloat16>() = float(value); break;
+    case at::kHalf: *out.mutable_data_ptr<at::Half>() = float(value); break;
+    default: *out.mutable_data_ptr<float>() = float(value);
+  }
+}
 
 // A number in place of a tensor: stock gives it the dtype of the other operand, unless it is of a higher category.
 // So is, for a gradient, one number expanded.

@@ -12,6 +12,9 @@ namespace rusttorch {
 
 class Plan;
 
+// To a CPU tensor of one floating-point element.
+void write_number(const Tensor& out, double value);
+
 // One call: which kernel, on what.
 struct Request {
   using Plan = rusttorch::Plan;

@@ -6,14 +6,11 @@
 
 namespace rusttorch {
 
-// Rows with a kernel, registered at CPU and CUDA.
 const Rows& pointwise_rows();
 const Rows& activation_rows();
 const Rows& reduction_rows();
 const Rows& softmax_rows();
 const Rows& loss_rows();
-// Rows made of other ops of the table, registered at CompositeImplicitAutograd.
-const Rows& activation_composites();
-const Rows& softmax_composites();
+const Rows& cross_entropy_rows();
 
 }  // namespace rusttorch

@@ -148,6 +148,19 @@ struct Op<name, Pick, Stock, R (*)(A...)> {
   }
 };
 
+// Whether an argument is a dual number or has a size that is a symbol.
+template <class T>
+bool is_special(const T& argument) {
+  if constexpr (std::is_same_v<T, Tensor>) {
+    return argument.defined() &&
+           (argument._fw_grad(0).defined() || argument.unsafeGetTensorImpl()->has_symbolic_sizes_strides());
+  } else if constexpr (std::is_same_v<T, std::optional<Tensor>>) {
+    return argument && is_special(*argument);
+  } else {
+    return false;
+  }
+}
+
 // The aten op that is decomposed above the backend keys, when swapped, at the autograd key: rusttorch's, which has a
 // derivative of its own; or, where that would not run a kernel of ours or has no answer, stock's decomposition, whose
 // parts are differentiated.
@@ -170,20 +183,6 @@ struct Decomposed<name, Pick, Stock, R (*)(A...)> {
     stats<name>.count(reason);
     return Stock::call(device, args...);
   }
-
- private:
-  // A dual number, or a size that is a symbol.
-  template <class T>
-  static bool is_special(const T& argument) {
-    if constexpr (std::is_same_v<T, Tensor>) {
-      return argument.defined() &&
-             (argument._fw_grad(0).defined() || argument.unsafeGetTensorImpl()->has_symbolic_sizes_strides());
-    } else if constexpr (std::is_same_v<T, std::optional<Tensor>>) {
-      return argument && is_special(*argument);
-    } else {
-      return false;
-    }
-  }
 };
 
 // One line of what an ops file registers, in rusttorch's namespace and, when swapped, in aten's.
@@ -194,6 +193,7 @@ struct Row {
   Register impl;
   Stats* stats;
   Register autograd = nullptr;  // of an aten op that is decomposed above the backend keys, at the autograd key
+  bool composite = false;       // made of other ops of the table, which have the kernels and the derivatives
 };
 using Rows = std::vector<Row>;
 

@@ -155,14 +155,11 @@ struct OfDtype {
 }  // namespace
 
 const Rows& softmax_rows() {
-  static const Rows rows = {SOFTMAX(softmax), SOFTMAX(log_softmax)};
-  return rows;
-}
-
-const Rows& softmax_composites() {
   static const Rows rows = {
-      {"softmax.int", &impl<OfDtype<false>>, nullptr},
-      {"log_softmax.int", &impl<OfDtype<true>>, nullptr},
+      SOFTMAX(softmax),
+      SOFTMAX(log_softmax),
+      {"softmax.int", &impl<OfDtype<false>>, nullptr, nullptr, true},
+      {"log_softmax.int", &impl<OfDtype<true>>, nullptr, nullptr, true},
   };
   return rows;
 }

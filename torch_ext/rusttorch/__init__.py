@@ -22,8 +22,9 @@ from .swap import disable, enable, ops, reset_stats, stats, use
 _functions = {name: f for name, f in vars(_C.functions).items() if not name.startswith("__")}
 globals().update(_functions)
 swish = _C.functions.silu  # the name of its paper (P. Ramachandran et al., 2017)
+cross_entropy = _C.functions.cross_entropy_loss  # torch.nn.functional's name
 
 __version__ = "0.1.0"
-__all__ = ["AB", "disable", "enable", "ops", "reset_stats", "stats", "swish", "use", *sorted(_functions)]
+__all__ = ["AB", "cross_entropy", "disable", "enable", "ops", "reset_stats", "stats", "swish", "use", *sorted(_functions)]
 
 _register.register()

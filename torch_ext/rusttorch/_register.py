@@ -21,6 +21,17 @@ def _like_input(g, x, *args, **kwargs):
     return torch.empty_like(x)
 
 
+def _cross_entropy_loss_forward(x, target, weight, reduction, ignore_index, label_smoothing):
+    rows = x.shape[:-1]
+    double = {"dtype": torch.float64}
+    return x.new_empty(() if reduction else rows), x.new_empty(rows, **double), x.new_empty((), **double)
+
+
+def _linear_cross_entropy_forward(x, weight, target, bias, reduction, ignore_index, label_smoothing, differentiate):
+    grads = [torch.empty_like(t) if differentiate and t is not None else x.new_empty(0) for t in (x, weight, bias)]
+    return x.new_empty(()), *grads
+
+
 # Ops that aten does not have, in its terms, and those that aten's fake kernel gets wrong.
 FAKE = {
     "log_sigmoid": _log_sigmoid,
@@ -41,6 +52,9 @@ FAKE = {
     "bce_loss_backward": _like_input,
     "binary_cross_entropy_with_logits_backward": _like_input,
     "kl_div_backward": _like_input,
+    "cross_entropy_loss_forward": _cross_entropy_loss_forward,
+    "cross_entropy_loss_backward": _like_input,
+    "linear_cross_entropy_forward": _linear_cross_entropy_forward,
 }
 ELEMENTWISE = ("pointwise", "activation")  # families
 

@@ -1,0 +1,199 @@
+#include "cross_entropy.h"
+
+#include <cmath>
+
+#include "math.h"
+#include "runs.h"
+
+namespace rusttorch {
+namespace {
+
+template <class T>
+struct CrossEntropy {
+  using C = Compute<T>;
+  using V = Vector<C>;
+
+  const CrossEntropyArgs& a;
+  const T* weight = static_cast<const T*>(a.weight);
+  const C even = C(a.smoothing / double(a.classes)), kept = C(1 - a.smoothing);
+  double all_weights = weight ? 0 : double(a.classes);
+
+  explicit CrossEntropy(const CrossEntropyArgs& args) : a(args) {
+    for (int64_t c = 0; weight && c < a.classes; ++c) all_weights += double(widened(weight[c]));
+  }
+
+  double weight_of(int64_t c) const { return weight ? double(widened(weight[c])) : 1; }
+  const T* row(int64_t r) const { return static_cast<const T*>(a.x) + r * a.classes; }
+  const T* probabilities(int64_t r) const { return static_cast<const T*>(a.probabilities) + r * a.classes; }
+  bool ignores(int64_t r) const { return a.target && a.target[r] == a.ignore_index; }
+
+  // log(sum(exp(x))) as the largest and the sum of exp(x - largest), of which the logarithm is still to be taken.
+  struct SumOfExp {
+    double largest, sum;
+  };
+  // Block by block, so that the row is read from memory once.
+  SumOfExp sum_of_exp(const T* x) const {
+    const auto join = [](auto p, auto q) { return largest(p, q); };
+    constexpr C lowest = -std::numeric_limits<C>::infinity();
+    if (a.classes <= lanes<V>) {
+      const V v = a.classes == lanes<V> ? load<V>(x) : load_part<V>(x, a.classes, lowest);
+      const C m = fold_lanes(v, join);
+      return {double(m), double(sum_lanes(math::exp_below(V(v - m))))};
+    }
+    C m = lowest;
+    double sum = 0;
+    for (int64_t i = 0; i < a.classes; i += block<V>) {
+      const int64_t count = std::min(block<V>, a.classes - i);
+      V part[vectors<V>], sums[vectors<V>] = {};
+      for (V& p : part) p = splat<V>(lowest);
+      each_vector<V>(x + i, count, lowest, [&](int64_t k, V v) { part[k] = largest(part[k], v); });
+      const C here = fold_lanes(fold_vectors(part, join), join);
+      if (!(here <= m)) {  // larger, or NaN
+        sum *= m == lowest ? 0 : std::exp(double(m) - double(here));
+        m = here;
+      }
+      if (m == lowest) continue;  // nothing but -inf so far
+      const V out = splat<V>(m);
+      each_vector<V>(x + i, count, lowest, [&](int64_t k, V v) { sums[k] += math::exp_below(V(v - out)); });
+      sum += sum_vectors(sums);
+    }
+    return {double(m), sum};
+  }
+
+  // q of a vector of classes, without the target class's own part.
+  RT_INLINE V q(V p, V w) const { return (a.target ? splat<V>(even) : V(p * kept + even)) * w; }
+
+  // f(x, q without the target class's part) over the classes of a row, and what f returns to out.
+  template <class F>
+  RT_INLINE void each_class(int64_t r, T* out, F f) const {
+    const T *x = row(r), *p = a.target ? x : probabilities(r), *w = weight ? weight : x;
+    const auto at = [&](V v, V probability, V w) { return f(v, q(probability, weight ? w : splat<V>(C(1)))); };
+    int64_t i = 0;
+    for (; i + lanes<V> <= a.classes; i += lanes<V>) {
+      const V y = at(load<V>(x + i), load<V>(p + i), load<V>(w + i));
+      if (out) store(out + i, y);
+    }
+    if (i < a.classes) {
+      const int64_t n = a.classes - i;
+      const V y = at(load_part<V>(x + i, n, 0), load_part<V>(p + i, n, 0), load_part<V>(w + i, n, 0));
+      if (out) store_part(out + i, y, n);
+    }
+  }
+
+  double spread_loss(int64_t r, double lse) const {
+    double total = 0;
+    V sums = {};
+    int64_t count = 0, left = a.classes;
+    each_class(r, nullptr, [&](V x, V q) {
+      V term = q * (C(lse) - x);
+      if (left < lanes<V>) term = keep_part(term, left, 0);
+      left -= lanes<V>;
+      sums += term;
+      if (++count % rows_at_once == 0) {
+        total += sum_lanes(sums);
+        sums = V{};
+      }
+      return x;
+    });
+    return total + sum_lanes(sums);
+  }
+
+  double loss(int64_t r, double lse) const {
+    if (ignores(r)) return 0;
+    double total = a.target && a.smoothing == 0 ? 0 : spread_loss(r, lse);
+    if (a.target) total += (1 - a.smoothing) * weight_of(a.target[r]) * (lse - double(widened(row(r)[a.target[r]])));
+    return total;
+  }
+
+  // g (Q softmax(x) - q), where Q is the sum of q.
+  void gradient(int64_t r, double g) const {
+    T* out = static_cast<T*>(a.grad_x) + r * a.classes;
+    if (ignores(r)) {
+      std::fill_n(out, a.classes, T{});
+      return;
+    }
+    const double own = a.target ? (1 - a.smoothing) * weight_of(a.target[r]) : 0;
+    double Q = own + double(even) * all_weights;
+    if (!a.target) {
+      Q = 0;
+      V sums = {};
+      int64_t left = a.classes;
+      each_class(r, nullptr, [&](V x, V q) {
+        sums += left < lanes<V> ? keep_part(q, left, 0) : q;
+        left -= lanes<V>;
+        return x;
+      });
+      Q = sum_lanes(sums);
+    }
+    const T at_target = a.target ? row(r)[a.target[r]] : T{};  // grad_x may be x
+    const V up = splat<V>(C(g * Q)), down = splat<V>(C(g));
+    // In two parts, so that its rounding is not felt in the exponential.
+    const C lse = C(a.lse[r]), rest = C(a.lse[r] - double(lse));
+    if (a.target && a.smoothing == 0) {
+      each_class(r, out, [&](V x, V) { return V(math::exp(V((x - lse) - rest)) * up); });
+    } else {
+      each_class(r, out, [&](V x, V q) { return V(math::exp(V((x - lse) - rest)) * up - down * q); });
+    }
+    if (!a.target) return;
+    const int64_t t = a.target[r];
+    const double p = std::exp(double(widened(at_target)) - a.lse[r]);
+    store_one(out + t, g * (Q * p - double(even) * weight_of(t) - own));
+  }
+};
+
+// A few rows at a time: their sums of exponentials, then all their logarithms, then their losses.
+template <class T>
+void forward_type(CrossEntropyArgs& a) {
+  using D = Vector<double>;
+  constexpr int64_t at_once = 64;
+  const CrossEntropy<T> rows(a);
+  a.total = 0;
+  for (int64_t first = 0; first < a.rows; first += at_once) {
+    const int64_t end = std::min(a.rows, first + at_once);
+    double m[at_once] = {}, sum[at_once] = {};
+    for (int64_t r = first; r < end; ++r) {
+      if (rows.ignores(r)) continue;
+      const auto s = rows.sum_of_exp(rows.row(r));
+      m[r - first] = s.largest;
+      sum[r - first] = s.sum;
+    }
+    for (int64_t k = 0; k < end - first; k += lanes<D>) {
+      store(m + k, D(load<D>(m + k) + math::log(load<D>(sum + k))));
+    }
+    for (int64_t r = first; r < end; ++r) {
+      a.lse[r] = m[r - first];
+      const double loss = rows.loss(r, a.lse[r]);
+      a.total += loss;
+      if (a.loss) store_one(static_cast<T*>(a.loss) + r, loss);
+    }
+  }
+}
+
+template <class T>
+void backward_type(CrossEntropyArgs& a) {
+  const CrossEntropy<T> rows(a);
+  const T* g = static_cast<const T*>(a.grad);
+  for (int64_t r = 0; r < a.rows; ++r) rows.gradient(r, a.scale * double(widened(g[a.grad_of_rows ? r : 0])));
+}
+
+#define RUSTTORCH_BY_DTYPE(name)                      \
+  void name(CrossEntropyArgs& a) {                    \
+    switch (a.dtype) {                                \
+      case Dtype::f32: return name##_type<float>(a);  \
+      case Dtype::f64: return name##_type<double>(a); \
+      case Dtype::bf16: return name##_type<bf16>(a);  \
+      default: return name##_type<f16>(a);            \
+    }                                                 \
+  }
+RUSTTORCH_BY_DTYPE(forward)
+RUSTTORCH_BY_DTYPE(backward)
+
+constexpr CrossEntropyKernel cross_entropy_kernels[] = {{&forward}, {&backward}};
+const CrossEntropyKernel* cross_entropy_table() { return cross_entropy_kernels; }
+
+}  // namespace
+}  // namespace rusttorch
+
+namespace at::native {
+ALSO_REGISTER_AVX512_DISPATCH(rusttorch_cross_entropy_stub, &rusttorch::cross_entropy_table)
+}

@@ -1,0 +1,41 @@
+#pragma once
+
+#include "stub.h"
+
+namespace rusttorch {
+
+// The cross entropy of each row x[r][0..classes) with its target: a class, or a probability for each class.
+//   loss[r] = sum over c of q[c] (lse - x[c])        lse = log(sum over c of exp(x[c]))
+// where q is the target smoothed, times the weight: for a class t, q[c] = w[c] (s / classes + (c == t) (1 - s)); for
+// probabilities p, q[c] = w[c] (s / classes + (1 - s) p[c]).
+struct CrossEntropyArgs {
+  Dtype dtype;
+  int64_t rows, classes;
+  const void* x;
+  const int64_t* target;      // each in [0, classes) or ignore_index; none: probabilities
+  const void* probabilities;  // as x
+  const void* weight;         // of each class; none: 1
+  int64_t ignore_index;
+  double smoothing;
+  double* lse;  // of each row: written forward, read backward
+  // Forward: the loss of each row, or none; and the sum of all.
+  void* loss;
+  double total;
+  // Backward: the gradient of x, which may be x itself; from one number, or one for each row, times scale.
+  void* grad_x;
+  const void* grad;
+  bool grad_of_rows;
+  double scale;
+};
+
+struct CrossEntropyKernel {
+  void (*run)(CrossEntropyArgs&);
+};
+
+#define RUSTTORCH_CROSS_ENTROPY(X) \
+  X(forward)                       \
+  X(backward)
+
+}  // namespace rusttorch
+
+RUSTTORCH_DECLARE_FAMILY_OF(CrossEntropyKernel, cross_entropy, RUSTTORCH_CROSS_ENTROPY)

@@ -1,0 +1,271 @@
+#include "../kernels/cross_entropy.h"
+
+#include <ATen/CompositeImplicitAutogradFunctions.h>
+#include <ATen/EmptyTensor.h>
+#include <ATen/Parallel.h>
+#include <ATen/TensorIterator.h>
+#include <ATen/core/Reduction.h>
+#include <ATen/ops/addmm.h>
+#include <ATen/ops/cross_entropy_loss.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/ones.h>
+#include <ATen/ops/zeros_like.h>
+
+#include "elementwise.h"
+#include "families.h"
+
+namespace rusttorch {
+RUSTTORCH_DEFINE_FAMILY(cross_entropy)
+
+namespace {
+
+using MaybeTensor = const std::optional<Tensor>&;
+using ThreeTensors = std::tuple<Tensor, Tensor, Tensor>;
+using FourTensors = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+bool given(MaybeTensor t) { return t && t->defined(); }
+
+// Whether the kernels take it: rows of classes, with a class for each or a probability for each class.
+Handed reason(const Tensor& self, const Tensor& target, MaybeTensor weight, int64_t reduction, double smoothing) {
+  if (!self.is_cpu() || !target.is_cpu() || (given(weight) && !weight->is_cpu())) return Handed::option;
+  if (reduction < at::Reduction::None || reduction >= at::Reduction::END || !(smoothing >= 0 && smoothing <= 1)) {
+    return Handed::option;
+  }
+  if (has_names(self) || (given(weight) && weight->requires_grad())) return Handed::option;
+  if (!dtype_of(self) || !at::isFloatingType(self.scalar_type())) return Handed::dtype;
+  if (self.dim() < 1 || self.dim() > 2 || !self.is_contiguous() || !target.is_contiguous()) return Handed::layout;
+  if (self.numel() == 0) return Handed::size;
+  const int64_t classes = self.size(-1);
+  if (given(weight)) {
+    if (weight->scalar_type() != self.scalar_type()) return Handed::dtype;
+    if (weight->dim() != 1 || weight->size(0) != classes || !weight->is_contiguous()) return Handed::layout;
+  }
+  if (target.scalar_type() == at::kLong) {
+    return target.sizes().equals(self.sizes().slice(0, self.dim() - 1)) ? Handed::no : Handed::layout;
+  }
+  if (target.scalar_type() != self.scalar_type()) return Handed::dtype;
+  return target.sizes().equals(self.sizes()) ? Handed::no : Handed::layout;
+}
+
+CrossEntropyArgs arguments(const Tensor& self, const Tensor& target, MaybeTensor weight, int64_t ignore_index,
+                           double smoothing) {
+  CrossEntropyArgs a{};
+  a.dtype = *dtype_of(self);
+  a.classes = self.size(-1);
+  a.rows = self.numel() / a.classes;
+  a.x = self.const_data_ptr();
+  a.target = target.scalar_type() == at::kLong ? target.const_data_ptr<int64_t>() : nullptr;
+  a.probabilities = a.target ? nullptr : target.const_data_ptr();
+  a.weight = given(weight) ? weight->const_data_ptr() : nullptr;
+  a.ignore_index = ignore_index;
+  a.smoothing = smoothing;
+  return a;
+}
+
+// What a mean divides by: the weights of the targets that are not ignored. Raises where a target is no class.
+double weight_of_targets(const CrossEntropyArgs& a, MaybeTensor weight) {
+  if (!a.target) return double(a.rows);
+  const Tensor weights = given(weight) ? weight->to(at::kDouble) : Tensor();
+  const double* w = weights.defined() ? weights.const_data_ptr<double>() : nullptr;
+  double total = 0;
+  for (int64_t r = 0; r < a.rows; ++r) {
+    const int64_t t = a.target[r];
+    if (t == a.ignore_index) continue;
+    TORCH_CHECK_INDEX(t >= 0 && t < a.classes, "Target ", t, " is out of bounds.");
+    total += w ? w[t] : 1;
+  }
+  return total;
+}
+
+// The rows from begin to end of a call.
+CrossEntropyArgs rows_of(CrossEntropyArgs a, int64_t begin, int64_t end) {
+  const int64_t size = element_size(a.dtype), bytes = begin * a.classes * size;
+  const auto move = []<class P>(P*& p, int64_t by) {
+    using Byte = std::conditional_t<std::is_const_v<P>, const char, char>;
+    if (p) p = reinterpret_cast<P*>(reinterpret_cast<Byte*>(p) + by);
+  };
+  a.rows = end - begin;
+  move(a.x, bytes);
+  move(a.probabilities, bytes);
+  move(a.grad_x, bytes);
+  move(a.target, begin * int64_t(sizeof(int64_t)));
+  move(a.lse, begin * int64_t(sizeof(double)));
+  move(a.loss, begin * size);
+  if (a.grad_of_rows) move(a.grad, begin * size);
+  return a;
+}
+
+// Runs a kernel over all rows; the total is summed in their order, whatever the number of threads.
+double run_rows(cross_entropy which, const CrossEntropyArgs& a) {
+  const auto run = kernel(which, c10::DeviceType::CPU).run;
+  const int64_t chunk = at::divup(at::internal::GRAIN_SIZE, a.classes), chunks = at::divup(a.rows, chunk);
+  std::vector<double> totals(chunks);
+  at::parallel_for(0, chunks, 1, [&](int64_t first, int64_t last) {
+    for (int64_t k = first; k < last; ++k) {
+      CrossEntropyArgs part = rows_of(a, k * chunk, std::min((k + 1) * chunk, a.rows));
+      run(part);
+      totals[k] = part.total;
+    }
+  });
+  double total = 0;
+  for (const double t : totals) total += t;
+  return total;
+}
+
+Tensor number(double value) {
+  Tensor t(at::detail::empty_cpu({}, at::kDouble));
+  write_number(t, value);
+  return t;
+}
+
+// -> the loss, log(sum(exp(x))) of each row, and what a mean divided by.
+ThreeTensors forward(const Tensor& self, const Tensor& target, MaybeTensor weight, int64_t reduction,
+                     int64_t ignore_index, double smoothing) {
+  stats<"cross_entropy_loss_forward">.count(Handed::no);
+  TORCH_CHECK(reason(self, target, weight, reduction, smoothing) == Handed::no,
+              "cross_entropy_loss_forward takes a contiguous CPU input of [N, C] or [C]; cross_entropy_loss takes all");
+  CrossEntropyArgs a = arguments(self, target, weight, ignore_index, smoothing);
+  const double total_weight = weight_of_targets(a, weight);
+  const auto per_row = self.sizes().slice(0, self.dim() - 1);
+  const bool each = reduction == at::Reduction::None;
+  Tensor loss(at::detail::empty_cpu(each ? per_row : at::IntArrayRef(), self.scalar_type()));
+  Tensor lse(at::detail::empty_cpu(per_row, at::kDouble));
+  a.lse = lse.mutable_data_ptr<double>();
+  a.loss = each ? loss.mutable_data_ptr() : nullptr;
+  const double total = run_rows(cross_entropy::forward, a);
+  if (!each) write_number(loss, reduction == at::Reduction::Mean ? total / total_weight : total);
+  return {loss, lse, number(total_weight)};
+}
+
+Tensor backward(const Tensor& grad, const Tensor& self, const Tensor& target, MaybeTensor weight, const Tensor& lse,
+                const Tensor& total_weight, int64_t reduction, int64_t ignore_index, double smoothing) {
+  stats<"cross_entropy_loss_backward">.count(Handed::no);
+  TORCH_CHECK(reason(self, target, weight, reduction, smoothing) == Handed::no,
+              "cross_entropy_loss_backward takes what cross_entropy_loss_forward does");
+  CrossEntropyArgs a = arguments(self, target, weight, ignore_index, smoothing);
+  Tensor grad_x(at::detail::empty_cpu(self.sizes(), self.scalar_type()));
+  const Tensor dense = grad.contiguous();
+  a.lse = lse.mutable_data_ptr<double>();
+  a.grad_x = grad_x.mutable_data_ptr();
+  a.grad = dense.const_data_ptr();
+  a.grad_of_rows = reduction == at::Reduction::None;
+  a.scale = reduction == at::Reduction::Mean ? 1 / *total_weight.const_data_ptr<double>() : 1;
+  run_rows(cross_entropy::backward, a);
+  return grad_x;
+}
+
+// The loss as aten has it: ours where the kernels take it, else stock's decomposition. The same function is registered
+// for rusttorch's op, and for aten's when that is swapped.
+struct CrossEntropyLoss {
+  static Tensor call(const Tensor& self, const Tensor& target, MaybeTensor weight, int64_t reduction,
+                     c10::SymInt ignore_index, double smoothing) {
+    static const auto forward =
+        c10::Dispatcher::singleton()
+            .findSchemaOrThrow("rusttorch::cross_entropy_loss_forward", "")
+            .typed<ThreeTensors(const Tensor&, const Tensor&, MaybeTensor, int64_t, c10::SymInt, double)>();
+    Handed why = is_special(self) || is_special(target) ? Handed::option : Handed::no;
+    if (why == Handed::no) why = reason(self, target, weight, reduction, smoothing);
+    stats<"cross_entropy_loss">.count(why);
+    if (why == Handed::no) {
+      return std::get<0>(forward.call(self, target, weight, reduction, ignore_index, smoothing));
+    }
+    return at::compositeimplicitautograd::cross_entropy_loss_symint(self, target, weight, reduction, ignore_index,
+                                                                    smoothing);
+  }
+};
+
+// The logits are made a few rows at a time, and their gradients in their place, so that all of them are never held:
+// what is kept is the gradients of the input, the weight and the bias for a gradient of 1 of the (summed) loss.
+// P.-L. Hsu et al., Liger Kernel, 2024, describe the scheme.
+FourTensors linear_forward(const Tensor& input, const Tensor& weight, const Tensor& target, MaybeTensor bias,
+                           int64_t reduction, int64_t ignore_index, double smoothing, bool differentiate) {
+  stats<"linear_cross_entropy_forward">.count(Handed::no);
+  constexpr int64_t logits_at_once = int64_t(1) << 23;
+  TORCH_CHECK(input.dim() == 2 && weight.dim() == 2 && input.size(1) == weight.size(1),
+              "linear_cross_entropy: input must be [N, D] and linear_weight [C, D], got ", input.sizes(), " and ",
+              weight.sizes());
+  TORCH_CHECK(target.scalar_type() == at::kLong && target.dim() == 1 && target.size(0) == input.size(0),
+              "linear_cross_entropy: target must be int64 classes [N], got ", target.scalar_type(), " ",
+              target.sizes());
+  TORCH_CHECK(reduction == at::Reduction::Mean || reduction == at::Reduction::Sum,
+              "linear_cross_entropy: reduction must be mean or sum");
+  const int64_t classes = weight.size(0), rows = input.size(0);
+  const Tensor dense_target = target.contiguous();
+  CrossEntropyArgs targets{};
+  targets.rows = rows;
+  targets.classes = classes;
+  targets.target = dense_target.const_data_ptr<int64_t>();
+  targets.ignore_index = ignore_index;
+  const double total_weight = weight_of_targets(targets, std::nullopt);
+  const double scale = reduction == at::Reduction::Mean ? 1 / total_weight : 1;
+
+  Tensor grad_input, grad_weight, grad_bias;
+  if (differentiate) {
+    grad_input = at::empty_like(input);
+    grad_weight = at::zeros_like(weight);
+    if (given(bias)) grad_bias = at::zeros_like(*bias);
+  }
+  const Tensor one = at::ones({}, input.options());
+  const int64_t at_once = std::max<int64_t>(1, logits_at_once / classes);
+  Tensor buffer = at::empty({std::min(at_once, rows), classes}, input.options());
+  Tensor lse = at::empty({std::min(at_once, rows)}, input.options().dtype(at::kDouble));
+  double total = 0;
+  for (int64_t r = 0; r < rows; r += at_once) {
+    const int64_t count = std::min(at_once, rows - r);
+    const Tensor x = input.narrow(0, r, count);
+    Tensor logits = buffer.narrow(0, 0, count);
+    given(bias) ? at::addmm_out(logits, *bias, x, weight.t()) : at::mm_out(logits, x, weight.t());
+    CrossEntropyArgs a = arguments(logits, dense_target.narrow(0, r, count), std::nullopt, ignore_index, smoothing);
+    a.lse = lse.mutable_data_ptr<double>();
+    total += run_rows(cross_entropy::forward, a);
+    if (!differentiate) continue;
+    a.grad_x = logits.mutable_data_ptr();
+    a.grad = one.const_data_ptr();
+    a.scale = scale;
+    run_rows(cross_entropy::backward, a);
+    Tensor grad_x = grad_input.narrow(0, r, count);
+    at::mm_out(grad_x, logits, weight);
+    grad_weight.addmm_(logits.t(), x);
+    if (given(bias)) grad_bias.add_(logits.sum(0));
+  }
+  Tensor loss = at::empty({}, input.options());
+  write_number(loss, total * scale);
+  const auto or_nothing = [&](const Tensor& t) { return t.defined() ? t : at::empty({0}, input.options()); };
+  return {loss, or_nothing(grad_input), or_nothing(grad_weight), or_nothing(grad_bias)};
+}
+
+struct LinearCrossEntropy {
+  static Tensor call(const Tensor& input, const Tensor& weight, const Tensor& target, MaybeTensor bias,
+                     int64_t reduction, c10::SymInt ignore_index, double smoothing) {
+    static const auto forward = c10::Dispatcher::singleton()
+                                    .findSchemaOrThrow("rusttorch::linear_cross_entropy_forward", "")
+                                    .typed<FourTensors(const Tensor&, const Tensor&, const Tensor&, MaybeTensor,
+                                                       int64_t, c10::SymInt, double, bool)>();
+    // Under torch.func a tensor does not show here that it is differentiated.
+    const bool wanted = input.requires_grad() || weight.requires_grad() || (given(bias) && bias->requires_grad()) ||
+                        c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerFrontMode);
+    return std::get<0>(forward.call(input, weight, target, bias, reduction, ignore_index, smoothing,
+                                    wanted && c10::GradMode::is_enabled()));
+  }
+};
+
+template <auto f>
+void impl_function(torch::Library& m, const char* name) {
+  m.impl(name, TORCH_FN(f));
+}
+
+}  // namespace
+
+const Rows& cross_entropy_rows() {
+  static const Rows rows = {
+      {"cross_entropy_loss", &impl<CrossEntropyLoss>, &stats<"cross_entropy_loss">, &impl<CrossEntropyLoss>, true},
+      {"cross_entropy_loss_forward", &impl_function<&forward>, &stats<"cross_entropy_loss_forward">},
+      {"cross_entropy_loss_backward", &impl_function<&backward>, &stats<"cross_entropy_loss_backward">},
+      {"linear_cross_entropy", &impl<LinearCrossEntropy>, nullptr, nullptr, true},
+      {"linear_cross_entropy_forward", &impl_function<&linear_forward>, &stats<"linear_cross_entropy_forward">},
+  };
+  return rows;
+}
+
+}  // namespace rusttorch

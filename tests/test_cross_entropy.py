@@ -1,0 +1,197 @@
+import itertools
+
+import pytest
+import rusttorch
+import torch
+import torch.nn.functional as F
+from cases import DTYPES
+
+IGNORED = -100
+
+
+def data(rows, classes, dtype, probabilities, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    x = (torch.randn(rows, classes, generator=generator, dtype=torch.float64) * 4).to(dtype)
+    weight = (torch.rand(classes, generator=generator, dtype=torch.float64) + 0.1).to(dtype)
+    if probabilities:
+        return x, torch.rand(rows, classes, generator=generator, dtype=torch.float64).softmax(-1).to(dtype), weight
+    target = torch.randint(classes, (rows,), generator=generator)
+    target[1::5] = IGNORED
+    return x, target, weight
+
+
+def loss_and_grad(f, x, target, **options):
+    x = x.detach().requires_grad_()
+    loss = f(x, target, **options)
+    g = torch.linspace(0.5, 1.5, max(loss.numel(), 1), dtype=loss.dtype).view(loss.shape)
+    return loss.detach(), torch.autograd.grad(loss, x, g)[0]
+
+
+def compare(x, target, weight, reduction, smoothing):
+    options = {"reduction": reduction, "label_smoothing": smoothing}
+    wide = target.double() if target.is_floating_point() else target
+    reference = loss_and_grad(
+        F.cross_entropy, x.double(), wide, weight=None if weight is None else weight.double(), **options
+    )
+    stock = loss_and_grad(F.cross_entropy, x, target, weight=weight, **options)
+    ours = loss_and_grad(rusttorch.cross_entropy, x, target, weight=weight, **options)
+    with rusttorch.use():
+        swapped = loss_and_grad(F.cross_entropy, x, target, weight=weight, **options)
+    for mine, also, theirs, exact in zip(ours, swapped, stock, reference, strict=True):
+        assert torch.equal(mine, also)
+        assert mine.dtype == theirs.dtype
+        assert mine.shape == theirs.shape
+        error, allowed = ((y.double() - exact).abs().max() for y in (mine, theirs))
+        ulp = torch.finfo(x.dtype).eps * exact.abs().max().clamp(0.5 / x.shape[0])
+        assert (
+            error <= 2 * allowed + (100 if x.dtype == torch.float64 else 3 if x.shape[-1] == 1 else 1) * ulp
+        )  # float64: stock is the reference
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("probabilities", [False, True], ids=["classes", "probabilities"])
+@pytest.mark.parametrize("classes", [1, 2, 10, 16, 17, 1000, 5003])
+def test_loss_and_gradient(classes, probabilities, dtype):
+    x, target, weight = data(13, classes, dtype, probabilities)
+    for w, reduction, smoothing in itertools.product((None, weight), ("none", "mean", "sum"), (0.0, 0.3)):
+        compare(x, target, w, reduction, smoothing)
+
+
+def test_one_sample_and_many_threads():
+    x, _, weight = data(1, 30, torch.float32, True)
+    compare(x[0], torch.tensor(7), weight, "mean", 0.1)
+    compare(*data(3000, 50, torch.float32, False), "mean", 0.0)
+
+
+@pytest.mark.parametrize("probabilities", [False, True], ids=["classes", "probabilities"])
+def test_derivatives(probabilities):
+    x, target, weight = data(4, 5, torch.float64, probabilities)
+    x.requires_grad_()
+    inputs = (x, target.requires_grad_()) if probabilities else (x,)
+    for reduction, smoothing in itertools.product(("none", "mean"), (0.0, 0.2)):
+
+        def f(x, t=target):
+            options = {"reduction": reduction, "label_smoothing": smoothing}  # noqa: B023
+            return rusttorch.cross_entropy(x, t, weight, **options)
+
+        assert torch.autograd.gradcheck(f, inputs)
+        assert torch.autograd.gradgradcheck(f, inputs)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's own, in torch.func.jvp
+@pytest.mark.parametrize("probabilities", [False, True], ids=["classes", "probabilities"])
+def test_opcheck_compile_and_vmap(probabilities):
+    x, target, weight = data(6, 9, torch.float32, probabilities)
+    op = torch.ops.rusttorch.cross_entropy_loss_forward.default
+    torch.library.opcheck(op, (x.requires_grad_(), target, weight, 1, IGNORED, 0.1))
+    loss, lse, total = op(x, target, weight, 1, IGNORED, 0.1)
+    backward = torch.ops.rusttorch.cross_entropy_loss_backward.default
+    torch.library.opcheck(backward, (torch.ones(()), x, target, weight, lse, total.detach(), 1, IGNORED, 0.1))
+
+    def train(x):
+        return torch.autograd.grad(F.cross_entropy(x * 2, target, weight), x)[0]
+
+    expected = train(x)
+    torch._dynamo.reset()
+    with rusttorch.use():
+        swapped = torch.compile(lambda x: F.cross_entropy(x * 2, target, weight), fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(torch.autograd.grad(swapped(x), x)[0], expected)
+        batch = torch.stack([x.detach(), -x.detach()])
+        each = torch.stack([F.cross_entropy(b, target) for b in batch])
+        torch.testing.assert_close(torch.vmap(lambda b: F.cross_entropy(b, target))(batch), each)
+        functional = torch.func.grad(lambda x: F.cross_entropy(x * 2, target, weight))(x.detach())
+        torch.testing.assert_close(functional, expected)
+        hessian = torch.func.hessian(lambda x: F.cross_entropy(x, target, weight))  # forward over reverse
+        torch.testing.assert_close(
+            hessian(x.detach())[0, 0],
+            torch.autograd.functional.hessian(lambda x: F.cross_entropy(x, target, weight), x.detach())[0, 0],
+        )
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert F.cross_entropy(x, target).dtype == torch.float32
+        with torch.inference_mode():
+            torch.testing.assert_close(F.cross_entropy(x, target), rusttorch.cross_entropy(x, target))
+    torch.testing.assert_close(torch.vmap(lambda b: rusttorch.cross_entropy(b, target))(batch), each)
+
+
+def test_swapped_grad_is_never_lost():
+    """What the kernels do not take is stock's decomposition, with its derivative."""
+    x = torch.randn(2, 5, 3, 4, requires_grad=True)
+    target = torch.randint(5, (2, 3, 4))
+    expected = torch.autograd.grad(F.cross_entropy(x, target), x)[0]
+    with rusttorch.use("cross_entropy_loss"):
+        rusttorch.reset_stats()
+        assert torch.equal(torch.autograd.grad(F.cross_entropy(x, target), x)[0], expected)
+        assert rusttorch.stats()["cross_entropy_loss"].handed == {"layout": 1}
+        soft = torch.rand(4, 5, requires_grad=True)
+        assert torch.autograd.grad(F.cross_entropy(torch.randn(4, 5), soft), soft)[0].abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("x", "target", "options"),
+    [
+        (torch.randn(3, 4), torch.tensor([0, 4, 1]), {}),
+        (torch.randn(3, 4), torch.tensor([0, -1, 1]), {}),
+        (torch.randn(3, 4), torch.tensor([0, 2**40, 1]), {"reduction": "none"}),
+        (torch.randn(3, 4), torch.tensor([0, 1]), {}),
+        (torch.randn(3, 4), torch.tensor([0, 1, 2]), {"weight": torch.ones(3)}),
+        (torch.randn(3, 4), torch.tensor([0, 1, 2]), {"label_smoothing": 1.5}),
+        (torch.randn(3, 4), torch.tensor([0, 1, 2], dtype=torch.int32), {}),
+        (torch.ones(3, 4, dtype=torch.int64), torch.tensor([0, 1, 2]), {}),
+    ],
+)
+def test_errors_are_stock_s(x, target, options):
+    with pytest.raises((RuntimeError, IndexError, ValueError)) as stock:
+        F.cross_entropy(x, target, **options)
+    with pytest.raises(stock.type) as ours:
+        rusttorch.cross_entropy(x, target, **options)
+    assert str(ours.value).split("\n")[0] == str(stock.value).split("\n")[0]
+
+
+def test_empty_and_all_ignored():
+    for x, target in (
+        (torch.randn(0, 4), torch.empty(0, dtype=torch.int64)),
+        (torch.randn(2, 4), torch.full((2,), -100)),
+    ):
+        assert rusttorch.cross_entropy(x, target).isnan()
+        assert rusttorch.cross_entropy(x, target, reduction="sum") == 0
+        assert rusttorch.cross_entropy(x, target, reduction="none").equal(torch.zeros(len(x)))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_linear_cross_entropy(bias):
+    """Several chunks (the vocabulary is large), some targets ignored."""
+    x, w, b = torch.randn(700, 12), torch.randn(30_000, 12), torch.randn(30_000)
+    target = torch.randint(30_000, (700,))
+    target[::7] = IGNORED
+    tensors = [t.requires_grad_() for t in ((x, w, b) if bias else (x, w))]
+    for reduction, smoothing in (("mean", 0.0), ("sum", 0.1)):
+        options = {"reduction": reduction, "label_smoothing": smoothing}
+        ours = rusttorch.linear_cross_entropy(x, w, target, linear_bias=b if bias else None, **options)
+        stock = F.cross_entropy(F.linear(x, w, b if bias else None), target, **options)
+        torch.testing.assert_close(ours, stock)
+        for mine, theirs in zip(
+            torch.autograd.grad(ours * 3, tensors), torch.autograd.grad(stock * 3, tensors), strict=True
+        ):
+            torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5 * theirs.abs().max().item())
+        with torch.no_grad():
+            again = rusttorch.linear_cross_entropy(x, w, target, linear_bias=b if bias else None, **options)
+        torch.testing.assert_close(again, stock)
+    with pytest.raises(IndexError, match="out of bounds"):
+        rusttorch.linear_cross_entropy(x, w, torch.full((700,), 30_000))
+    with pytest.raises(RuntimeError, match="linear_weight"):
+        rusttorch.linear_cross_entropy(x, w.t(), target)
+
+
+def test_linear_cross_entropy_derivatives():
+    x, w, b = (torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((5, 3), (7, 3), (7,)))
+    target = torch.tensor([0, 6, IGNORED, 2, 2])
+
+    def f(x, w, b):
+        return rusttorch.linear_cross_entropy(x, w, target, linear_bias=b)
+
+    assert torch.autograd.gradcheck(f, (x, w, b))
+    assert torch.autograd.gradgradcheck(f, (x, w, b))
+    op = torch.ops.rusttorch.linear_cross_entropy_forward.default
+    torch.library.opcheck(op, (x, w, target, b, 1, IGNORED, 0.0, True))
+    expected = torch.autograd.grad(f(x, w, b), x)[0]
+    torch.testing.assert_close(torch.func.grad(f)(x.detach(), w.detach(), b.detach()), expected)
