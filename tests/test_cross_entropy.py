@@ -44,7 +44,7 @@ def compare(x, target, weight, reduction, smoothing):
         error, allowed = ((y.double() - exact).abs().max() for y in (mine, theirs))
         ulp = torch.finfo(x.dtype).eps * exact.abs().max().clamp(0.5 / x.shape[0])
         assert (
-            error <= 2 * allowed + (100 if x.dtype == torch.float64 else 3 if x.shape[-1] == 1 else 1) * ulp
+            error <= 2 * allowed + (100 if x.dtype == torch.float64 else 6 if x.shape[-1] == 1 else 1) * ulp
         )  # float64: stock is the reference
 
 

@@ -148,12 +148,14 @@ struct Op<name, Pick, Stock, R (*)(A...)> {
   }
 };
 
-// Whether an argument is a dual number or has a size that is a symbol.
+// Whether an argument is a dual number, has a size that is a symbol, or belongs to another level of torch.func.
 template <class T>
 bool is_special(const T& argument) {
   if constexpr (std::is_same_v<T, Tensor>) {
+    constexpr c10::DispatchKeySet wrapped({c10::DispatchKey::FuncTorchGradWrapper, c10::DispatchKey::FuncTorchBatched});
     return argument.defined() &&
-           (argument._fw_grad(0).defined() || argument.unsafeGetTensorImpl()->has_symbolic_sizes_strides());
+           (argument._fw_grad(0).defined() || argument.unsafeGetTensorImpl()->has_symbolic_sizes_strides() ||
+            argument.key_set().has_any(wrapped));
   } else if constexpr (std::is_same_v<T, std::optional<Tensor>>) {
     return argument && is_special(*argument);
   } else {

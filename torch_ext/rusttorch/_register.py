@@ -128,9 +128,9 @@ def register_elementwise_vmap(name):
 
 def register():
     for family, name, _ in _C.entries():
-        if torch._C._dispatch_has_kernel_for_dispatch_key(f"rusttorch::{name}", "CompositeImplicitAutograd"):
-            continue  # made of other ops of the table, which have what it needs
-        register_fake(name)
+        composite = torch._C._dispatch_has_kernel_for_dispatch_key(f"rusttorch::{name}", "CompositeImplicitAutograd")
+        if not composite:  # else made of other ops of the table, which have their fake kernels
+            register_fake(name)
         arguments = overload("rusttorch", name)._schema.arguments
         if not any(a.kwarg_only and a.alias_info for a in arguments):  # vmap has no out=
             (register_elementwise_vmap if family in ELEMENTWISE else register_vmap)(name)
