@@ -13,6 +13,10 @@ export PATH := $(CURDIR)/.venv/ccache:$(BIN):$(PATH)
 export PYTHONPATH := $(CURDIR)/torch_ext
 SOURCES := $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc_cuda/*')
 
+# What runs kernels, without what is about the dispatcher.
+FAMILIES := pointwise activation reduction scan copy softmax loss cross_entropy
+KERNEL_TESTS := $(FAMILIES:%=tests/test_%.py) -k "not (opcheck or compile or vmap or derivatives or swapped or complete)"
+
 .PHONY: demo test bench lint cuda build clean
 
 demo: build
@@ -20,8 +24,8 @@ demo: build
 
 test: build
 	pytest tests
-	ATEN_CPU_CAPABILITY=avx2 pytest tests/test_pointwise.py tests/test_activation.py -k "layouts or special or integers"
-	ATEN_CPU_CAPABILITY=default pytest tests/test_pointwise.py tests/test_activation.py -k "layouts or special or integers"
+	ATEN_CPU_CAPABILITY=avx2 pytest $(KERNEL_TESTS)
+	ATEN_CPU_CAPABILITY=default pytest $(KERNEL_TESTS)
 
 bench: build
 	python bench/ops.py --pairs 21 --out bench/results/ops.json

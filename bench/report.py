@@ -24,9 +24,10 @@ def cell(result):
 
 def table(data):
     facts, results = data["facts"], data["results"]
-    sizes = sorted({r["n"] for r in results})
-    ops = list(dict.fromkeys(r["op"] for r in results))
-    by_key = {(r["op"], r["n"]): r for r in results}
+    by_size = [r for r in results if not r.get("shape")]
+    sizes = sorted({r["n"] for r in by_size})
+    ops = list(dict.fromkeys(r["op"] for r in by_size))
+    by_key = {(r["op"], r["n"]): r for r in by_size}
     lines = [
         f"{facts['cpu']}, {facts['capability']}, torch {facts['torch']}, {facts['dtype']}, "
         f"{facts['threads']} thread; a plain streaming copy moves {facts['bandwidth_gb_s']} GB/s.",
@@ -36,6 +37,15 @@ def table(data):
     ]
     for op in ops:
         lines.append(f"| {op} | " + " | ".join(cell(by_key[op, n]) for n in sizes) + " |")
+    lines += ["", "| op | shape | ratio | stock, us | ours, us |", "|---|---|---|---|---|"]
+    for r in results:
+        if r.get("shape"):
+            times = f"{r['name']['stock_us']:.1f} | {r['name']['ours_us']:.1f}"
+            lines.append(f"| {r['op']} | {r['shape']} | {cell(r)} | {times} |")
+    shares = [r for r in results if "share_of_bandwidth" in r and r["n"] == 1_000_000]
+    if shares:
+        named = ", ".join(f"{r['op']} {r['share_of_bandwidth']:.0%}" for r in shares)
+        lines += ["", f"Of the speed at which a plain loop (memchr) reads as many bytes, at 1M: {named}."]
     return "\n".join(lines)
 
 

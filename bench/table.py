@@ -12,10 +12,12 @@ class Row(NamedTuple):
     name: str
     stock: Any  # what a user of stock torch calls
     ours: Any  # the same by rusttorch's name
-    inputs: str  # one letter per tensor: n normal, p positive, u in (0, 1)
+    inputs: str  # one letter per tensor: n normal, p positive, u in (0, 1), z zero, c classes, t a transposed matrix
     args: tuple = ()
     kwargs: dict[str, Any] = {}  # noqa: RUF012
     tensors_moved: int = 0  # read and written, where the op should be at the memory's limit; 0: it is not
+    shapes: tuple = ()  # instead of the sizes
+    reads_only: bool = False  # what is moved is read: the limit is that of a loop that reads
 
 
 def pointwise(name, inputs, *args, moved=None, **kwargs):
@@ -35,6 +37,38 @@ def backward(name, inputs="nn", *args, **kwargs):
     label = name + "".join(f"({a})" for a in kwargs.values())
     return Row(label, getattr(ops.aten, name), getattr(ops.rusttorch, name), inputs, args, kwargs)
 
+
+def loss(name, inputs="nn", stock=None, **kwargs):
+    """As torch.nn.functional's users call it."""
+    stock = stock or getattr(F, name)
+    return Row(name, stock, getattr(rusttorch, name), inputs, (), kwargs, len(inputs), reads_only=True)
+
+
+def reduction(name, stock=None, inputs="n", *args, moved=1, **kwargs):
+    stock = stock or getattr(torch, name)
+    label = name + "".join(f"({a})" for a in args)
+    return Row(label, stock, getattr(rusttorch, name), inputs, args, kwargs, moved, reads_only=True)
+
+
+MATRICES = ((1024, 1024), (4096, 1000))
+
+
+def by_dim(name, *dims, shapes=MATRICES, stock=None, inputs="n", **kwargs):
+    """One row for each dim."""
+    f = stock or getattr(torch, name)
+    return [Row(f"{name}(dim={d})", f, getattr(rusttorch, name), inputs, (d,), kwargs, shapes=shapes) for d in dims]
+
+
+def with_backward(f):
+    def step(*tensors):
+        tensors[0].requires_grad_()
+        f(*tensors).backward()
+        tensors[0].grad = None
+
+    return step
+
+
+CLASSES = ((64, 10), (1024, 1024), (128, 50257))
 
 ROWS = [
     pointwise("add", "nn"),
@@ -94,4 +128,45 @@ ROWS = [
     backward("hardswish_backward"),
     backward("hardsigmoid_backward"),
     backward("log_sigmoid_backward", "nnu"),
+    loss("mse_loss"),
+    loss("l1_loss"),
+    loss("smooth_l1_loss"),
+    loss("huber_loss"),
+    loss("binary_cross_entropy", "uu"),
+    loss("binary_cross_entropy_with_logits", "nu"),
+    loss("kl_div", "nu", reduction="sum"),
+    reduction("sum"),
+    reduction("mean"),
+    reduction("prod"),
+    reduction("max"),
+    reduction("argmax"),
+    reduction("var"),
+    reduction("std"),
+    reduction("any", None, "z"),
+    reduction("linalg_vector_norm", torch.linalg.vector_norm),
+    reduction("linalg_vector_norm", torch.linalg.vector_norm, "n", 1),
+    reduction("logsumexp", None, "n", 0, moved=0),
+    reduction("cumsum", None, "n", 0, moved=0),
+    *by_dim("max", 0, 1),
+    *by_dim("min", 0, 1),
+    *by_dim("argmax", 0, 1),
+    *by_dim("amax", 0, 1),
+    *by_dim("sum", 0, 1),
+    *by_dim("mean", 0, 1),
+    *by_dim("var", 0, 1),
+    *by_dim("logsumexp", 0, 1),
+    *by_dim("cumsum", 0, 1, shapes=MATRICES[:1]),
+    *by_dim("cummax", 0, 1, shapes=MATRICES[:1]),
+    *by_dim("softmax", 0, 1, shapes=((1024, 1024), (128, 50257), (1024, 64), (64, 10))),
+    *by_dim("log_softmax", 0, 1, shapes=((1024, 1024), (128, 50257), (1024, 64), (64, 10))),
+    Row("cross_entropy", F.cross_entropy, rusttorch.cross_entropy, "nc", shapes=CLASSES),
+    Row(
+        "cross_entropy and backward",
+        with_backward(F.cross_entropy),
+        with_backward(rusttorch.cross_entropy),
+        "nc",
+        shapes=CLASSES,
+    ),
+    Row("contiguous", torch.Tensor.contiguous, rusttorch.contiguous, "t", shapes=((1024, 1024), (1000, 1000))),
+    Row("mm", torch.mm, rusttorch.mm, "nn", shapes=((256, 256), (1024, 1024))),
 ]

@@ -133,6 +133,7 @@ class Function {
       case c10::TypeKind::FloatType: return r.toDouble(i);
       case c10::TypeKind::StringType: return std::string(r.stringView(i));
       case c10::TypeKind::ListType: return integers(r.args[i]);
+      case c10::TypeKind::MemoryFormatType: return int64_t(r.memoryformat(i));
       case c10::TypeKind::ScalarTypeType: return int64_t(r.scalartype(i));
       default: return r.toInt64(i);
     }

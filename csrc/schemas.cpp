@@ -203,6 +203,17 @@ const std::vector<Family>& families() {
           R"(logsumexp(Tensor self, int[1] dim, bool keepdim=False) -> Tensor)",
           R"(logsumexp.out(Tensor self, int[1] dim, bool keepdim=False, *, Tensor(a!) out) -> Tensor(a!))",
       }},
+      {"scan", {
+          R"(cumsum(Tensor self, int dim, *, ScalarType? dtype=None) -> Tensor)",
+          R"(cumsum.out(Tensor self, int dim, *, ScalarType? dtype=None, Tensor(a!) out) -> Tensor(a!))",
+          R"(cummax(Tensor self, int dim) -> (Tensor values, Tensor indices))",
+          R"(cummax.out(Tensor self, int dim, *, Tensor(a!) values, Tensor(b!) indices) -> (Tensor(a!) values, Tensor(b!) indices))",
+          R"(cummin(Tensor self, int dim) -> (Tensor values, Tensor indices))",
+          R"(cummin.out(Tensor self, int dim, *, Tensor(a!) values, Tensor(b!) indices) -> (Tensor(a!) values, Tensor(b!) indices))",
+      }},
+      {"copy", {
+          R"(clone(Tensor self, *, MemoryFormat? memory_format=None) -> Tensor)",
+      }},
       {"softmax", {
           R"(_softmax(Tensor self, int dim, bool half_to_float) -> Tensor)",
           R"(_softmax.out(Tensor self, int dim, bool half_to_float, *, Tensor(a!) out) -> Tensor(a!))",

@@ -79,7 +79,7 @@ def assert_as_right(ours, stock, case, tensors):
         assert torch.equal(ours.nan_to_num(), stock.nan_to_num())
         return
     reference = case.reference(tensors)
-    if "softmax" in case.op and ours.dtype == torch.float64:
+    if ("softmax" in case.op or case.op == "cumsum") and ours.dtype == torch.float64:
         # Stock's own sum of 70,000 terms is not exact to the last digits, and a log near zero cancels.
         assert (ours - reference).abs().max() <= 1000 * torch.finfo(torch.float64).eps * reference.abs().max()
         return

@@ -24,10 +24,12 @@ from torch.utils import cpp_extension
 
 ROOT = Path(__file__).parents[1]
 HOST_SOURCES = [
-    *("csrc/ops/op.cpp", "csrc/ops/pointwise.cpp", "csrc/ops/activation.cpp"),
+    *sorted(str(f.relative_to(ROOT)) for f in (ROOT / "csrc" / "ops").glob("*.cpp")),
     *("csrc/swap.cpp", "csrc/form.cpp", "csrc/schemas.cpp", "csrc_cuda/register.cpp"),
 ]
-FAMILIES = ("pointwise", "activation")
+# The headers in which families of kernels are declared, and the families.
+DECLARATION = re.compile(r"^RUSTTORCH_DECLARE_FAMILY(?:_OF\(\w+, |\()(\w+),", re.MULTILINE)
+HEADERS = {f: DECLARATION.findall(f.read_text()) for f in sorted((ROOT / "csrc" / "kernels").glob("*.h"))}
 
 
 def cuda_home():
@@ -116,8 +118,8 @@ def main():
     for name in ("libc10_cuda", "libtorch_cuda"):
         stand_in(name, options.out)
     kernels = options.out / "cpu_kernels.cpp"
-    text = "".join(f'#include "{ROOT}/csrc/kernels/{family}.h"\n' for family in FAMILIES)
-    for family in FAMILIES:
+    text = "".join(f'#include "{header}"\n' for header, families in HEADERS.items() if families)
+    for family in (family for families in HEADERS.values() for family in families):
         text += f"namespace at::native {{ REGISTER_ALL_CPU_DISPATCH(rusttorch_{family}_stub, nullptr) }}\n"
     kernels.write_text(text)
     host(kernels)

@@ -160,8 +160,8 @@ class NotDifferentiable final : public c10::OperatorKernel {
 const Formula* find_formula(const std::string& op) {
   static const auto by_op = [] {
     std::unordered_map<std::string, const Formula*> map;
-    for (const auto* table : {&pointwise_formulas(), &activation_formulas(), &reduction_formulas(), &softmax_formulas(),
-                              &loss_formulas(), &cross_entropy_formulas()}) {
+    for (const auto* table : {&pointwise_formulas(), &activation_formulas(), &reduction_formulas(), &scan_formulas(),
+                              &softmax_formulas(), &loss_formulas(), &cross_entropy_formulas()}) {
       for (const auto& formula : *table) map.emplace(formula.op, &formula);
     }
     return map;

@@ -66,6 +66,7 @@ Tensor call(const char* op, std::vector<c10::IValue> arguments);
 const std::vector<Formula>& pointwise_formulas();
 const std::vector<Formula>& activation_formulas();
 const std::vector<Formula>& reduction_formulas();
+const std::vector<Formula>& scan_formulas();
 const std::vector<Formula>& softmax_formulas();
 const std::vector<Formula>& loss_formulas();
 const std::vector<Formula>& cross_entropy_formulas();

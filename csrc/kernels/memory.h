@@ -195,6 +195,19 @@ RT_INLINE Doubles<V> to_doubles(V v) {
   }
 }
 
+template <class V>
+RT_INLINE V from_doubles(const Doubles<V>& d) {
+  if constexpr (std::is_same_v<lane_t<V>, double>) {
+    return d.half[0];
+  } else {
+    typedef float Half __attribute__((vector_size(sizeof(V) / 2)));
+    const Half halves[2] = {__builtin_convertvector(d.half[0], Half), __builtin_convertvector(d.half[1], Half)};
+    V v;
+    std::memcpy(&v, halves, sizeof v);
+    return v;
+  }
+}
+
 // All lanes joined into one, in halves. join takes vectors of every width.
 template <class V, class Join>
 RT_INLINE auto fold_lanes(V v, Join join) {

@@ -76,6 +76,7 @@ Handed Plan::fit() {
   if (!dtype || *dtype == Dtype::b8) return Handed::dtype;
   args_.dtype = *dtype;
   args_.n = like_->numel();
+  if (request_.cpu_only && !like_->is_cpu()) return Handed::option;
   kernel_ = request_.kernel(like_->device().type());
   if (is_integer(args_.dtype) && !kernel_.integers) return Handed::dtype;
   if (element_size(args_.dtype) == 2 && args_.n >= request_.limit_16_bit) return Handed::size;

@@ -28,6 +28,7 @@ struct Request {
   bool contiguous = false;      // stock's output does not take the input's strides: only contiguous inputs are taken
   bool total = false;           // the result is one number: the sum of what the kernel gives, times scale
   bool mean = false;            // and divided by the number of elements
+  bool cpu_only = false;        // the family has no CUDA kernels yet
   bool grad_is_single = false;  // in[0] may be one number in the dtype of the rest, whatever that is
 
   void add(const Tensor& t) { in[tensors++] = &t; }

@@ -9,6 +9,8 @@ namespace rusttorch {
 const Rows& pointwise_rows();
 const Rows& activation_rows();
 const Rows& reduction_rows();
+const Rows& scan_rows();
+const Rows& copy_rows();
 const Rows& softmax_rows();
 const Rows& loss_rows();
 const Rows& cross_entropy_rows();

@@ -44,6 +44,7 @@ struct Both {
 template <class... T>
 Request forward(Both kernels, int64_t reduction, const T&... args) {
   Request r;
+  r.cpu_only = true;
   (r.add(args), ...);
   if (reduction == at::Reduction::None) {
     r.kernel = kernels.each;
@@ -59,6 +60,7 @@ Request forward(Both kernels, int64_t reduction, const T&... args) {
 template <class... T>
 Request backward(Resolve kernel, int64_t reduction, const Tensor& grad, const Tensor& self, const T&... args) {
   Request r;
+  r.cpu_only = true;
   r.add(grad);
   r.add(self);
   r.add(Scalar(reduction == at::Reduction::Mean ? 1 / double(self.numel()) : 1.0));

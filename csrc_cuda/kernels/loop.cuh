@@ -118,6 +118,7 @@ void launch(const Args& a, cudaStream_t stream) {
     case Dtype::i64:
       if constexpr (Op::integers) launch_type<Op, int64_t>(a, stream);
       return;
+    case Dtype::b8: return;  // no elementwise kernel takes bool
   }
 }
 

@@ -15,16 +15,28 @@ if _build.TORCH.split("+")[0] != torch.__version__.split("+")[0]:
         "rebuild it with `pip install --no-build-isolation --force-reinstall --no-deps .` in its source folder"
     )
 
-from . import _C, _register
+from . import _C, _register, names
 from .ab import AB
 from .swap import disable, enable, ops, reset_stats, stats, use
 
 _functions = {name: f for name, f in vars(_C.functions).items() if not name.startswith("__")}
-globals().update(_functions)
+globals().update({name: getattr(names, name) for name in names.FUNCTIONS} | _functions)
 swish = _C.functions.silu  # the name of its paper (P. Ramachandran et al., 2017)
 cross_entropy = _C.functions.cross_entropy_loss  # torch.nn.functional's name
 
 __version__ = "0.1.0"
-__all__ = ["AB", "cross_entropy", "disable", "enable", "ops", "reset_stats", "stats", "swish", "use", *sorted(_functions)]
+__all__ = [
+    "AB",
+    "cross_entropy",
+    "disable",
+    "enable",
+    "ops",
+    "reset_stats",
+    "stats",
+    "swish",
+    "use",
+    *sorted(_functions),
+    *names.FUNCTIONS,
+]
 
 _register.register()

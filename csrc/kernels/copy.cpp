@@ -1,0 +1,83 @@
+#include "copy.h"
+
+#include <algorithm>
+
+#include "memory.h"
+
+namespace rusttorch {
+namespace {
+
+// A square of words in registers, a vector wide: squares of 2 change their corners, then of 4, ... Whole vectors are
+// read and written, with 64 bytes whole cache lines: rows whose length is a power of two all want the same place in the
+// cache, and would push each other out half used.
+template <class Word>
+RT_INLINE void transpose_square(const Word* in, int64_t in_row, Word* out, int64_t out_row) {
+  using Row = Vector<Word, vector_bytes>;
+  constexpr int side = vector_bytes / sizeof(Word);
+  Row rows[side];
+#pragma GCC unroll 32
+  for (int k = 0; k < side; ++k) std::memcpy(&rows[k], in + k * in_row, sizeof(Row));
+  const auto exchange = [&]<int apart>(std::integral_constant<int, apart>) {
+    if constexpr (apart < side) {
+      Row low, high;  // of a pair of rows: the lanes whose bit `apart` is 0, and those whose is 1
+      for (int k = 0; k < side; ++k) {
+        low[k] = Word(k & apart ? side + k - apart : k);
+        high[k] = Word(k & apart ? side + k : k + apart);
+      }
+#pragma GCC unroll 32
+      for (int k = 0; k < side; ++k) {
+        if (k & apart) continue;
+        const Row a = rows[k], b = rows[k + apart];
+        rows[k] = __builtin_shuffle(a, b, low);
+        rows[k + apart] = __builtin_shuffle(a, b, high);
+      }
+    }
+  };
+  exchange(std::integral_constant<int, 1>());
+  exchange(std::integral_constant<int, 2>());
+  exchange(std::integral_constant<int, 4>());
+  exchange(std::integral_constant<int, 8>());
+  exchange(std::integral_constant<int, 16>());
+#pragma GCC unroll 32
+  for (int k = 0; k < side; ++k) std::memcpy(out + k * out_row, &rows[k], sizeof(Row));
+}
+
+template <class Word>
+void transpose_words(const TransposeArgs& a) {
+  constexpr int64_t side = vector_bytes / sizeof(Word);
+  const Word* in = static_cast<const Word*>(a.in);
+  Word* out = static_cast<Word*>(a.out);
+  for (int64_t b = 0; b < a.batch; ++b, in += a.rows * a.columns, out += a.rows * a.columns) {
+    const auto one_by_one = [&](int64_t r0, int64_t r1, int64_t c0, int64_t c1) {
+      for (int64_t c = c0; c < c1; ++c) {
+        for (int64_t r = r0; r < r1; ++r) out[c * a.rows + r] = in[r * a.columns + c];
+      }
+    };
+    for (int64_t r0 = 0; r0 < a.rows; r0 += side) {
+      const int64_t r1 = std::min(a.rows, r0 + side);
+      int64_t c = 0;
+      for (; r1 - r0 == side && c + side <= a.columns; c += side) {
+        transpose_square(in + r0 * a.columns + c, a.columns, out + c * a.rows + r0, a.rows);
+      }
+      one_by_one(r0, r1, c, a.columns);
+    }
+  }
+}
+
+void transpose(const TransposeArgs& a) {
+  switch (a.element_size) {
+    case 2: return transpose_words<uint16_t>(a);
+    case 4: return transpose_words<uint32_t>(a);
+    default: return transpose_words<uint64_t>(a);
+  }
+}
+
+constexpr TransposeKernel copy_kernels[] = {{&transpose}};
+const TransposeKernel* copy_table() { return copy_kernels; }
+
+}  // namespace
+}  // namespace rusttorch
+
+namespace at::native {
+ALSO_REGISTER_AVX512_DISPATCH(rusttorch_copy_stub, &rusttorch::copy_table)
+}

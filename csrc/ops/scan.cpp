@@ -1,0 +1,154 @@
+#include "../kernels/scan.h"
+
+#include <ATen/CPUFunctions.h>
+#include <ATen/CompositeExplicitAutogradFunctions.h>
+#ifdef RUSTTORCH_CUDA
+#include <ATen/CUDAFunctions.h>
+#endif
+#include <ATen/EmptyTensor.h>
+#include <ATen/Parallel.h>
+#include <ATen/TensorIterator.h>
+
+#include "families.h"
+
+#define CEA(fn) AnyDevice<&at::compositeexplicitautograd::fn>
+#define ROW RUSTTORCH_ROW
+
+namespace rusttorch {
+RUSTTORCH_DEFINE_FAMILY(scan)
+
+namespace {
+
+class ScanPlan;
+
+struct ScanRequest {
+  using Plan = ScanPlan;
+  scan kernel;
+  const Tensor* self;
+  int64_t dim;
+  bool other_dtype = false;
+
+  c10::DeviceType device() const { return device_type(*self); }
+};
+
+class ScanPlan {
+ public:
+  explicit ScanPlan(const ScanRequest& request) : request_(request), reason_(fit()) {}
+
+  Handed reason() const { return reason_; }
+
+  template <class R>
+  R compute() {
+    const auto sizes = request_.self->sizes();
+    Tensor out(at::detail::empty_cpu(sizes, dtype()));
+    if constexpr (std::is_same_v<R, Tensor>) {
+      run(out);
+      return out;
+    } else {
+      Tensor index(at::detail::empty_cpu(sizes, at::kLong));
+      run(out, index);
+      return {out, index};
+    }
+  }
+
+  bool accepts(const Tensor& out) { return is_output(out, dtype()) || refuse(); }
+  bool accepts(const Tensor& out, const Tensor& index) {
+    return (is_output(out, dtype()) && is_output(index, at::kLong) && !out.is_alias_of(index)) || refuse();
+  }
+
+  void run(const Tensor& out) { run_all(out.mutable_data_ptr(), nullptr); }
+  void run(const Tensor& out, const Tensor& index) {
+    run_all(out.mutable_data_ptr(), index.mutable_data_ptr<int64_t>());
+  }
+
+ private:
+  Handed fit() {
+    const Tensor& x = *request_.self;
+    if (request_.other_dtype || !x.is_cpu() || has_names(x)) return Handed::option;
+    const auto dtype = dtype_of(x);
+    if (!dtype || *dtype == Dtype::b8) return Handed::dtype;
+    if (x.dim() == 0 || x.numel() == 0) return Handed::size;
+    const int64_t dim = request_.dim < 0 ? request_.dim + x.dim() : request_.dim;
+    if (dim < 0 || dim >= x.dim()) return Handed::option;  // stock raises
+    if (!x.is_contiguous()) return Handed::layout;
+    args_.dtype = *dtype;
+    args_.outer = args_.inner = 1;
+    for (int64_t d = 0; d < dim; ++d) args_.outer *= x.size(d);
+    for (int64_t d = dim + 1; d < x.dim(); ++d) args_.inner *= x.size(d);
+    args_.n = x.size(dim);
+    args_.row = args_.inner;
+    // Along a row, a largest so far is a chain of comparisons: stock's was measured to be faster.
+    return args_.inner == 1 && request_.kernel != scan::cumsum ? Handed::size : Handed::no;
+  }
+
+  // Integers are summed as int64.
+  at::ScalarType dtype() const {
+    const auto own = request_.self->scalar_type();
+    return request_.kernel == scan::cumsum && at::isIntegralType(own, true) ? at::kLong : own;
+  }
+  bool is_output(const Tensor& out, at::ScalarType dtype) const {
+    const Tensor& x = *request_.self;
+    return out.defined() && out.scalar_type() == dtype && out.device() == x.device() && out.sizes().equals(x.sizes()) &&
+           out.is_contiguous() && !out.is_alias_of(x);
+  }
+  bool refuse() {
+    reason_ = Handed::layout;
+    return false;
+  }
+
+  void run_all(void* out, int64_t* index) {
+    args_.in = request_.self->const_data_ptr();
+    args_.out = out;
+    args_.index = index;
+    const auto run = kernel(request_.kernel, request_.device()).run;
+    const int64_t size = args_.n * args_.inner, out_size = int64_t(c10::elementSize(dtype()));
+    const auto part = [&](int64_t at, int64_t outer, int64_t inner) {
+      ScanArgs a = args_;
+      a.outer = outer;
+      a.inner = inner;
+      a.in = static_cast<const char*>(a.in) + at * element_size(a.dtype);
+      a.out = static_cast<char*>(a.out) + at * out_size;
+      a.index = index ? index + at : nullptr;
+      run(a);
+    };
+    if (args_.outer > 1 || args_.inner == 1) {
+      return at::parallel_for(0, args_.outer, at::divup(at::internal::GRAIN_SIZE, size),
+                              [&](int64_t begin, int64_t end) { part(begin * size, end - begin, args_.inner); });
+    }
+    constexpr int64_t columns = 64;  // at least, for a thread
+    const int64_t grain = at::divup(at::internal::GRAIN_SIZE, columns * args_.n);
+    at::parallel_for(0, at::divup(args_.inner, columns), grain, [&](int64_t begin, int64_t end) {
+      part(begin * columns, 1, std::min(end * columns, args_.inner) - begin * columns);
+    });
+  }
+
+  const ScanRequest& request_;
+  ScanArgs args_{};
+  Handed reason_;
+};
+
+struct CumSum {
+  static ScanRequest request(const Tensor& self, int64_t dim, std::optional<at::ScalarType> dtype) {
+    return {scan::cumsum, &self, dim, dtype && *dtype != self.scalar_type()};
+  }
+};
+template <scan K>
+struct CumExtreme {
+  static ScanRequest request(const Tensor& self, int64_t dim) { return {K, &self, dim}; }
+};
+
+}  // namespace
+
+const Rows& scan_rows() {
+  static const Rows rows = {
+      ROW("cumsum", CumSum, RUSTTORCH_STOCK(cumsum)),
+      ROW("cumsum.out", CumSum, RUSTTORCH_STOCK(cumsum_outf)),
+      ROW("cummax", CumExtreme<scan::cummax>, CEA(cummax)),
+      ROW("cummax.out", CumExtreme<scan::cummax>, CEA(cummax_outf)),
+      ROW("cummin", CumExtreme<scan::cummin>, CEA(cummin)),
+      ROW("cummin.out", CumExtreme<scan::cummin>, CEA(cummin_outf)),
+  };
+  return rows;
+}
+
+}  // namespace rusttorch

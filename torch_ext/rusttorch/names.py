@@ -1,0 +1,64 @@
+"""Names for what torch has and does as well: one line each, no copies.
+
+Matrix products are MKL's and cuBLAS's. linear_act is two calls, because applying the activation to each tile of the
+product while it is in the cache was measured to be no faster: 0.87x to 1.03x of these two calls (f32, one core, 128 to
+8192 rows, 256 to 4096 columns, gelu).
+"""
+
+import torch
+from torch import (  # noqa: F401
+    addmm,
+    arange,
+    baddbmm,
+    bmm,
+    broadcast_tensors,
+    eye,
+    from_numpy,  # shares the array's memory
+    full,
+    linspace,
+    matmul,
+    mm,
+    ones,
+    randn,
+    reshape,
+    tensor,  # from a list
+    transpose,
+    zeros,
+)
+from torch import broadcast_shapes as broadcast_shape  # noqa: F401
+from torch.nn.functional import linear, nll_loss  # noqa: F401
+
+from . import _C
+
+
+def contiguous(input):
+    """input itself if it is contiguous, else a contiguous copy: of transposed matrices in cache-sized squares."""
+    if input.is_contiguous():
+        return input
+    return _C.functions.clone(input, memory_format=torch.contiguous_format)
+
+
+def shapes_broadcastable(a, b):
+    """Whether two shapes (sequences of ints) broadcast: from the last dim on, sizes are equal or one of them is 1."""
+    return all(m == n or 1 in (m, n) for m, n in zip(reversed(a), reversed(b), strict=False))
+
+
+ACTIVATIONS = ("relu", "sigmoid", "tanh", "gelu", "elu", "selu", "celu", "silu", "mish", "softplus", "softsign")
+
+
+def linear_act(input, weight, bias, activation):
+    """activation(input @ weight.T + bias), for input [..., K], weight [N, K] and bias [N] or None.
+
+    activation is one of "relu", "sigmoid", "tanh", "gelu", "elu", "selu", "celu", "silu", "mish", "softplus" and
+    "softsign", with its default options. Raises ValueError for another.
+    """
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"unknown activation {activation!r}: one of {', '.join(ACTIVATIONS)}")
+    return getattr(_C.functions, activation)(linear(input, weight, bias))
+
+
+FUNCTIONS = (
+    *("zeros", "ones", "full", "eye", "arange", "linspace", "randn", "tensor", "from_numpy"),
+    *("broadcast_shape", "broadcast_tensors", "shapes_broadcastable", "reshape", "transpose", "contiguous"),
+    *("mm", "bmm", "addmm", "baddbmm", "matmul", "linear", "linear_act", "nll_loss"),
+)
