@@ -50,6 +50,7 @@ def make_inputs(row, shape, dtype):
         "p": lambda: torch.rand(shape) + 0.1,
         "u": lambda: torch.rand(shape) * 0.8 + 0.1,
         "z": lambda: torch.zeros(shape),
+        "o": lambda: 1 + torch.randn(shape) / 1000,
         "t": lambda: torch.randn(shape).t(),
     }
     classes = "c"

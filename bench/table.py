@@ -12,7 +12,8 @@ class Row(NamedTuple):
     name: str
     stock: Any  # what a user of stock torch calls
     ours: Any  # the same by rusttorch's name
-    inputs: str  # one letter per tensor: n normal, p positive, u in (0, 1), z zero, c classes, t a transposed matrix
+    inputs: str  # one letter per tensor: n normal, p positive, u in (0, 1), z zero, c classes, t a transposed
+    # matrix, o around one
     args: tuple = ()
     kwargs: dict[str, Any] = {}  # noqa: RUF012
     tensors_moved: int = 0  # read and written, where the op should be at the memory's limit; 0: it is not
@@ -137,7 +138,7 @@ ROWS = [
     loss("kl_div", "nu", reduction="sum"),
     reduction("sum"),
     reduction("mean"),
-    reduction("prod"),
+    reduction("prod", None, "o"),
     reduction("max"),
     reduction("argmax"),
     reduction("var"),

@@ -33,7 +33,7 @@ struct CrossEntropy {
   };
   // Block by block, so that the row is read from memory once.
   SumOfExp sum_of_exp(const T* x) const {
-    const auto join = [](auto p, auto q) { return largest(p, q); };
+    const auto join = [](auto p, auto q) { return larger(p, q); };
     constexpr C lowest = -std::numeric_limits<C>::infinity();
     if (a.classes <= lanes<V>) {
       const V v = a.classes == lanes<V> ? load<V>(x) : load_part<V>(x, a.classes, lowest);
@@ -46,7 +46,7 @@ struct CrossEntropy {
       const int64_t count = std::min(block<V>, a.classes - i);
       V part[vectors<V>], sums[vectors<V>] = {};
       for (V& p : part) p = splat<V>(lowest);
-      each_vector<V>(x + i, count, lowest, [&](int64_t k, V v) { part[k] = largest(part[k], v); });
+      each_vector<V>(x + i, count, lowest, [&](int64_t k, V v) { part[k] = larger(part[k], v); });
       const C here = fold_lanes(fold_vectors(part, join), join);
       if (!(here <= m)) {  // larger, or NaN
         sum *= m == lowest ? 0 : std::exp(double(m) - double(here));

@@ -120,6 +120,11 @@ RT_INLINE auto precedes(V x, V m) {
   return (x < m) | ((x != x) & (m == m));
 }
 
+// The larger of two, where it does not matter which is taken if one is NaN: one instruction.
+template <class V>
+RT_INLINE V larger(V a, V b) {
+  return a > b ? a : b;
+}
 // The larger and the smaller of two; NaN if either is.
 template <class V>
 RT_INLINE V largest(V m, V x) {

@@ -6,7 +6,7 @@
 #include "runs.h"
 
 // Each kernel has two texts: along a row, and along the columns of a tile that stays in the cache while it is walked
-// several times.
+// several times. A NaN need not be the largest: its exponential is NaN, and so is their sum.
 
 namespace rusttorch {
 namespace {
@@ -70,10 +70,10 @@ struct Forward {
   static C by(double sum) { return log ? math::log(splat<V>(C(sum)))[0] : C(1 / sum); }
 
   static void row(const T* x, const T*, T* out, int64_t n) {
-    const auto join = [](auto a, auto b) { return largest(a, b); };
+    const auto join = [](auto a, auto b) { return larger(a, b); };
     V part[vectors<V>];
     for (V& p : part) p = splat<V>(lowest<C>);
-    each_vector<V>(x, n, lowest<C>, [&](int64_t k, V v) { part[k] = largest(part[k], v); });
+    each_vector<V>(x, n, lowest<C>, [&](int64_t k, V v) { part[k] = larger(part[k], v); });
     const V m = splat<V>(fold_lanes(fold_vectors(part, join), join));
     const auto exps = [&](V v, V) { return V(math::exp(V(v - m))); };
     const V scale = splat<V>(by(sum_row<keeps, V>(x, x, out, n, exps)));
@@ -89,7 +89,7 @@ struct Forward {
       V part[group];
       std::memcpy(part, m + c, sizeof part);
       for (int64_t i = r; i < end; ++i) {
-        for (int64_t k = 0; k < group; ++k) part[k] = largest(part[k], get(i, k));
+        for (int64_t k = 0; k < group; ++k) part[k] = larger(part[k], get(i, k));
       }
       std::memcpy(m + c, part, sizeof part);
     });

@@ -100,6 +100,11 @@ CrossEntropyArgs rows_of(CrossEntropyArgs a, int64_t begin, int64_t end) {
 double run_rows(cross_entropy which, const CrossEntropyArgs& a) {
   const auto run = kernel(which, c10::DeviceType::CPU).run;
   const int64_t chunk = at::divup(at::internal::GRAIN_SIZE, a.classes), chunks = at::divup(a.rows, chunk);
+  if (chunks == 1) {
+    CrossEntropyArgs all = a;
+    run(all);
+    return all.total;
+  }
   std::vector<double> totals(chunks);
   at::parallel_for(0, chunks, 1, [&](int64_t first, int64_t last) {
     for (int64_t k = first; k < last; ++k) {
