@@ -82,12 +82,14 @@ RT_INLINE V huber_backward(V g, V x, V t, lane_t<V> scale, lane_t<V> delta) {
   return select(d <= -delta, V(-up * delta), select(d >= delta, V(up * delta), V(up * d)));
 }
 
-// 1 where x or t is no probability: what bce refuses.
+// Whether both are probabilities. (-0 counts as none, and goes to stock: as bits, the numbers from 0 to 1 are the
+// smallest, and one comparison tells.)
 template <class V>
 RT_INLINE auto both_in_unit(V x, V t) {
-  using T = lane_t<V>;
-  return (x >= T(0)) & (x <= T(1)) & (t >= T(0)) & (t <= T(1));
+  const auto one = bits(splat<V>(lane_t<V>(1)));
+  return (bits(x) <= one) & (bits(t) <= one);
 }
+// 1 where they are not: what bce refuses.
 template <class V>
 RT_INLINE V outside_unit(V x, V t) {
   return select(both_in_unit(x, t), V{}, splat<V>(lane_t<V>(1)));

@@ -163,12 +163,12 @@ RT_INLINE V expm1(V x) {
   return select(x == T(0), x, y);  // keeps -0
 }
 
-// x = 2^k (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)), for normal x > 0.
+// x = 2^(up + k) (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)), for normal x > 0.
 template <class V>
 struct Split {
   V k, f;
 };
-template <class V>
+template <int up = 0, class V>
 RT_INLINE Split<V> split(V x) {
   using T = lane_t<V>;
   using C = Constants<T>;
@@ -177,7 +177,7 @@ RT_INLINE Split<V> split(V x) {
   const bits_t<V> shifted = bits(x) - C::sqrt_half_bits + (B(C::bias) << C::mantissa_bits);
   const V biased = from_bits<V>((shifted >> C::mantissa_bits) | bits(C::int_magic));
   const V m = from_bits<V>((shifted & mantissa) + C::sqrt_half_bits);
-  return {biased - (C::int_magic + T(C::bias)), m - T(1)};
+  return {biased - (C::int_magic + T(C::bias + up)), m - T(1)};
 }
 
 // log(1 + f) + k ln2 + c, where c is a small correction.
@@ -227,24 +227,22 @@ RT_INLINE V log1p(V x) {
 
 // log(x) and log(1 - x) for x in [0, 1]: without the edges that log and log1p have, and with at most -100 for log(0).
 // A float is scaled up before it is split, so that a denormal is split right; a double's exponents reach far enough.
-// The sum makes 0 of -0.
 template <class V>
-RT_INLINE Split<V> split_unit(V x) {
-  constexpr int up = is_float<V> ? 24 : 0;
-  const auto [k, f] = split(V(x * lane_t<V>(1 << up) + lane_t<V>(0)));
-  return {k - lane_t<V>(up), f};
-}
+constexpr int unit_scale = is_float<V> ? 24 : 0;
 template <class V>
 RT_INLINE V log_unit(V x) {
-  const auto [k, f] = split_unit(x);
+  using T = lane_t<V>;
+  constexpr int up = unit_scale<V>;
+  const auto [k, f] = split<up>(V(x * T(1 << up) + T(0)));  // the sum makes 0 of -0
   return log_assemble(f, k, V{});
 }
 template <class V>
 RT_INLINE V log1m_unit(V x) {
   using T = lane_t<V>;
-  const auto [k, f] = split_unit(V(T(1) - x));
-  const auto near = x < T(0.29);  // where the rounding of 1 - x would be felt, f is -x itself
-  return log_assemble(select(near, V(-x), f), select(near, V{}, k), V{});
+  constexpr int up = unit_scale<V>;
+  const auto [k, f] = split<up>(V(T(1 << up) - x * T(1 << up)));
+  // Where the rounding of 1 - x would be felt (and k is 0), f is -x itself.
+  return log_assemble(select(x < T(0.29), V(-x), f), k, V{});
 }
 
 // log(1 + t) for t in [0, 1].

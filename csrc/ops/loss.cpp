@@ -125,17 +125,19 @@ struct HuberBackward {
   }
 };
 
-// Stock raises where an input (and, from torch 2.13 on, a target) is no probability, and so it shall: those calls are
-// its. A total tells by being NaN, which it may be for other reasons too.
+// Stock raises where an input (and, from torch 2.13 on, a target) is no probability, and so it shall. A total tells by
+// being NaN, which it also is of a -0: all of those are stock's. Losses that are not summed are looked at before.
 struct ProbabilityRequest : Request {
   class Plan : public rusttorch::Plan {
    public:
     explicit Plan(const ProbabilityRequest& request) : rusttorch::Plan(request) {
       const Tensor& self = *request.in[0];
       if (reason() != Handed::no || !self.is_cpu()) return;
-      if (request.Request::total && !std::isnan(total())) return;
-      const Request check = forward(BOTH(outside_unit), at::Reduction::Sum, self, *request.in[1]);
-      if (rusttorch::Plan(check).total() > 0) refuse(Handed::option);
+      const bool refused =
+          request.Request::total
+              ? std::isnan(total())
+              : rusttorch::Plan(forward(BOTH(outside_unit), at::Reduction::Sum, self, *request.in[1])).total() > 0;
+      if (refused) refuse(Handed::option);
     }
   };
 };

@@ -133,7 +133,7 @@ class ReductionPlan {
   Tensor allocate(int k) const;
   bool is_output(int k, const Tensor& out) const;
   void run_parallel() const;
-  void run_whole_in_parts() const;
+  void run_in_parts(const ReductionArgs& whole) const;
   ReductionArgs part(int64_t outer_begin, int64_t outer_end, int64_t inner_begin, int64_t inner_end) const;
 
   const ReductionRequest& request_;
@@ -249,23 +249,23 @@ void ReductionPlan::run_parallel() const {
       kernel_.run(part(0, args_.outer, begin * columns, std::min(end * columns, args_.inner)));
     });
   }
-  if (args_.outer > 1) return kernel_.run(args_);
-  run_whole_in_parts();
+  for (int64_t o = 0; o < args_.outer; ++o) run_in_parts(part(o, o + 1, 0, 1));
 }
 
-void ReductionPlan::run_whole_in_parts() const {
+// One run, by several threads.
+void ReductionPlan::run_in_parts(const ReductionArgs& whole) const {
   constexpr int64_t grain = at::internal::GRAIN_SIZE;
-  std::vector<ReductionState> states(at::divup(args_.n, grain));
+  std::vector<ReductionState> states(at::divup(whole.n, grain));
   at::parallel_for(0, int64_t(states.size()), 1, [&](int64_t first, int64_t last) {
     for (int64_t k = first; k < last; ++k) {
-      ReductionArgs a = args_;
+      ReductionArgs a = whole;
       a.first = k * grain;
-      a.n = std::min(grain, args_.n - a.first);
-      a.in = static_cast<const char*>(args_.in) + a.first * element_size(args_.dtype);
+      a.n = std::min(grain, whole.n - a.first);
+      a.in = static_cast<const char*>(whole.in) + a.first * element_size(whole.dtype);
       kernel_.part(a, &states[k]);
     }
   });
-  kernel_.join(args_, states.data(), int64_t(states.size()));
+  kernel_.join(whole, states.data(), int64_t(states.size()));
 }
 
 // any and all over an empty list of dims reduce nothing, where a sum reduces all.

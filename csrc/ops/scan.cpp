@@ -6,9 +6,8 @@
 #include <ATen/CUDAFunctions.h>
 #endif
 #include <ATen/EmptyTensor.h>
-#include <ATen/Parallel.h>
-#include <ATen/TensorIterator.h>
 
+#include "along.h"
 #include "families.h"
 
 #define CEA(fn) AnyDevice<&at::compositeexplicitautograd::fn>
@@ -68,14 +67,13 @@ class ScanPlan {
     const auto dtype = dtype_of(x);
     if (!dtype || *dtype == Dtype::b8) return Handed::dtype;
     if (x.dim() == 0 || x.numel() == 0) return Handed::size;
-    const int64_t dim = request_.dim < 0 ? request_.dim + x.dim() : request_.dim;
-    if (dim < 0 || dim >= x.dim()) return Handed::option;  // stock raises
+    const auto around = along(x, request_.dim);
+    if (!around) return Handed::option;  // stock raises
     if (!x.is_contiguous()) return Handed::layout;
     args_.dtype = *dtype;
-    args_.outer = args_.inner = 1;
-    for (int64_t d = 0; d < dim; ++d) args_.outer *= x.size(d);
-    for (int64_t d = dim + 1; d < x.dim(); ++d) args_.inner *= x.size(d);
-    args_.n = x.size(dim);
+    args_.outer = around->outer;
+    args_.n = around->n;
+    args_.inner = around->inner;
     args_.row = args_.inner;
     // Along a row, a largest so far is a chain of comparisons: stock's was measured to be faster.
     return args_.inner == 1 && request_.kernel != scan::cumsum ? Handed::size : Handed::no;
@@ -101,8 +99,8 @@ class ScanPlan {
     args_.out = out;
     args_.index = index;
     const auto run = kernel(request_.kernel, request_.device()).run;
-    const int64_t size = args_.n * args_.inner, out_size = int64_t(c10::elementSize(dtype()));
-    const auto part = [&](int64_t at, int64_t outer, int64_t inner) {
+    const int64_t out_size = int64_t(c10::elementSize(dtype()));
+    parallel_along({args_.outer, args_.n, args_.inner}, [&](int64_t at, int64_t outer, int64_t inner) {
       ScanArgs a = args_;
       a.outer = outer;
       a.inner = inner;
@@ -110,15 +108,6 @@ class ScanPlan {
       a.out = static_cast<char*>(a.out) + at * out_size;
       a.index = index ? index + at : nullptr;
       run(a);
-    };
-    if (args_.outer > 1 || args_.inner == 1) {
-      return at::parallel_for(0, args_.outer, at::divup(at::internal::GRAIN_SIZE, size),
-                              [&](int64_t begin, int64_t end) { part(begin * size, end - begin, args_.inner); });
-    }
-    constexpr int64_t columns = 64;  // at least, for a thread
-    const int64_t grain = at::divup(at::internal::GRAIN_SIZE, columns * args_.n);
-    at::parallel_for(0, at::divup(args_.inner, columns), grain, [&](int64_t begin, int64_t end) {
-      part(begin * columns, 1, std::min(end * columns, args_.inner) - begin * columns);
     });
   }
 

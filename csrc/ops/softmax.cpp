@@ -5,9 +5,8 @@
 #include <ATen/CUDAFunctions.h>
 #endif
 #include <ATen/EmptyTensor.h>
-#include <ATen/Parallel.h>
-#include <ATen/TensorIterator.h>
 
+#include "along.h"
 #include "families.h"
 
 #define STOCK RUSTTORCH_STOCK
@@ -57,18 +56,8 @@ class SoftmaxPlan {
     for (int k = 0; k < 2; ++k) args_.in[k] = request_.in[k] ? request_.in[k]->const_data_ptr() : nullptr;
     args_.out = out.mutable_data_ptr();
     const SoftmaxKernel run = kernel(request_.kernel, request_.device());
-    const int64_t size = args_.n * args_.inner;
-    if (args_.outer > 1 || args_.inner == 1) {
-      return at::parallel_for(
-          0, args_.outer, at::divup(at::internal::GRAIN_SIZE, size),
-          [&](int64_t begin, int64_t end) { run.run(part(begin * size, end - begin, args_.inner)); });
-    }
-    constexpr int64_t columns = 64;  // at least, for a thread
-    const int64_t grain = at::divup(at::internal::GRAIN_SIZE, columns * args_.n);
-    at::parallel_for(0, at::divup(args_.inner, columns), grain, [&](int64_t begin, int64_t end) {
-      const int64_t first = begin * columns;
-      run.run(part(first, 1, std::min(end * columns, args_.inner) - first));
-    });
+    parallel_along({args_.outer, args_.n, args_.inner},
+                   [&](int64_t at, int64_t outer, int64_t inner) { run.run(part(at, outer, inner)); });
   }
 
  private:
@@ -78,18 +67,17 @@ class SoftmaxPlan {
     const auto dtype = dtype_of(x);
     if (!dtype || !at::isFloatingType(x.scalar_type())) return Handed::dtype;
     if (x.dim() == 0 || x.numel() == 0) return Handed::size;
-    const int64_t dim = request_.dim < 0 ? request_.dim + x.dim() : request_.dim;
-    if (dim < 0 || dim >= x.dim()) return Handed::option;  // stock raises
+    const auto around = along(x, request_.dim);
+    if (!around) return Handed::option;  // stock raises
     for (const Tensor* t : request_.in) {
       if (!t) continue;
       if (t->scalar_type() != x.scalar_type()) return Handed::dtype;
       if (!t->sizes().equals(x.sizes()) || !t->is_contiguous() || !t->is_cpu()) return Handed::layout;
     }
     args_.dtype = *dtype;
-    args_.outer = args_.inner = 1;
-    for (int64_t d = 0; d < dim; ++d) args_.outer *= x.size(d);
-    for (int64_t d = dim + 1; d < x.dim(); ++d) args_.inner *= x.size(d);
-    args_.n = x.size(dim);
+    args_.outer = around->outer;
+    args_.n = around->n;
+    args_.inner = around->inner;
     args_.row = args_.inner;
     return stock_is_faster() ? Handed::size : Handed::no;
   }
