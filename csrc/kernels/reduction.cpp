@@ -233,8 +233,8 @@ struct Extreme {
         }
       });
       for (int64_t c = 0; c < width; ++c) {
-        int64_t i = start[c];
-        while (!is(widened(x[i * row + c]), best[c])) ++i;
+        int64_t i = start[c];  // it is there, unless another thread writes to x
+        while (i + 1 < n && !is(widened(x[i * row + c]), best[c])) ++i;
         states[c] = {widened(x[i * row + c]), i};
       }
     } else {
@@ -254,7 +254,7 @@ struct Extreme {
 
  private:
   static bool is(C x, C value) { return value != value ? x != x : x == value; }
-  // The index of the first that is value. There is one.
+  // The index of the first that is value. There is one, unless another thread writes to x: then the last.
   static int64_t find(const T* x, int64_t n, C value) {
     int64_t i = 0;
     if constexpr (is_float_type<T>) {
@@ -264,7 +264,7 @@ struct Extreme {
         if (any_lane(value != value ? v != v : v == value)) break;
       }
     }
-    while (!is(widened(x[i]), value)) ++i;
+    while (i + 1 < n && !is(widened(x[i]), value)) ++i;
     return i;
   }
 };
