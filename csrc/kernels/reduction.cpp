@@ -20,6 +20,7 @@ namespace {
 // ---- What is folded into one number: sum, mean, prod, norms, largest and smallest.
 
 struct Summed {
+  static constexpr bool orders = false;
   static constexpr bool rounds = true;  // floats are put together as doubles, integers as int64
   template <class C>
   static constexpr C identity = 0;
@@ -53,6 +54,7 @@ struct norm2 : Summed {
 };
 
 struct Joined {
+  static constexpr bool orders = false;  // takes one of two, by a comparison: quick(a, b), if neither is NaN
   static constexpr bool rounds = false;
   template <class V>
   RT_INLINE static V term(V x) {
@@ -76,6 +78,11 @@ struct amax : Joined {
   template <class C>
   static constexpr C identity =
       std::is_floating_point_v<C> ? -std::numeric_limits<C>::infinity() : std::numeric_limits<C>::lowest();
+  static constexpr bool orders = true;
+  template <class V>
+  RT_INLINE static V quick(V a, V b) {
+    return a > b ? a : b;
+  }
   template <class V>
   RT_INLINE static V join(V a, V b) {
     return largest(a, b);
@@ -85,6 +92,11 @@ struct amin : Joined {
   template <class C>
   static constexpr C identity =
       std::is_floating_point_v<C> ? std::numeric_limits<C>::infinity() : std::numeric_limits<C>::max();
+  static constexpr bool orders = true;
+  template <class V>
+  RT_INLINE static V quick(V a, V b) {
+    return a < b ? a : b;
+  }
   template <class V>
   RT_INLINE static V join(V a, V b) {
     return smallest(a, b);
@@ -128,7 +140,10 @@ struct Fold {
 
   static State row(const T* x, int64_t n) {
     State total = F::template identity<State>;
-    if constexpr (is_float_type<T>) {
+    if constexpr (is_float_type<T> && F::orders) {
+      constexpr int64_t at_once = 4096;
+      for (int64_t i = 0; i < n; i += at_once) add(total, best_of(x + i, std::min(at_once, n - i)));
+    } else if constexpr (is_float_type<T>) {
       const auto join = [](auto a, auto b) { return F::join(a, b); };
       for (int64_t i = 0; i < n; i += block<V>) {
         V part[vectors<V>];
@@ -170,6 +185,24 @@ struct Fold {
 
  private:
   static constexpr C neutral = F::template identity<C>;  // an element that changes nothing
+
+  // A comparison that respects NaN takes three instructions, and would be what a row waits for. So one that does not,
+  // and zero times each number summed beside it, which is zero unless one was NaN or infinite: then once more, with
+  // care.
+  static C best_of(const T* x, int64_t n) {
+    const auto quick = [](auto a, auto b) { return F::quick(a, b); };
+    const C first = widened(x[0]);
+    V best[vectors<V>], zero[vectors<V>] = {};
+    for (V& b : best) b = F::term(splat<V>(first));
+    each_vector<V>(x, n, first, [&](int64_t k, V v) {
+      best[k] = F::quick(best[k], F::term(v));
+      zero[k] += v * C(0);
+    });
+    if (sum_vectors(zero) == 0) return fold_lanes(fold_vectors(best, quick), quick);
+    const auto join = [](auto a, auto b) { return F::join(a, b); };
+    each_vector<V>(x, n, first, [&](int64_t k, V v) { best[k] = F::join(best[k], F::term(v)); });
+    return fold_lanes(fold_vectors(best, join), join);
+  }
 };
 
 // ---- The largest or smallest, and where it is first.

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from . import _C
 
 # Ops that aten makes of another op above the kernels: the swap reaches them through that one.
-VIA = {"selu": "elu", "celu": "elu", "log_sigmoid": "log_sigmoid_forward"}
+VIA = {"selu": "elu", "celu": "elu", "log_sigmoid": "log_sigmoid_forward", "log_softmax": "_log_softmax"}
 
 
 class Op(NamedTuple):
