@@ -228,9 +228,9 @@ class Profile(dict):
         for name, arms in self.items():
             calls, stock = arms["stock"]
             swapped = arms["swapped"][1]
-            ratio = stock / swapped if swapped else float("nan")
+            ratio = f"{stock / swapped:6.2f}x" if swapped else "   gone"  # an op above it was swapped
             lines.append(
-                f"  {name:26s} {calls:6.1f} {cell('stock', stock):>18s} {cell('swapped', swapped):>18s} {ratio:6.2f}x"
+                f"  {name:26s} {calls:6.1f} {cell('stock', stock):>18s} {cell('swapped', swapped):>18s} {ratio}"
             )
         total = [cell(arm, self.whole[arm]) for arm in ARMS]
         lines.append(f"  {'every op, swapped or not':33s} {total[0]:>18s} {total[1]:>18s}")
