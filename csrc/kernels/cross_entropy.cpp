@@ -34,7 +34,7 @@ struct CrossEntropy {
   // Block by block, so that the row is read from memory once.
   SumOfExp sum_of_exp(const T* x) const {
     const auto join = [](auto p, auto q) { return larger(p, q); };
-    constexpr C lowest = -std::numeric_limits<C>::infinity();
+    constexpr C lowest = rusttorch::lowest<C>;
     if (a.classes <= lanes<V>) {
       const V v = a.classes == lanes<V> ? load<V>(x) : load_part<V>(x, a.classes, lowest);
       const C m = fold_lanes(v, join);
@@ -44,10 +44,8 @@ struct CrossEntropy {
     double sum = 0;
     for (int64_t i = 0; i < a.classes; i += block<V>) {
       const int64_t count = std::min(block<V>, a.classes - i);
-      V part[vectors<V>], sums[vectors<V>] = {};
-      for (V& p : part) p = splat<V>(lowest);
-      each_vector<V>(x + i, count, lowest, [&](int64_t k, V v) { part[k] = larger(part[k], v); });
-      const C here = fold_lanes(fold_vectors(part, join), join);
+      V sums[vectors<V>] = {};
+      const C here = largest_of_row<V>(x + i, count);
       if (!(here <= m)) {  // larger, or NaN
         sum *= m == lowest ? 0 : std::exp(double(m) - double(here));
         m = here;
@@ -176,17 +174,12 @@ void backward_type(CrossEntropyArgs& a) {
   for (int64_t r = 0; r < a.rows; ++r) rows.gradient(r, a.scale * double(widened(g[a.grad_of_rows ? r : 0])));
 }
 
-#define RUSTTORCH_BY_DTYPE(name)                      \
-  void name(CrossEntropyArgs& a) {                    \
-    switch (a.dtype) {                                \
-      case Dtype::f32: return name##_type<float>(a);  \
-      case Dtype::f64: return name##_type<double>(a); \
-      case Dtype::bf16: return name##_type<bf16>(a);  \
-      default: return name##_type<f16>(a);            \
-    }                                                 \
-  }
-RUSTTORCH_BY_DTYPE(forward)
-RUSTTORCH_BY_DTYPE(backward)
+void forward(CrossEntropyArgs& a) {
+  with_type<floats>(a.dtype, [&](auto t) { forward_type<decltype(t)>(a); });
+}
+void backward(CrossEntropyArgs& a) {
+  with_type<floats>(a.dtype, [&](auto t) { backward_type<decltype(t)>(a); });
+}
 
 constexpr CrossEntropyKernel cross_entropy_kernels[] = {{&forward}, {&backward}};
 const CrossEntropyKernel* cross_entropy_table() { return cross_entropy_kernels; }

@@ -576,23 +576,6 @@ void join(const ReductionArgs& a, const ReductionState* parts, int64_t count) {
   R::write(a, all, 0);
 }
 
-// Calls f with a number of the dtype, where the types of the row have it.
-template <uint8_t dtypes, class F>
-void with_type(Dtype dtype, F f) {
-  const auto call = [&]<Dtype which, class T>() {
-    if constexpr (dtypes >> int(which) & 1) f(T());
-  };
-  switch (dtype) {
-    case Dtype::f32: return call.template operator()<Dtype::f32, float>();
-    case Dtype::f64: return call.template operator()<Dtype::f64, double>();
-    case Dtype::bf16: return call.template operator()<Dtype::bf16, bf16>();
-    case Dtype::f16: return call.template operator()<Dtype::f16, f16>();
-    case Dtype::i32: return call.template operator()<Dtype::i32, int32_t>();
-    case Dtype::i64: return call.template operator()<Dtype::i64, int64_t>();
-    case Dtype::b8: return call.template operator()<Dtype::b8, uint8_t>();
-  }
-}
-
 template <template <class> class R, uint8_t dtypes>
 constexpr ReductionKernel reduction_kernel = {
     [](const ReductionArgs& a) { with_type<dtypes>(a.dtype, [&](auto t) { run<R<decltype(t)>, decltype(t)>(a); }); },
@@ -606,14 +589,9 @@ constexpr ReductionKernel reduction_kernel = {
 };
 
 namespace reducer {
-template <class F>
-struct FoldOf {
-  template <class T>
-  using type = Fold<F, T>;
-};
 #define RUSTTORCH_FOLD(name) \
   template <class T>         \
-  using name = FoldOf<rusttorch::name>::type<T>;
+  using name = Fold<rusttorch::name, T>;
 RUSTTORCH_FOLD(sum)
 RUSTTORCH_FOLD(mean)
 RUSTTORCH_FOLD(prod)
@@ -635,8 +613,6 @@ using rusttorch::var_mean;
 template <class T>
 using std = std_<T>;
 }  // namespace reducer
-
-constexpr uint8_t floats = 0b0001111, numbers = 0b0111111, everything = 0b1111111;
 
 #define RUSTTORCH_REDUCTION_KERNEL(name, dtypes) reduction_kernel<reducer::name, dtypes>,
 constexpr ReductionKernel reduction_kernels[] = {RUSTTORCH_REDUCTION(RUSTTORCH_REDUCTION_KERNEL)};

@@ -4,8 +4,10 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 #include <type_traits>
 
+#include "kernel.h"
 #include "memory.h"
 
 namespace rusttorch {
@@ -77,6 +79,19 @@ RT_INLINE double sum_vectors(V* v) {
   return fold_lanes_to<double>(fold_vectors(v, join), join);
 }
 
+template <class C>
+constexpr C lowest = -std::numeric_limits<C>::infinity();
+
+// The largest of a row; which one, where there is a NaN, is not said.
+template <class V, class T>
+RT_INLINE lane_t<V> largest_of_row(const T* x, int64_t n) {
+  const auto join = [](auto a, auto b) { return larger(a, b); };
+  V part[vectors<V>];
+  for (V& p : part) p = splat<V>(lowest<lane_t<V>>);
+  each_vector<V>(x, n, lowest<lane_t<V>>, [&](int64_t k, V v) { part[k] = larger(part[k], v); });
+  return fold_lanes(fold_vectors(part, join), join);
+}
+
 // Columns of x[0..n)[0..width), in blocks of rows, and in each all groups of a few vectors: f(group, c, r, end, load)
 // for the columns from c and the rows from r to end, with load(row, k) for the k-th vector. A group is an integral
 // constant, the number of vectors.
@@ -100,6 +115,26 @@ RT_INLINE void each_group(const T* x, int64_t n, int64_t row, int64_t width, F f
     }
   }
 }
+// Sets of dtypes: bit k is the k-th Dtype.
+constexpr uint8_t floats = 0b0001111, numbers = 0b0111111, everything = 0b1111111;
+
+// Calls f with a number of the dtype, where the set has it.
+template <uint8_t dtypes, class F>
+void with_type(Dtype dtype, F f) {
+  const auto call = [&]<Dtype which, class T>() {
+    if constexpr (dtypes >> int(which) & 1) f(T());
+  };
+  switch (dtype) {
+    case Dtype::f32: return call.template operator()<Dtype::f32, float>();
+    case Dtype::f64: return call.template operator()<Dtype::f64, double>();
+    case Dtype::bf16: return call.template operator()<Dtype::bf16, bf16>();
+    case Dtype::f16: return call.template operator()<Dtype::f16, f16>();
+    case Dtype::i32: return call.template operator()<Dtype::i32, int32_t>();
+    case Dtype::i64: return call.template operator()<Dtype::i64, int64_t>();
+    case Dtype::b8: return call.template operator()<Dtype::b8, uint8_t>();
+  }
+}
+
 // Room for the columns, whole vectors of them.
 template <class C>
 using Columns = C[columns_at_once + 64];

@@ -17,7 +17,7 @@ struct Sum {
   using Out = std::conditional_t<is_float_type<T>, T, int64_t>;
 
   // Sums within a vector by doubling the distance, then the sum of all before it.
-  static void row(const T* x, Out* out, int64_t*, int64_t n) {
+  static void row(const T* x, Out* out, int64_t n) {
     S total = 0;
     int64_t i = 0;
     if constexpr (is_float_type<T>) {
@@ -65,22 +65,8 @@ template <bool largest, class T>
 struct Extreme {
   using C = Compute<T>;
   using Out = T;
-  // The last of equals, and the last NaN, as in stock.
+  // The last of equals, and the last NaN, as in stock. (A row is stock's to scan: ops/scan.cpp.)
   RT_INLINE static bool takes(C x, C best) { return (x != x) | ((best == best) & (largest ? x >= best : x <= best)); }
-
-  static void row(const T* x, T* out, int64_t* index, int64_t n) {
-    C best = widened(x[0]);
-    int64_t at = 0;
-    for (int64_t i = 0; i < n; ++i) {
-      const C v = widened(x[i]);
-      if (__builtin_expect(takes(v, best), 0)) {  // a branch: not waiting for it is what makes this fast
-        best = v;
-        at = i;
-      }
-      store_one(out + i, best);
-      index[i] = at;
-    }
-  }
 
   static void columns(const T* x, T* out, int64_t* index, int64_t n, int64_t row, int64_t width) {
     C best[columns_of_a_scan];
@@ -111,9 +97,11 @@ void run_type(const ScanArgs& a) {
     const T* x = static_cast<const T*>(a.in) + at;
     Out* out = static_cast<Out*>(a.out) + at;
     int64_t* index = a.index ? a.index + at : nullptr;
-    if (a.row == 1) {
-      Scan::row(x, out, index, a.n);
-      continue;
+    if constexpr (requires { Scan::row(x, out, a.n); }) {
+      if (a.row == 1) {
+        Scan::row(x, out, a.n);
+        continue;
+      }
     }
     for (int64_t c = 0; c < a.inner; c += columns_of_a_scan) {
       Scan::columns(x + c, out + c, index ? index + c : nullptr, a.n, a.row, std::min(columns_of_a_scan, a.inner - c));
@@ -123,14 +111,7 @@ void run_type(const ScanArgs& a) {
 
 template <template <class> class Scan>
 void run(const ScanArgs& a) {
-  switch (a.dtype) {
-    case Dtype::f32: return run_type<Scan<float>, float>(a);
-    case Dtype::f64: return run_type<Scan<double>, double>(a);
-    case Dtype::bf16: return run_type<Scan<bf16>, bf16>(a);
-    case Dtype::f16: return run_type<Scan<f16>, f16>(a);
-    case Dtype::i32: return run_type<Scan<int32_t>, int32_t>(a);
-    default: return run_type<Scan<int64_t>, int64_t>(a);
-  }
+  with_type<numbers>(a.dtype, [&](auto t) { run_type<Scan<decltype(t)>, decltype(t)>(a); });
 }
 
 constexpr ScanKernel scan_kernels[] = {{&run<Sum>}, {&run<Largest>}, {&run<Smallest>}};

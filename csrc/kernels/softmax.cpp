@@ -11,9 +11,6 @@
 namespace rusttorch {
 namespace {
 
-template <class C>
-constexpr C lowest = -std::numeric_limits<C>::infinity();
-
 // out[i] = f(x[i], y[i]) for a row, by vectors.
 template <class V, class T, class F>
 RT_INLINE void map_row(const T* x, const T* y, T* out, int64_t n, F f) {
@@ -70,11 +67,7 @@ struct Forward {
   static C by(double sum) { return log ? math::log(splat<V>(C(sum)))[0] : C(1 / sum); }
 
   static void row(const T* x, const T*, T* out, int64_t n) {
-    const auto join = [](auto a, auto b) { return larger(a, b); };
-    V part[vectors<V>];
-    for (V& p : part) p = splat<V>(lowest<C>);
-    each_vector<V>(x, n, lowest<C>, [&](int64_t k, V v) { part[k] = larger(part[k], v); });
-    const V m = splat<V>(fold_lanes(fold_vectors(part, join), join));
+    const V m = splat<V>(largest_of_row<V>(x, n));
     const auto exps = [&](V v, V) { return V(math::exp(V(v - m))); };
     const V scale = splat<V>(by(sum_row<keeps, V>(x, x, out, n, exps)));
     const T* const from = keeps ? out : x;
@@ -185,12 +178,7 @@ void run_type(const SoftmaxArgs& a) {
 
 template <template <bool, class> class Op, bool log>
 void run(const SoftmaxArgs& a) {
-  switch (a.dtype) {
-    case Dtype::f32: return run_type<Op, log, float>(a);
-    case Dtype::f64: return run_type<Op, log, double>(a);
-    case Dtype::bf16: return run_type<Op, log, bf16>(a);
-    default: return run_type<Op, log, f16>(a);
-  }
+  with_type<floats>(a.dtype, [&](auto t) { run_type<Op, log, decltype(t)>(a); });
 }
 
 constexpr SoftmaxKernel softmax_kernels[] = {

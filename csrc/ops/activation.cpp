@@ -1,21 +1,11 @@
 #include "../kernels/activation.h"
 
-#include <ATen/CPUFunctions.h>
-#include <ATen/CompositeExplicitAutogradFunctions.h>
-#include <ATen/CompositeImplicitAutogradFunctions.h>
-#ifdef RUSTTORCH_CUDA
-#include <ATen/CUDAFunctions.h>
-#endif
 #include <ATen/ops/celu.h>
 #include <ATen/ops/empty.h>
 
 #include "elementwise.h"
 #include "families.h"
-
-#define CEA(fn) AnyDevice<&at::compositeexplicitautograd::fn>
-#define CIA(fn) AnyDevice<&at::compositeimplicitautograd::fn>
-#define STOCK RUSTTORCH_STOCK
-#define ROW RUSTTORCH_ROW
+#include "stock.h"
 
 // The three forms of an activation, and the two of a backward.
 #define FORWARD(name, pick) \
@@ -108,15 +98,11 @@ constexpr double selu_alpha = 1.6732632423543772848170429916717;
 constexpr double selu_scale = 1.0507009873554804934193349852946;
 
 const auto& elu_op() {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("rusttorch::elu", "")
-                             .typed<Tensor(const Tensor&, const Scalar&, const Scalar&, const Scalar&)>();
+  static const auto op = own_op<Tensor(const Tensor&, const Scalar&, const Scalar&, const Scalar&)>("elu");
   return op;
 }
 const auto& elu_inplace_op() {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("rusttorch::elu_", "")
-                             .typed<Tensor&(Tensor&, const Scalar&, const Scalar&, const Scalar&)>();
+  static const auto op = own_op<Tensor&(Tensor&, const Scalar&, const Scalar&, const Scalar&)>("elu_");
   return op;
 }
 

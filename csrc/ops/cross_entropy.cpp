@@ -21,10 +21,8 @@ RUSTTORCH_DEFINE_FAMILY(cross_entropy)
 
 namespace {
 
-using MaybeTensor = const std::optional<Tensor>&;
 using ThreeTensors = std::tuple<Tensor, Tensor, Tensor>;
 using FourTensors = std::tuple<Tensor, Tensor, Tensor, Tensor>;
-bool given(MaybeTensor t) { return t && t->defined(); }
 
 // Whether the kernels take it: rows of classes, with a class for each or a probability for each class.
 Handed reason(const Tensor& self, const Tensor& target, MaybeTensor weight, int64_t reduction, double smoothing) {
@@ -166,9 +164,8 @@ struct CrossEntropyLoss {
   static Tensor call(const Tensor& self, const Tensor& target, MaybeTensor weight, int64_t reduction,
                      c10::SymInt ignore_index, double smoothing) {
     static const auto forward =
-        c10::Dispatcher::singleton()
-            .findSchemaOrThrow("rusttorch::cross_entropy_loss_forward", "")
-            .typed<ThreeTensors(const Tensor&, const Tensor&, MaybeTensor, int64_t, c10::SymInt, double)>();
+        own_op<ThreeTensors(const Tensor&, const Tensor&, MaybeTensor, int64_t, c10::SymInt, double)>(
+            "cross_entropy_loss_forward");
     Handed why = is_special(self) || is_special(target) ? Handed::option : Handed::no;
     if (why == Handed::no) why = reason(self, target, weight, reduction, smoothing);
     stats<"cross_entropy_loss">.count(why);
@@ -243,10 +240,8 @@ FourTensors linear_forward(const Tensor& input, const Tensor& weight, const Tens
 struct LinearCrossEntropy {
   static Tensor call(const Tensor& input, const Tensor& weight, const Tensor& target, MaybeTensor bias,
                      int64_t reduction, c10::SymInt ignore_index, double smoothing) {
-    static const auto forward = c10::Dispatcher::singleton()
-                                    .findSchemaOrThrow("rusttorch::linear_cross_entropy_forward", "")
-                                    .typed<FourTensors(const Tensor&, const Tensor&, const Tensor&, MaybeTensor,
-                                                       int64_t, c10::SymInt, double, bool)>();
+    static const auto forward = own_op<FourTensors(const Tensor&, const Tensor&, const Tensor&, MaybeTensor, int64_t,
+                                                   c10::SymInt, double, bool)>("linear_cross_entropy_forward");
     // Under torch.func a tensor does not show here that it is differentiated.
     const bool wanted = input.requires_grad() || weight.requires_grad() || (given(bias) && bias->requires_grad()) ||
                         c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerFrontMode);

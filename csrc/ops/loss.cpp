@@ -1,11 +1,5 @@
 #include "../kernels/loss.h"
 
-#include <ATen/CPUFunctions.h>
-#include <ATen/CompositeExplicitAutogradFunctions.h>
-#include <ATen/CompositeImplicitAutogradFunctions.h>
-#ifdef RUSTTORCH_CUDA
-#include <ATen/CUDAFunctions.h>
-#endif
 #include <ATen/TensorOperators.h>
 #include <ATen/core/Reduction.h>
 #include <ATen/native/Resize.h>
@@ -17,11 +11,7 @@
 
 #include "elementwise.h"
 #include "families.h"
-
-#define CEA(fn) AnyDevice<&at::compositeexplicitautograd::fn>
-#define CIA(fn) AnyDevice<&at::compositeimplicitautograd::fn>
-#define STOCK RUSTTORCH_STOCK
-#define ROW RUSTTORCH_ROW
+#include "stock.h"
 
 namespace rusttorch {
 RUSTTORCH_DEFINE_FAMILY(loss)
@@ -29,9 +19,6 @@ RUSTTORCH_DEFINE_FAMILY(loss_total)
 
 namespace {
 
-using MaybeTensor = const std::optional<Tensor>&;
-// aten's autograd passes an absent tensor as an undefined one.
-bool given(MaybeTensor t) { return t && t->defined(); }
 using Resolve = Kernel (*)(c10::DeviceType);
 
 // A loss: its kernel, and the kernel that sums it.

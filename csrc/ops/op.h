@@ -148,6 +148,24 @@ struct Op<name, Pick, Stock, R (*)(A...)> {
   }
 };
 
+using MaybeTensor = const std::optional<Tensor>&;
+// aten's autograd passes an absent tensor as an undefined one.
+inline bool given(MaybeTensor t) { return t && t->defined(); }
+
+// Whether out is what a kernel that writes a contiguous tensor may write to, for an input in.
+inline bool is_contiguous_output(const Tensor& out, at::ScalarType dtype, at::IntArrayRef sizes, const Tensor& in) {
+  return out.defined() && out.scalar_type() == dtype && out.device() == in.device() && out.sizes().equals(sizes) &&
+         out.is_contiguous() && !out.is_alias_of(in);
+}
+
+// An op of this package that has no overload's name, through the dispatcher.
+template <class Signature>
+c10::TypedOperatorHandle<Signature> own_op(const char* name) {
+  return c10::Dispatcher::singleton()
+      .findSchemaOrThrow((std::string("rusttorch::") + name).c_str(), "")
+      .template typed<Signature>();
+}
+
 // Whether an argument is a dual number, has a size that is a symbol, or belongs to another level of torch.func.
 template <class T>
 bool is_special(const T& argument) {
@@ -172,9 +190,7 @@ struct Decomposed;
 template <Name name, class Pick, class Stock, class R, class... A>
 struct Decomposed<name, Pick, Stock, R (*)(A...)> {
   static R call(A... args) {
-    static const auto op = c10::Dispatcher::singleton()
-                               .findSchemaOrThrow((std::string("rusttorch::") + name.text).c_str(), "")
-                               .template typed<R(A...)>();
+    static const auto op = own_op<R(A...)>(name.text);
     const auto device = device_type(std::get<0>(std::tie(args...)));
     Handed reason = (is_special(args) || ...) ? Handed::option : Handed::no;
     if (reason == Handed::no) {

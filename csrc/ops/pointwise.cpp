@@ -1,22 +1,14 @@
 #include "../kernels/pointwise.h"
 
-#include <ATen/CPUFunctions.h>
-#include <ATen/CompositeExplicitAutogradFunctions.h>
-#ifdef RUSTTORCH_CUDA
-#include <ATen/CUDAFunctions.h>
-#endif
 #include <ATen/ops/addcmul.h>
 
 #include <cmath>
 
 #include "elementwise.h"
 #include "families.h"
+#include "stock.h"
 
-#define CEA(fn) AnyDevice<&at::compositeexplicitautograd::fn>
 #define CEA_AS(type, fn) AnyDevice<static_cast<type*>(&at::compositeexplicitautograd::fn)>
-#define STOCK RUSTTORCH_STOCK
-#define STOCK_AS RUSTTORCH_STOCK_AS
-#define ROW RUSTTORCH_ROW
 
 // The three forms of an op that has no options.
 #define UNARY(name, ...)                                                             \
@@ -30,7 +22,6 @@ namespace {
 
 using Mode = std::optional<std::string_view>;
 using MaybeScalar = const std::optional<Scalar>&;
-using MaybeTensor = const std::optional<Tensor>&;
 
 // What a Python number is by the time it is an operand. (A 0-dim tensor of the user's is not: it may be written to.)
 std::optional<Scalar> number(const Tensor& t) {

@@ -1,23 +1,14 @@
 #include "../kernels/reduction.h"
 
-#include <ATen/CPUFunctions.h>
-#include <ATen/CompositeExplicitAutogradFunctions.h>
 #include <ATen/CompositeExplicitAutogradNonFunctionalFunctions.h>
-#ifdef RUSTTORCH_CUDA
-#include <ATen/CUDAFunctions.h>
-#endif
 #include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
 #include <ATen/TensorIterator.h>
-#include <ATen/ops/empty.h>
 
 #include <bitset>
 
 #include "families.h"
-
-#define CEA(fn) AnyDevice<&at::compositeexplicitautograd::fn>
-#define STOCK RUSTTORCH_STOCK
-#define ROW RUSTTORCH_ROW
+#include "stock.h"
 
 namespace rusttorch {
 RUSTTORCH_DEFINE_FAMILY(reduction)
@@ -217,8 +208,7 @@ at::DimVector ReductionPlan::sizes() const {
 Tensor ReductionPlan::allocate(int k) const { return Tensor(at::detail::empty_cpu(sizes(), dtype(k))); }
 
 bool ReductionPlan::is_output(int k, const Tensor& out) const {
-  return out.defined() && out.scalar_type() == dtype(k) && out.device() == request_.self->device() &&
-         out.sizes().equals(sizes()) && out.is_contiguous() && !out.is_alias_of(*request_.self);
+  return is_contiguous_output(out, dtype(k), sizes(), *request_.self);
 }
 
 ReductionArgs ReductionPlan::part(int64_t outer_begin, int64_t outer_end, int64_t inner_begin,
@@ -324,7 +314,6 @@ using MaybeScalar = std::optional<Scalar>;
 using Dims = at::OptionalIntArrayRef;
 using Two = std::tuple<Tensor, Tensor>;
 using TwoRefs = std::tuple<Tensor&, Tensor&>;
-#define STOCK_AS RUSTTORCH_STOCK_AS
 constexpr auto norm_scalar =
     static_cast<Tensor (*)(const Tensor&, const Scalar&)>(&at::compositeexplicitautograd::norm);
 
@@ -344,7 +333,7 @@ using Bool = Reduce<K, Result::boolean>;
 
 }  // namespace
 
-#define EXTREME(name, K, with_index, out0, out1)                                                             \
+#define EXTREME(name, K, with_index)                                                                         \
   ROW(#name, Reduce<reduction::K>, STOCK_AS(Tensor(const Tensor&), name)),                                   \
       ROW(#name ".unary_out", Reduce<reduction::K>, STOCK_AS(Tensor&(const Tensor&, Tensor&), name##_outf)), \
       ROW(#name ".dim", Index<reduction::with_index>, STOCK_AS(Two(const Tensor&, int64_t, bool), name)),    \
@@ -377,8 +366,8 @@ const Rows& reduction_rows() {
       ROW("prod.out", Prod, CEA(prod_outf)),
       ROW("prod.dim_int", Prod, STOCK_AS(Tensor(const Tensor&, int64_t, bool, Dtype_), prod)),
       ROW("prod.int_out", Prod, STOCK(prod_outf)),
-      EXTREME(max, amax, max_index, max, max_values),
-      EXTREME(min, amin, min_index, min, min_indices),
+      EXTREME(max, amax, max_index),
+      EXTREME(min, amin, min_index),
       TRUTH(any),
       TRUTH(all),
       ROW("var.correction", Variance<reduction::var>, STOCK(var)),

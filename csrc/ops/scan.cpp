@@ -1,17 +1,10 @@
 #include "../kernels/scan.h"
 
-#include <ATen/CPUFunctions.h>
-#include <ATen/CompositeExplicitAutogradFunctions.h>
-#ifdef RUSTTORCH_CUDA
-#include <ATen/CUDAFunctions.h>
-#endif
 #include <ATen/EmptyTensor.h>
 
 #include "along.h"
 #include "families.h"
-
-#define CEA(fn) AnyDevice<&at::compositeexplicitautograd::fn>
-#define ROW RUSTTORCH_ROW
+#include "stock.h"
 
 namespace rusttorch {
 RUSTTORCH_DEFINE_FAMILY(scan)
@@ -85,9 +78,7 @@ class ScanPlan {
     return request_.kernel == scan::cumsum && at::isIntegralType(own, true) ? at::kLong : own;
   }
   bool is_output(const Tensor& out, at::ScalarType dtype) const {
-    const Tensor& x = *request_.self;
-    return out.defined() && out.scalar_type() == dtype && out.device() == x.device() && out.sizes().equals(x.sizes()) &&
-           out.is_contiguous() && !out.is_alias_of(x);
+    return is_contiguous_output(out, dtype, request_.self->sizes(), *request_.self);
   }
   bool refuse() {
     reason_ = Handed::layout;
@@ -130,8 +121,8 @@ struct CumExtreme {
 
 const Rows& scan_rows() {
   static const Rows rows = {
-      ROW("cumsum", CumSum, RUSTTORCH_STOCK(cumsum)),
-      ROW("cumsum.out", CumSum, RUSTTORCH_STOCK(cumsum_outf)),
+      ROW("cumsum", CumSum, STOCK(cumsum)),
+      ROW("cumsum.out", CumSum, STOCK(cumsum_outf)),
       ROW("cummax", CumExtreme<scan::cummax>, CEA(cummax)),
       ROW("cummax.out", CumExtreme<scan::cummax>, CEA(cummax_outf)),
       ROW("cummin", CumExtreme<scan::cummin>, CEA(cummin)),

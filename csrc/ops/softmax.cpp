@@ -1,16 +1,10 @@
 #include "../kernels/softmax.h"
 
-#include <ATen/CPUFunctions.h>
-#ifdef RUSTTORCH_CUDA
-#include <ATen/CUDAFunctions.h>
-#endif
 #include <ATen/EmptyTensor.h>
 
 #include "along.h"
 #include "families.h"
-
-#define STOCK RUSTTORCH_STOCK
-#define ROW RUSTTORCH_ROW
+#include "stock.h"
 
 namespace rusttorch {
 RUSTTORCH_DEFINE_FAMILY(softmax)
@@ -45,8 +39,7 @@ class SoftmaxPlan {
 
   bool accepts(const Tensor& out) {
     const Tensor& x = *request_.in[0];
-    const bool fits = out.defined() && out.scalar_type() == x.scalar_type() && out.device() == x.device() &&
-                      out.sizes().equals(x.sizes()) && out.is_contiguous() && !out.is_alias_of(x) &&
+    const bool fits = is_contiguous_output(out, x.scalar_type(), x.sizes(), x) &&
                       !(request_.in[1] && out.is_alias_of(*request_.in[1]));
     if (!fits) reason_ = Handed::layout;
     return fits;
@@ -124,9 +117,7 @@ struct Backward {
 template <bool log>
 struct OfDtype {
   static Tensor call(const Tensor& self, int64_t dim, std::optional<at::ScalarType> dtype) {
-    static const auto op = c10::Dispatcher::singleton()
-                               .findSchemaOrThrow(log ? "rusttorch::_log_softmax" : "rusttorch::_softmax", "")
-                               .typed<Tensor(const Tensor&, int64_t, bool)>();
+    static const auto op = own_op<Tensor(const Tensor&, int64_t, bool)>(log ? "_log_softmax" : "_softmax");
     return op.call(dtype                                          ? self.to(*dtype)
                    : at::isIntegralType(self.scalar_type(), true) ? self.to(at::kFloat)
                                                                   : self,
