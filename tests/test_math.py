@@ -25,6 +25,8 @@ LEVELS = {
     "avx2": "-mavx2 -mfma",
     "avx512": "-mavx512f -mavx512dq -mavx512bw -mavx512vl -mfma",
 }
+# log(x) and log(1 - x) of [0, 1], at least -100, with the largest error of a float.
+UNIT = {"log_unit": (np.log, 2), "log1m_unit": (lambda x: np.log1p(-x), 3)}
 AVAILABLE = list(LEVELS)[: {"DEFAULT": 1, "AVX2": 2, "AVX512": 3}.get(torch._C._get_cpu_capability(), 1)]
 
 
@@ -34,7 +36,7 @@ def library(request, tmp_path_factory):
         pytest.skip(f"this machine has no {request.param}")
     folder = tmp_path_factory.mktemp(request.param)
     source = '#include <cstring>\n#include "math.h"\nusing namespace rusttorch;\n'
-    for name in FUNCTIONS:
+    for name in (*FUNCTIONS, *UNIT):
         for t in ("float", "double"):
             source += f"""extern "C" void {name}_{t}(const {t}* x, {t}* y, long n) {{
               for (long i = 0; i < n; i += vector_bytes / sizeof({t})) {{
@@ -74,6 +76,20 @@ def test_float(library, name):
         error = np.abs(y - reference)[finite] / np.spacing(np.abs(rounded[finite])).astype(np.float64)
     print(f"{name} float: {error.max():.2f} ulp at {x[finite][error.argmax()]!r}")
     assert error.max() <= 2
+
+
+@pytest.mark.parametrize("name", UNIT)
+def test_unit(library, name):
+    """Every 251st float of [0, 1], denormals too."""
+    function, bound = UNIT[name]
+    x = np.append(np.arange(0, 0x3F800000, 251), [0x3F800000] * 16).astype(np.uint32)
+    x = x[-(x.size // 16 * 16) :].view(np.float32)
+    y = call(library, name, x)
+    with np.errstate(all="ignore"):
+        reference = np.maximum(function(x.astype(np.float64)), -100)
+    error = np.abs(y - reference) / np.spacing(np.abs(reference.astype(np.float32))).astype(np.float64)
+    print(f"{name}: {error.max():.2f} ulp at {x[error.argmax()]!r}")
+    assert error.max() <= bound
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

@@ -106,6 +106,15 @@ FITS = {
     ),
     # log(1 + t) = t g(t) for t in [0, 1]
     "log1p_unit": (near_zero(lambda t: log1p(t) / t, mpf(1)), 0, 1, 8, None),
+    # log(1 + r) = r + r^2 g(r), r as log_table() leaves it
+    "log_table": (
+        near_zero(lambda r: (log1p(r) - r) / r**2, -mpf(1) / 2, "1e-8"),
+        -mpf(1) / 64,
+        mpf(1) / 32,
+        2,
+        None,
+        abs,
+    ),
     # tanh(x) = x + x z g(z), z = x^2
     "tanh": (
         near_zero(lambda z: (tanh(sqrt(z)) - sqrt(z)) / (sqrt(z) * z), -mpf(1) / 3),
@@ -132,11 +141,39 @@ FITS = {
     ),
 }
 
+
+def hexadecimal(c):
+    return re.sub("0*p", "p", float(c).hex())
+
+
+def log_table():
+    """1 / c and log(c) in f32, by the first five bits of the mantissa of x in [3/4, 3/2), c near the middle of those x.
+
+    1 / c is the float nearby whose log is nearest to a float, as in S. Gal's accurate tables (1986).
+    """
+    inverse, logs = [], []
+    for k in range(32):
+        step = mpf(1) / (32 if k < 16 else 64)  # from 1 on, and from 3/4 on
+        low = (1 + k * step) if k < 16 else (mpf(1) / 2 + k * step)
+        if k in (0, 31):  # around 1, where the log is all in the remainder
+            inverse.append(mpf(1))
+            logs.append(mpf(0))
+            continue
+        nearest = to_f32(1 / (low + step / 2))
+        candidates = [nearest + j * mpf(2) ** -24 for j in range(-500, 501)]
+        best = min((c for c in candidates if to_f32(c) == c), key=lambda c: abs(log(c) - to_f32(log(c))))
+        inverse.append(best)
+        logs.append(-to_f32(log(best)))
+    return inverse, logs
+
+
 if __name__ == "__main__":
+    for name, table in zip(("1 / c", "log(c)"), log_table(), strict=True):
+        print(f"log_table {name}:\n    " + ", ".join(hexadecimal(c) + "f" for c in table))
     for name, (g, a, b, degree32, degree64, *weight) in FITS.items():
         for degree, rounding, suffix in ((degree32, to_f32, "f"), (degree64, to_f64, "")):
             if degree is None:
                 continue
             coefficients, error = fit(g, a, b, degree, rounding, *weight)
             print(f"{name}: error {float(error):.2e} on [{float(a):.4f}, {float(b):.4f}]")
-            print("    " + ", ".join(re.sub("0*p", "p", float(c).hex()) + suffix for c in coefficients))
+            print("    " + ", ".join(hexadecimal(c) + suffix for c in coefficients))

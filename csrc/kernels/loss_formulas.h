@@ -99,7 +99,7 @@ RT_INLINE V outside_unit(V x, V t) {
 template <class V>
 RT_INLINE V bce(V x, V t) {
   using T = lane_t<V>;
-  const V value = (t - T(1)) * at_least(math::log1m_unit(x), T(-100)) - t * at_least(math::log_unit(x), T(-100));
+  const V value = (t - T(1)) * math::log1m_unit(x) - t * math::log_unit(x);
   return select(both_in_unit(x, t), value, splat<V>(std::numeric_limits<T>::quiet_NaN()));
 }
 template <class V>

@@ -17,6 +17,7 @@
 // Software Manual for the Elementary Functions, 1980; Sun's fdlibm for log and log1p).
 
 #include "lanes.h"
+#include "log_table.h"
 
 namespace rusttorch::math {
 
@@ -225,8 +226,8 @@ RT_INLINE V log1p(V x) {
   return select((u > T(0)) & (u < inf) & (x != T(0)), y, edge);
 }
 
-// log(x) and log(1 - x) for x in [0, 1]: without the edges that log and log1p have, and with at most -100 for log(0).
-// A float is scaled up before it is split, so that a denormal is split right; a double's exponents reach far enough.
+// log(x) and log(1 - x) for x in [0, 1], but at least -100: without the edges that log and log1p have. A float is
+// scaled up before it is split, so that a denormal is split right; a double's exponents reach far enough.
 template <class V>
 constexpr int unit_scale = is_float<V> ? 24 : 0;
 template <class V>
@@ -234,7 +235,7 @@ RT_INLINE V log_unit(V x) {
   using T = lane_t<V>;
   constexpr int up = unit_scale<V>;
   const auto [k, f] = split<up>(V(x * T(1 << up) + T(0)));  // the sum makes 0 of -0
-  return log_assemble(f, k, V{});
+  return at_least(log_assemble(f, k, V{}), T(-100));
 }
 template <class V>
 RT_INLINE V log1m_unit(V x) {
@@ -242,8 +243,18 @@ RT_INLINE V log1m_unit(V x) {
   constexpr int up = unit_scale<V>;
   const auto [k, f] = split<up>(V(T(1 << up) - x * T(1 << up)));
   // Where the rounding of 1 - x would be felt (and k is 0), f is -x itself.
-  return log_assemble(select(x < T(0.29), V(-x), f), k, V{});
+  return at_least(log_assemble(select(x < T(0.29), V(-x), f), k, V{}), T(-100));
 }
+#if defined(__AVX512F__)
+template <>
+RT_INLINE Vector<float> log_unit(Vector<float> x) {
+  return at_least(Vector<float>(log_of_unit(x)), -100.0f);
+}
+template <>
+RT_INLINE Vector<float> log1m_unit(Vector<float> x) {
+  return at_least(Vector<float>(log1m_of_unit(x)), -100.0f);
+}
+#endif
 
 // log(1 + t) for t in [0, 1].
 template <class V>
