@@ -3,6 +3,7 @@
 # make bench   every op against stock; writes bench/results/ops.json and the README's table
 # make lint    formatting, lint, and a build with warnings as errors
 # make cuda    compiles and strictly links the CUDA sources; needs nvcc, no GPU
+# make emulate runs the CUDA kernels on the CPU, in the families' tests; needs CUDA's headers, no GPU
 #
 # Each makes .venv if it is missing and builds what has changed. TORCH chooses the torch to build against.
 
@@ -11,13 +12,13 @@ PYTHON ?= python3
 BIN := $(CURDIR)/.venv/bin
 export PATH := $(CURDIR)/.venv/ccache:$(BIN):$(PATH)
 export PYTHONPATH := $(CURDIR)/torch_ext
-SOURCES := $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc_cuda/*')
+SOURCES := $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc_cuda/*' 'tests/emulation/*.h' 'tests/emulation/*.cpp')
 
 # What runs kernels, without what is about the dispatcher.
 FAMILIES := pointwise activation reduction scan copy softmax loss cross_entropy
 KERNEL_TESTS := $(FAMILIES:%=tests/test_%.py) -k "not (opcheck or compile or vmap or derivatives or swapped or complete)"
 
-.PHONY: demo test bench lint cuda build clean
+.PHONY: demo test bench lint cuda emulate build clean
 
 demo: build
 	python examples/digits.py
@@ -39,6 +40,9 @@ lint: build
 
 cuda: .venv/made
 	python tools/cuda_check.py
+
+emulate: build
+	python tools/emulate.py
 
 build: .venv/made
 	@python setup.py -q build_ext --inplace

@@ -3,7 +3,8 @@
     pip install --no-build-isolation .
 
 Kernels (csrc/kernels) are compiled once per instruction set. CUDA sources (csrc_cuda) are compiled when torch has
-CUDA and nvcc is there, or when FORCE_CUDA=1. Everything else here is what torch.utils.cpp_extension does.
+CUDA and nvcc is there, or when FORCE_CUDA=1; with RUSTTORCH_EMULATION=1 as C++, in place of the CPU's kernels, which is
+how tools/emulate.py tests them without a GPU. Everything else here is what torch.utils.cpp_extension does.
 """
 
 import os
@@ -46,11 +47,29 @@ INSTRUCTION_SETS = {
         *("-mavx2", "-mfma", "-mf16c", "-mprefer-vector-width=512"),
     ],
 }
+EMULATION = os.environ.get("RUSTTORCH_EMULATION") == "1"
 LEVELS = [("HAVE_AVX2_CPU_DEFINITION", None), ("HAVE_AVX512_CPU_DEFINITION", None)]
 
 
+def cpu_sources():
+    for level, flags in INSTRUCTION_SETS.items():
+        for source in sorted((ROOT / "csrc" / "kernels").glob("*.cpp")):
+            macros = [f"-DCPU_CAPABILITY={level}", f"-DCPU_CAPABILITY_{level}"]
+            yield f"{source.stem}.{level}", source, macros + flags
+
+
+def emulated_sources():
+    """The device's kernels as C++, and what runs them (tests/emulation)."""
+    folder = ROOT / "tests" / "emulation"
+    flags = [f"-isystem {os.environ['CUDA_HOME']}/include", "-DRUSTTORCH_EMULATION", "-Wno-unknown-pragmas"]
+    flags += ["-mfma"]  # a device contracts too
+    yield "device", folder / "device.cpp", flags
+    for source in sorted((ROOT / "csrc_cuda").glob("*.cu")):
+        yield source.stem, source, [*flags, "-x c++", f"-include {folder / 'device.h'}"]
+
+
 def compile_kernels(folder):
-    """Compiles csrc/kernels once per instruction set, and returns the objects.
+    """Compiles csrc/kernels once per instruction set (or their emulation), and returns the objects.
 
     torch.utils.cpp_extension has one set of flags for all sources, so this is a ninja file of our own.
     """
@@ -62,11 +81,10 @@ def compile_kernels(folder):
     lines = ["rule kernel", f"  command = {command} $level -MMD -MF $out.d -c $in -o $out"]
     lines += ["  depfile = $out.d", "  deps = gcc", ""]
     objects = []
-    for level, flags in INSTRUCTION_SETS.items():
-        for source in sorted((ROOT / "csrc" / "kernels").glob("*.cpp")):
-            objects.append(str(folder / f"{source.stem}.{level}.o"))
-            lines.append(f"build {objects[-1]}: kernel {source}")
-            lines.append(f"  level = -DCPU_CAPABILITY={level} -DCPU_CAPABILITY_{level} {' '.join(flags)}")
+    for stem, source, flags in emulated_sources() if EMULATION else cpu_sources():
+        objects.append(str(folder / f"{stem}.o"))
+        lines.append(f"build {objects[-1]}: kernel {source}")
+        lines.append(f"  level = {' '.join(flags)}")
     (folder / "build.ninja").write_text("\n".join(lines) + "\n")
     jobs = ["-j", os.environ["MAX_JOBS"]] if "MAX_JOBS" in os.environ else []
     subprocess.run(["ninja", "-C", folder, *jobs], check=True)
@@ -97,12 +115,13 @@ def extension():
     sources = torch_sources()
     headers = sorted(str(f.relative_to(ROOT)) for f in ROOT.glob("csrc*/**/*.[hc]*"))
     link = ["-fopenmp", "-Wl,--exclude-libs,ALL"]
-    if not with_cuda():
+    if EMULATION or not with_cuda():
         return cpp_extension.CppExtension(
             "rusttorch._C",
-            sources,
+            [*sources, "csrc_cuda/register.cpp"] if EMULATION else sources,
+            include_dirs=[f"{os.environ['CUDA_HOME']}/include"] if EMULATION else [],
             depends=headers,
-            define_macros=LEVELS,
+            define_macros=[*LEVELS, ("RUSTTORCH_EMULATION", None)] if EMULATION else LEVELS,
             extra_compile_args=FLAGS,
             extra_link_args=link,
         )

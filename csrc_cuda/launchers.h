@@ -8,22 +8,42 @@
 
 namespace rusttorch {
 
+template <class A>
 struct Launcher {
-  void (*run)(const Args&, cudaStream_t);
-  bool integers;
+  void (*run)(const A&, cudaStream_t);
+  uint8_t dtypes = everything;
 };
 
-#define RUSTTORCH_LAUNCHER(NAME, ...) {&launch<NAME##_formula>, NAME##_formula::integers},
-#define RUSTTORCH_LAUNCHERS(family, LIST)                                          \
-  namespace rusttorch {                                                            \
-  namespace {                                                                      \
-  LIST(RUSTTORCH_FORMULA)                                                          \
-  constexpr Launcher family##_table[] = {LIST(RUSTTORCH_LAUNCHER)};                \
-  }                                                                                \
-  const Launcher& family##_launcher(int kernel) { return family##_table[kernel]; } \
-  }
+struct CrossEntropyArgs;
+struct ReductionArgs;
+struct ScanArgs;
+struct SoftmaxArgs;
+struct TransposeArgs;
 
-const Launcher& pointwise_launcher(int kernel);
-const Launcher& activation_launcher(int kernel);
+const Launcher<Args>* pointwise_launchers();
+const Launcher<Args>* activation_launchers();
+const Launcher<Args>* loss_launchers();
+const Launcher<Args>* loss_total_launchers();
+const Launcher<ReductionArgs>* reduction_launchers();
+const Launcher<ScanArgs>* scan_launchers();
+const Launcher<SoftmaxArgs>* softmax_launchers();
+const Launcher<TransposeArgs>* copy_launchers();
+const Launcher<CrossEntropyArgs>* cross_entropy_launchers();
+
+// launch is what makes a launcher of a formula.
+#define RUSTTORCH_LAUNCHERS(family, LIST, LAUNCHER)           \
+  namespace rusttorch {                                       \
+  const Launcher<Args>* family##_launchers() {                \
+    static constexpr Launcher<Args> all[] = {LIST(LAUNCHER)}; \
+    return all;                                               \
+  }                                                           \
+  }
+#define RUSTTORCH_LAUNCHER(NAME, ...) {&launch<NAME##_formula>, NAME##_formula::types},
+#define RUSTTORCH_FORMULAS(LIST) \
+  namespace rusttorch {          \
+  namespace {                    \
+  LIST(RUSTTORCH_FORMULA)        \
+  }                              \
+  }
 
 }  // namespace rusttorch

@@ -26,8 +26,9 @@ SPECIAL = (
 
 
 # Gradients that pass through zero inside their domain: below a tenth of the incoming gradient an error counts by its
-# size, not by its ratio to what is left after cancellation. Losses that do: below the mean input.
+# size, not by its ratio to what is left after cancellation. (lerp: of its start.) Losses that do: below the mean input.
 CROSSING = (
+    "lerp.Scalar",
     *("gelu_backward", "silu_backward", "mish_backward", "hardswish_backward"),
     "binary_cross_entropy_with_logits_backward",
 )
@@ -85,8 +86,9 @@ def assert_as_right(ours, stock, case, tensors):
         return
     bound = 2 * error(stock, reference, ours.dtype, case, tensors) + 1
     if ours.dtype == torch.float64:
-        # The reference is no more precise than the op here (tests/test_math.py has one that is).
-        bound = max(bound, 16)
+        # The reference is no more precise than the op here (tests/test_math.py has one that is): a product has a
+        # rounding for each factor, and a weight enlarges what cancellation leaves.
+        bound = max(bound, 16, case.op == "prod" and tensors[0].numel() ** 0.5, 100 * (len(tensors) > 3))
     assert error(ours, reference, ours.dtype, case, tensors) <= bound
 
 
@@ -162,11 +164,21 @@ def special_values_test(cases):
     return test
 
 
+def requiring_grad(op, case, tensors):
+    """The tensors, those requiring a gradient that may: a weight may not, in stock neither (tests/test_loss.py)."""
+    names = [a.name for a in op._schema.arguments]
+    positions = case.positions or range(len(tensors))
+    return [
+        t.requires_grad_("weight" not in names[k] and t.dtype.is_floating_point)
+        for k, t in zip(positions, tensors, strict=True)
+    ]
+
+
 def derivatives_test(cases):
     @pytest.mark.parametrize("case", cases, ids=str)
     def test(case):
         op = case.overload("rusttorch")
-        differentiable = [t.double().requires_grad_() for t in inputs(case, "tail", torch.float64)]
+        differentiable = requiring_grad(op, case, inputs(case, "tail", torch.float64))
 
         def f(*tensors):
             return first(run(op, case, tensors))
@@ -205,7 +217,9 @@ def opcheck_test(cases):
         if op is None:
             return  # not every op has the form
         for requires_grad in (False, True) if form == "functional" else (False,):
-            tensors = [t.requires_grad_(requires_grad) for t in inputs(case, "channels_last", torch.float32)]
+            tensors = inputs(case, "channels_last", torch.float32)
+            if requires_grad:
+                tensors = requiring_grad(op, case, tensors)
             kwargs = dict(case.kwargs)
             if form == "out":
                 kwargs[out_name(op)] = torch.empty_like(first(run(case.stock(), case, tensors)))

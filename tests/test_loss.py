@@ -1,5 +1,9 @@
+import contextlib
+
 import families
+import pytest
 import rusttorch
+import torch
 from cases import Case, functional_ops
 
 NONE, MEAN, SUM = 0, 1, 2
@@ -47,7 +51,31 @@ BACKWARD = [
     *backwards("kl_div_backward", "nu", ..., log_target=False),
     *backwards("kl_div_backward", "nn", ..., log_target=True),
 ]
-CASES = FORWARD + WEIGHTED + BACKWARD
+WEIGHTED_BACKWARD = [
+    *[Case("binary_cross_entropy_backward", d, (r,)) for d, r in (("nuup", NONE), ("suup", MEAN))],
+    *[
+        Case("binary_cross_entropy_with_logits_backward", d, (None, r), positions=positions)
+        for d, r in (("nwup", NONE), ("swup", MEAN))
+        for positions in ((0, 1, 2, 3), (0, 1, 2, 4))
+    ],
+]
+CASES = FORWARD + WEIGHTED + BACKWARD + WEIGHTED_BACKWARD
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        ("binary_cross_entropy", "weight"),
+        ("binary_cross_entropy_with_logits", "weight"),
+        ("binary_cross_entropy_with_logits", "pos_weight"),
+    ],
+)
+def test_errors_of_a_weight_that_requires_a_gradient(name, option, swapped):
+    x, t, w = torch.rand(5, requires_grad=True), torch.rand(5), torch.rand(5, requires_grad=True)
+    f = getattr(torch.nn.functional if swapped else rusttorch, name)
+    with contextlib.nullcontext() if not swapped else rusttorch.use(), pytest.raises(RuntimeError, match=option):
+        f(x, t, **{option: w})
 
 
 def test_table_is_complete():
@@ -60,7 +88,7 @@ EACH = [case for case in FORWARD + BACKWARD if NONE in case.args and case.op != 
 
 test_layouts = families.layouts_test(CASES)
 test_special_values = families.special_values_test(EACH)
-test_derivatives = families.derivatives_test(FORWARD + BACKWARD)
+test_derivatives = families.derivatives_test(CASES)
 test_opcheck = families.opcheck_test(CASES)
 test_compile = families.compile_test(CASES)
 test_vmap = families.vmap_test([case for case in CASES if "s" not in case.domain])

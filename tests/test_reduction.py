@@ -125,6 +125,32 @@ def test_sizes(size, dtype):
             compare(op, exact, x, [dim])
 
 
+@pytest.mark.parametrize("dtype", (torch.float32, torch.int64), ids=str)
+@pytest.mark.parametrize("shape", [(20_011,), (3, 20_011), (20_011, 5), (2, 9_001, 3)], ids=str)
+def test_in_parts(shape, dtype):
+    """Runs so long that a device's threads share them."""
+    x = data(shape, dtype)
+    dim = shape.index(max(shape))
+    for op, exact in ONE_DIM:
+        compare(op, exact, x, dim)
+    for op, exact in DIMS:
+        compare(op, exact, x, [dim])
+
+
+def test_sums_of_integers_are_exact():
+    x = torch.tensor([2**60 + 1, 2**59, 1])
+    assert rusttorch.sum(x) == x.sum() == 2**60 + 2**59 + 2
+
+
+def test_logsumexp_of_infinity_beside_large_numbers():
+    """In any order, and in runs that several threads share."""
+    parts = [torch.full((40_000,), 1000.0), torch.tensor([math.inf]), torch.full((40_000,), -1000.0)]
+    for order in itertools.permutations(parts):
+        x = torch.cat(order)
+        assert rusttorch.logsumexp(x, 0) == math.inf
+        assert rusttorch.logsumexp(torch.stack([x, x.where(x < math.inf, math.nan)], 1), 0)[1].isnan()
+
+
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.int64), ids=str)
 def test_of_nothing(dtype):
     for op, exact in DIMS:

@@ -96,6 +96,11 @@ class Differentiable final : public c10::OperatorKernel {
       positions.push_back(i);
       tensors.push_back(value.isTensor() ? value.toTensor() : Tensor());
     }
+    for (size_t i = formula_->inputs; i < tensors.size(); ++i) {
+      TORCH_CHECK(!tensors[i].defined() || !tensors[i].requires_grad(), "The function '", formula_->op,
+                  "' is not differentiable with respect to argument '", op.schema().arguments()[positions[i]].name(),
+                  "'. This input cannot have requires_grad True.");
+    }
     const bool inplace = is_inplace(op.schema());
     if (inplace) ag::check_inplace(tensors[0], true);
 

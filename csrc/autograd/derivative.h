@@ -57,8 +57,8 @@ struct Formula {
   const char* op;  // functional overload, as in schemas.cpp
   Save save;
   std::function<Grads(const Call&, const Tensor& g)> grads;
-  size_t outputs =
-      1;  // how many of the results are differentiable, the first ones; of more than one, g may be undefined
+  size_t outputs = 1;        // that are differentiable, the first ones; of more than one, g may be undefined
+  size_t inputs = SIZE_MAX;  // that may require a gradient, the first tensors of the schema
 };
 
 // A backward op of this package, through the dispatcher, so that it is differentiable in turn.

@@ -37,22 +37,26 @@ Tensor backward_of(const Loss& loss, const Call& c, const Tensor& g, size_t x, b
 }
 
 Formula forward_formula(const Loss& loss) {
-  return {loss.op, Save::inputs, [loss](const Call& c, const Tensor& g) -> Grads {
+  return {loss.op, Save::inputs,
+          [loss](const Call& c, const Tensor& g) -> Grads {
             const auto by_target = [&] {
               if (!loss.by_target) return backward_of(loss, c, g, 0, true);
               return scaled(g, c.tensor(0), c.integer(loss.reduction)) * loss.by_target(c, 0);
             };
             return {c.want(0, [&] { return backward_of(loss, c, g, 0); }), c.want(1, by_target)};
-          }};
+          },
+          1, 2};
 }
 
 Formula backward_formula(const Loss& loss) {
-  return {loss.backward, Save::inputs, [loss](const Call& c, const Tensor& gg) -> Grads {
+  return {loss.backward, Save::inputs,
+          [loss](const Call& c, const Tensor& gg) -> Grads {
             const Tensor g = scaled(c.tensor(0), c.tensor(1), c.integer(loss.reduction + 1));
             const auto by_target = [&] { return gg * g * (loss.by_both ? loss.by_both(c, 1) : -loss.twice(c, 1)); };
             return {c.want(0, [&] { return gg * backward_of(loss, c, at::ones_like(c.tensor(0)), 1); }),
                     c.want(1, [&] { return gg * g * loss.twice(c, 1); }), c.want(2, by_target)};
-          }};
+          },
+          1, 3};
 }
 
 // 1 where the condition holds, else 0.

@@ -10,7 +10,7 @@ namespace rusttorch::formula {
 
 // X(name, tensors, scalars, types, bound), see pointwise_formulas.h.
 #define RUSTTORCH_ACTIVATION(X)                  \
-  X(relu, 1, 0, all, memory)                     \
+  X(relu, 1, 0, numbers, memory)                 \
   X(leaky_relu, 1, 1, floats, memory)            \
   X(leaky_relu_backward, 2, 1, floats, memory)   \
   X(sigmoid, 1, 0, floats, compute)              \

@@ -171,7 +171,8 @@ template <class T>
 void backward_type(CrossEntropyArgs& a) {
   const CrossEntropy<T> rows(a);
   const T* g = static_cast<const T*>(a.grad);
-  for (int64_t r = 0; r < a.rows; ++r) rows.gradient(r, a.scale * double(widened(g[a.grad_of_rows ? r : 0])));
+  const double scale = a.divisor ? 1 / *a.divisor : 1;
+  for (int64_t r = 0; r < a.rows; ++r) rows.gradient(r, scale * double(widened(g[a.grad_of_rows ? r : 0])));
 }
 
 void forward(CrossEntropyArgs& a) {

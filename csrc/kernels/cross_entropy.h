@@ -21,11 +21,16 @@ struct CrossEntropyArgs {
   // Forward: the loss of each row, or none; and the sum of all.
   void* loss;
   double total;
-  // Backward: the gradient of x, which may be x itself; from one number, or one for each row, times scale.
+  // On a device, where the total is not read: the loss and the target's weight of each row, and, if they are wanted,
+  // the weights' sum and the losses' sum, divided by it for a mean.
+  double *row_losses, *row_weights, *total_weight;
+  void* result;
+  bool mean;
+  // Backward: the gradient of x, which may be x itself; from one number, or one for each row, divided by *divisor.
   void* grad_x;
   const void* grad;
   bool grad_of_rows;
-  double scale;
+  const double* divisor;  // none: 1
 };
 
 struct CrossEntropyKernel {

@@ -2,21 +2,22 @@
 
 // A row of a family's list as a type: what a loop needs to know about the formula, and the formula.
 
+#include "kernel.h"
 #include "lanes.h"
 
 namespace rusttorch {
 
-constexpr bool all = true, floats = false;      // the types of a row: with the integers or without
-constexpr bool memory = true, compute = false;  // and what a loop over it waits for
+constexpr bool memory = true, compute = false;  // what a loop over it waits for
 
 }  // namespace rusttorch
 
-#define RUSTTORCH_FORMULA(NAME, TENSORS, SCALARS, TYPES, BOUND)   \
-  struct NAME##_formula {                                         \
-    static constexpr int tensors = TENSORS, scalars = SCALARS;    \
-    static constexpr bool integers = TYPES, memory_bound = BOUND; \
-    template <class... A>                                         \
-    RT_INLINE static auto apply(A... a) {                         \
-      return formula::NAME(a...);                                 \
-    }                                                             \
+#define RUSTTORCH_FORMULA(NAME, TENSORS, SCALARS, TYPES, BOUND) \
+  struct NAME##_formula {                                       \
+    static constexpr int tensors = TENSORS, scalars = SCALARS;  \
+    static constexpr uint8_t types = TYPES;                     \
+    static constexpr bool memory_bound = BOUND;                 \
+    template <class... A>                                       \
+    RT_INLINE static auto apply(A... a) {                       \
+      return formula::NAME(a...);                               \
+    }                                                           \
   };

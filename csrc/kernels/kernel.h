@@ -8,8 +8,14 @@ namespace rusttorch {
 
 enum class Dtype : uint8_t { f32, f64, bf16, f16, i32, i64, b8 };
 
+// Sets of them: bit k is the k-th.
+constexpr uint8_t floats = 0b0001111, numbers = 0b0111111, everything = 0b1111111;
+
 // out[j][i] = formula(in[0][i], in[1][i], ..., scalars...) for i in [0, n). An output may be one of the inputs,
 // but may not overlap one in part.
+//
+// A total is one number instead: on the CPU the sum, a double at out[0]; on a device the sum times scale, in dtype, and
+// out[1] is room for total_parts(n) doubles.
 struct Args {
   Dtype dtype;
   bool stream;        // the outputs are too large for the cache: write them around it
@@ -18,6 +24,7 @@ struct Args {
   void* out[2];
   const void* in[4];
   const void* scalars;  // in the type that is computed in: float for bf16 and f16, else dtype's own
+  double scale;
 };
 
 constexpr int64_t element_size(Dtype dtype) {
@@ -31,9 +38,17 @@ constexpr int64_t element_size(Dtype dtype) {
   }
 }
 
+// The blocks of threads that sum a total on a device.
+constexpr int64_t total_parts(int64_t n) {
+  const int64_t parts = n >> 12;
+  return parts < 1 ? 1 : parts > 1024 ? 1024 : parts;
+}
+
 struct Kernel {
   void (*run)(const Args&);
-  bool integers;  // whether it takes i32 and i64
+  uint8_t dtypes;
+
+  bool takes(Dtype dtype) const { return dtypes >> int(dtype) & 1; }
 };
 
 }  // namespace rusttorch

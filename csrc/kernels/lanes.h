@@ -4,13 +4,20 @@
 // wide as the instruction set this file is compiled for. + - * / and comparisons are the compiler's; the rest of what
 // a formula needs is here.
 
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
 #include <type_traits>
 
+// Device code: nvcc's, or that which tests/emulation runs on the CPU. There, a formula's V is one number.
 #if defined(__CUDACC__)
 #define RT_INLINE __host__ __device__ __forceinline__
+#undef NDEBUG  // in every build, as in stock: what asserts is bad input
+#include <cassert>
+#define RUSTTORCH_ASSERT assert
+#elif defined(RUSTTORCH_ASSERT)
+#define RT_INLINE inline __attribute__((always_inline))
 #else
 #include <immintrin.h>
 #define RT_INLINE inline __attribute__((always_inline))
@@ -30,7 +37,7 @@ using bits_t = typename Lane<V>::bits;
 template <class V>
 using word_t = std::conditional_t<sizeof(lane_t<V>) == 4, uint32_t, uint64_t>;
 
-#if !defined(__CUDACC__)
+#if !defined(RUSTTORCH_ASSERT)
 #if defined(__AVX512F__)
 constexpr int vector_bytes = 64;
 #elif defined(__AVX2__)
@@ -146,7 +153,7 @@ RT_INLINE V copysign(V magnitude, V sign_of) {
   return from_bits<V>((bits(magnitude) & ~sign) | (bits(sign_of) & sign));
 }
 
-#if defined(__CUDACC__)
+#if defined(RUSTTORCH_ASSERT)
 RT_INLINE float sqrt(float x) { return ::sqrtf(x); }
 RT_INLINE double sqrt(double x) { return ::sqrt(x); }
 RT_INLINE float trunc(float x) { return ::truncf(x); }

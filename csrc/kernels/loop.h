@@ -7,8 +7,8 @@
 #include <utility>
 
 #include "formula.h"
-#include "kernel.h"
 #include "memory.h"
+#include "types.h"
 
 namespace rusttorch {
 namespace {  // one copy per instruction set, invisible to the others
@@ -99,24 +99,14 @@ struct Loop<Op, T, std::index_sequence<I...>, std::index_sequence<S...>> {
 
 template <class Op>
 void run(const Args& a) {
-  switch (a.dtype) {
-    case Dtype::f32: return Loop<Op, float>::run(a);
-    case Dtype::f64: return Loop<Op, double>::run(a);
-    case Dtype::bf16: return Loop<Op, bf16>::run(a);
-    case Dtype::f16: return Loop<Op, f16>::run(a);
-    default: break;
-  }
-  if constexpr (Op::integers) {
-    if (a.dtype == Dtype::i32) return Loop<Op, int32_t>::run(a);
-    return Loop<Op, int64_t>::run(a);
-  }
+  with_type<Op::types>(a.dtype, [&](auto t) { Loop<Op, decltype(t)>::run(a); });
 }
 
 }  // namespace
 }  // namespace rusttorch
 
 // The kernels of a family, registered for the instruction set that this file is being compiled for.
-#define RUSTTORCH_KERNEL(NAME, ...) {&run<NAME##_formula>, NAME##_formula::integers},
+#define RUSTTORCH_KERNEL(NAME, ...) {&run<NAME##_formula>, NAME##_formula::types},
 #define RUSTTORCH_KERNELS(family, LIST)                                                \
   namespace rusttorch {                                                                \
   namespace {                                                                          \

@@ -5,7 +5,7 @@
 
 RUSTTORCH_KERNELS(loss, RUSTTORCH_LOSS)
 
-#define RUSTTORCH_TOTAL(NAME, ...) {&run_total<NAME##_formula>, false},
+#define RUSTTORCH_TOTAL(NAME, ...) {&run_total<NAME##_formula>, NAME##_formula::types},
 namespace rusttorch {
 namespace {
 constexpr Kernel loss_total_kernels[] = {RUSTTORCH_LOSS_FORWARD(RUSTTORCH_TOTAL)};

@@ -95,12 +95,18 @@ RT_INLINE V outside_unit(V x, V t) {
   return select(both_in_unit(x, t), V{}, splat<V>(lane_t<V>(1)));
 }
 
-// -t log(x) - (1 - t) log(1 - x), each log at least -100; NaN where one of them is no probability.
+// -t log(x) - (1 - t) log(1 - x), each log at least -100; NaN where one of them is no probability, which a device
+// asserts.
 template <class V>
 RT_INLINE V bce(V x, V t) {
   using T = lane_t<V>;
   const V value = (t - T(1)) * math::log1m_unit(x) - t * math::log_unit(x);
+#if defined(RUSTTORCH_ASSERT)
+  RUSTTORCH_ASSERT(x >= 0 && x <= 1 && t >= 0 && t <= 1);
+  return value;
+#else
   return select(both_in_unit(x, t), value, splat<V>(std::numeric_limits<T>::quiet_NaN()));
+#endif
 }
 template <class V>
 RT_INLINE V bce_weight(V x, V t, V w) {

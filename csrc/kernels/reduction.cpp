@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "math.h"
+#include "reduction_formulas.h"
 #include "runs.h"
 
 // A reducer R<T> is what a formula is for inputs of type T:
@@ -17,99 +18,7 @@
 namespace rusttorch {
 namespace {
 
-// ---- What is folded into one number: sum, mean, prod, norms, largest and smallest.
-
-struct Summed {
-  static constexpr bool orders = false;
-  static constexpr bool rounds = true;  // floats are put together as doubles, integers as int64
-  template <class C>
-  static constexpr C identity = 0;
-  template <class V>
-  RT_INLINE static V join(V a, V b) {
-    return a + b;
-  }
-  static double finish(double total, int64_t) { return total; }
-};
-struct sum : Summed {
-  template <class V>
-  RT_INLINE static V term(V x) {
-    return x;
-  }
-};
-struct mean : sum {
-  static double finish(double total, int64_t n) { return total / double(n); }
-};
-struct norm1 : Summed {
-  template <class V>
-  RT_INLINE static V term(V x) {
-    return abs(x);
-  }
-};
-struct norm2 : Summed {
-  template <class V>
-  RT_INLINE static V term(V x) {
-    return x * x;
-  }
-  static double finish(double total, int64_t) { return std::sqrt(total); }
-};
-
-struct Joined {
-  static constexpr bool orders = false;  // takes one of two, by a comparison: quick(a, b), if neither is NaN
-  static constexpr bool rounds = false;
-  template <class V>
-  RT_INLINE static V term(V x) {
-    return x;
-  }
-  template <class C>
-  static C finish(C total, int64_t) {
-    return total;
-  }
-};
-struct prod : Joined {
-  static constexpr bool rounds = true;
-  template <class C>
-  static constexpr C identity = 1;
-  template <class V>
-  RT_INLINE static V join(V a, V b) {
-    return a * b;
-  }
-};
-struct amax : Joined {
-  template <class C>
-  static constexpr C identity =
-      std::is_floating_point_v<C> ? -std::numeric_limits<C>::infinity() : std::numeric_limits<C>::lowest();
-  static constexpr bool orders = true;
-  template <class V>
-  RT_INLINE static V quick(V a, V b) {
-    return a > b ? a : b;
-  }
-  template <class V>
-  RT_INLINE static V join(V a, V b) {
-    return largest(a, b);
-  }
-};
-struct amin : Joined {
-  template <class C>
-  static constexpr C identity =
-      std::is_floating_point_v<C> ? std::numeric_limits<C>::infinity() : std::numeric_limits<C>::max();
-  static constexpr bool orders = true;
-  template <class V>
-  RT_INLINE static V quick(V a, V b) {
-    return a < b ? a : b;
-  }
-  template <class V>
-  RT_INLINE static V join(V a, V b) {
-    return smallest(a, b);
-  }
-};
-struct norm_inf : amax {
-  template <class C>
-  static constexpr C identity = 0;
-  template <class V>
-  RT_INLINE static V term(V x) {
-    return abs(x);
-  }
-};
+// ---- What is folded into one number: sum, mean, prod, norms, largest and smallest (reduction_formulas.h).
 
 // The rows from r to end, as each_group gives them, joined to part; four at a time, which errs less than one by one.
 template <class F, class V, class Group, class Load>
@@ -206,21 +115,6 @@ struct Fold {
 };
 
 // ---- The largest or smallest, and where it is first.
-
-struct Largest {
-  using fold = amax;
-  template <class V>
-  RT_INLINE static auto better(V x, V than) {
-    return exceeds(x, than);
-  }
-};
-struct Smallest {
-  using fold = amin;
-  template <class V>
-  RT_INLINE static auto better(V x, V than) {
-    return precedes(x, than);
-  }
-};
 
 template <class Side, bool values, class T>
 struct Extreme {
@@ -352,15 +246,11 @@ using all = Truth<false, T>;
 // ---- Variance: of a block by its own mean, in doubles, as in stock; then blocks put together (T. F. Chan, G. H.
 // Golub, R. J. LeVeque, 1979).
 
-enum class Moment { var, std, var_mean };
-
 template <Moment moment, class T>
 struct Moments {
   using C = Compute<T>;
   using V = Vector<C>;
-  struct State {
-    double n = 0, mean = 0, squares = 0;  // squares of the distances to the mean, summed
-  };
+  using State = MomentsState;
 
   static State of_floats(const T* x) {
     constexpr int64_t count = block<V>, part = vectors<V> * lanes<V> * 8;
@@ -424,16 +314,7 @@ struct Moments {
     return sum_lanes(all);
   }
 
-  static void add(State& a, const State& b) {
-    if (a.n == 0) {
-      a = b;
-      return;
-    }
-    const double n = a.n + b.n, apart = b.mean - a.mean;
-    a.squares += b.squares + apart * apart * (a.n * b.n / n);
-    a.mean += apart * (b.n / n);
-    a.n = n;
-  }
+  static void add(State& a, const State& b) { a.add(b); }
 
   static State row(const T* x, int64_t n) {
     State all;
@@ -468,8 +349,7 @@ struct Moments {
   }
 
   static void write(const ReductionArgs& a, const State& s, int64_t k) {
-    const double var = s.squares / std::max(0.0, s.n - a.scalar);
-    store_one(static_cast<T*>(a.out[0]) + k, moment == Moment::std ? std::sqrt(var) : var);
+    store_one(static_cast<T*>(a.out[0]) + k, s.result(moment, a.scalar));
     if (moment == Moment::var_mean) store_one(static_cast<T*>(a.out[1]) + k, s.mean);
   }
 };
@@ -486,18 +366,9 @@ template <class T>
 struct logsumexp {
   using C = Compute<T>;
   using V = Vector<C>;
-  struct State {
-    double largest = -std::numeric_limits<double>::infinity(), sum = 0;  // of exp(x - largest)
-  };
+  using State = ExpSumState;
 
-  static void add(State& a, const State& b) {
-    if (b.sum == 0) return;  // of nothing but -inf
-    if (b.largest > a.largest) {
-      a = {b.largest, a.sum * std::exp(a.largest - b.largest) + b.sum};
-    } else {
-      a.sum += b.sum * (b.largest == a.largest ? 1 : std::exp(b.largest - a.largest));
-    }
-  }
+  static void add(State& a, const State& b) { a.add(b); }
   // What to take out: an infinite largest is itself the result, and NaN stays.
   static V shift(V largest) { return select(abs(largest) == std::numeric_limits<C>::infinity(), V{}, largest); }
 
@@ -533,8 +404,7 @@ struct logsumexp {
   }
 
   static void write(const ReductionArgs& a, const State& s, int64_t k) {
-    const double shift = s.sum == 0 ? 0 : s.largest;
-    store_one(static_cast<T*>(a.out[0]) + k, std::log(s.sum) + shift);
+    store_one(static_cast<T*>(a.out[0]) + k, s.result());
   }
 };
 

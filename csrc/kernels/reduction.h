@@ -1,6 +1,7 @@
 #pragma once
 
 #include "stub.h"
+#include "tiles.h"
 
 namespace rusttorch {
 
@@ -13,6 +14,7 @@ struct ReductionArgs {
   double scalar;  // the correction of a variance
   const void* in;
   void* out[2];
+  void* workspace;  // on a device: room for the states of DeviceReduction
 };
 
 // What a part of a run comes to, until the parts are put together.
@@ -20,12 +22,29 @@ struct alignas(8) ReductionState {
   char bytes[24];
 };
 
+// On a device: where there are few blocks of threads, each run is cut into parts, whose states are joined by a second
+// launch.
+struct DeviceReduction : DeviceTiles {
+  explicit DeviceReduction(const ReductionArgs& a) : DeviceTiles(a.outer, a.n, a.inner), outputs(a.outer * a.inner) {
+    constexpr int64_t enough = 1024, steps = 16;  // blocks for a device, and steps of a thread that are worth a launch
+    per_part = a.n;
+    if (blocks < enough / 2 && a.n >= 2 * height * steps) {
+      const int64_t wanted = enough / blocks, most = a.n / (height * steps);
+      per_part = (a.n / (wanted < most ? wanted : most) + 64) / 64 * 64;
+    }
+    parts = (a.n + per_part - 1) / per_part;
+  }
+  int64_t states() const { return parts > 1 ? outputs * parts : 0; }
+
+  int64_t outputs, per_part, parts;
+};
+
 struct ReductionKernel {
   void (*run)(const ReductionArgs&);
-  // One run (outer and inner are 1) in parts: each part's state, then the result of all, in order.
+  // On the CPU, one run (outer and inner are 1) in parts: each part's state, then the result of all, in order.
   void (*part)(const ReductionArgs&, ReductionState*);
   void (*join)(const ReductionArgs&, const ReductionState*, int64_t count);
-  uint8_t dtypes;  // bit k: takes the k-th Dtype
+  uint8_t dtypes;
 
   bool takes(Dtype dtype) const { return dtypes >> int(dtype) & 1; }
 };

@@ -7,8 +7,8 @@
 #include <limits>
 #include <type_traits>
 
-#include "kernel.h"
 #include "memory.h"
+#include "types.h"
 
 namespace rusttorch {
 namespace {
@@ -113,25 +113,6 @@ RT_INLINE void each_group(const T* x, int64_t n, int64_t row, int64_t width, F f
       f(std::integral_constant<int64_t, 1>(), c, r, end,
         [&](int64_t i, int64_t) { return load_part<V>(x + i * row + c, width - c, 0); });
     }
-  }
-}
-// Sets of dtypes: bit k is the k-th Dtype.
-constexpr uint8_t floats = 0b0001111, numbers = 0b0111111, everything = 0b1111111;
-
-// Calls f with a number of the dtype, where the set has it.
-template <uint8_t dtypes, class F>
-void with_type(Dtype dtype, F f) {
-  const auto call = [&]<Dtype which, class T>() {
-    if constexpr (dtypes >> int(which) & 1) f(T());
-  };
-  switch (dtype) {
-    case Dtype::f32: return call.template operator()<Dtype::f32, float>();
-    case Dtype::f64: return call.template operator()<Dtype::f64, double>();
-    case Dtype::bf16: return call.template operator()<Dtype::bf16, bf16>();
-    case Dtype::f16: return call.template operator()<Dtype::f16, f16>();
-    case Dtype::i32: return call.template operator()<Dtype::i32, int32_t>();
-    case Dtype::i64: return call.template operator()<Dtype::i64, int64_t>();
-    case Dtype::b8: return call.template operator()<Dtype::b8, uint8_t>();
   }
 }
 

@@ -7,8 +7,8 @@
 #include <algorithm>
 
 #include "formula.h"
-#include "kernel.h"
 #include "memory.h"
+#include "types.h"
 
 namespace rusttorch {
 namespace {
@@ -56,12 +56,7 @@ struct Total<Op, T, std::index_sequence<I...>, std::index_sequence<S...>> {
 
 template <class Op>
 void run_total(const Args& a) {
-  switch (a.dtype) {
-    case Dtype::f32: return Total<Op, float>::run(a);
-    case Dtype::f64: return Total<Op, double>::run(a);
-    case Dtype::bf16: return Total<Op, bf16>::run(a);
-    default: return Total<Op, f16>::run(a);
-  }
+  with_type<Op::types>(a.dtype, [&](auto t) { Total<Op, decltype(t)>::run(a); });
 }
 
 }  // namespace

@@ -1,7 +1,6 @@
 #include "../kernels/copy.h"
 
 #include <ATen/CompositeExplicitAutogradFunctions.h>
-#include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
 #include <ATen/TensorIterator.h>
 
@@ -32,8 +31,8 @@ class TransposePlan {
 
   template <class R>
   R compute() {
-    Tensor out(at::detail::empty_cpu(self_.sizes(), self_.scalar_type()));
-    TransposeArgs a{1,
+    Tensor out = empty_beside(self_, self_.sizes(), self_.scalar_type());
+    TransposeArgs a{self_.numel() / (self_.size(-1) * self_.size(-2)),
                     self_.size(-1),
                     self_.size(-2),
                     int64_t(self_.element_size()),
@@ -41,21 +40,24 @@ class TransposePlan {
                     out.mutable_data_ptr()};
     const int64_t matrix = a.rows * a.columns;
     const auto run = kernel(copy::transpose, self_.device().type()).run;
-    at::parallel_for(0, self_.numel() / matrix, at::divup(at::internal::GRAIN_SIZE, matrix),
-                     [&](int64_t begin, int64_t end) {
-                       TransposeArgs part = a;
-                       part.batch = end - begin;
-                       part.in = static_cast<const char*>(a.in) + begin * matrix * a.element_size;
-                       part.out = static_cast<char*>(a.out) + begin * matrix * a.element_size;
-                       run(part);
-                     });
+    if (!on_cpu(self_)) {
+      run_on_device(self_, run, a);
+      return out;
+    }
+    at::parallel_for(0, a.batch, at::divup(at::internal::GRAIN_SIZE, matrix), [&](int64_t begin, int64_t end) {
+      TransposeArgs part = a;
+      part.batch = end - begin;
+      part.in = static_cast<const char*>(a.in) + begin * matrix * a.element_size;
+      part.out = static_cast<char*>(a.out) + begin * matrix * a.element_size;
+      run(part);
+    });
     return out;
   }
 
  private:
   static Handed fit(const CloneRequest& request) {
     const Tensor& x = *request.self;
-    if (request.format != at::MemoryFormat::Contiguous || !x.is_cpu() || has_names(x) || x.is_neg() || x.is_conj()) {
+    if (request.format != at::MemoryFormat::Contiguous || has_names(x) || x.is_neg() || x.is_conj()) {
       return Handed::option;
     }
     if (!dtype_of(x) || x.element_size() == 1) return Handed::dtype;

@@ -1,9 +1,9 @@
 #include "../kernels/cross_entropy.h"
 
 #include <ATen/CompositeImplicitAutogradFunctions.h>
-#include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
 #include <ATen/TensorIterator.h>
+#include <ATen/TensorOperators.h>
 #include <ATen/core/Reduction.h>
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/cross_entropy_loss.h>
@@ -26,7 +26,7 @@ using FourTensors = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
 // Whether the kernels take it: rows of classes, with a class for each or a probability for each class.
 Handed reason(const Tensor& self, const Tensor& target, MaybeTensor weight, int64_t reduction, double smoothing) {
-  if (!self.is_cpu() || !target.is_cpu() || (given(weight) && !weight->is_cpu())) return Handed::option;
+  if (target.device() != self.device() || (given(weight) && weight->device() != self.device())) return Handed::option;
   if (reduction < at::Reduction::None || reduction >= at::Reduction::END || !(smoothing >= 0 && smoothing <= 1)) {
     return Handed::option;
   }
@@ -94,14 +94,17 @@ CrossEntropyArgs rows_of(CrossEntropyArgs a, int64_t begin, int64_t end) {
   return a;
 }
 
-// Runs a kernel over all rows; the total is summed in their order, whatever the number of threads.
-double run_rows(cross_entropy which, const CrossEntropyArgs& a) {
-  const auto run = kernel(which, c10::DeviceType::CPU).run;
+// Runs a kernel over all rows of x; the total is summed in their order, whatever the number of threads.
+double run_rows(cross_entropy which, const Tensor& x, CrossEntropyArgs& a) {
+  const auto run = kernel(which, device_type(x)).run;
+  if (!on_cpu(x)) {
+    run_on_device(x, run, a);
+    return 0;
+  }
   const int64_t chunk = at::divup(at::internal::GRAIN_SIZE, a.classes), chunks = at::divup(a.rows, chunk);
   if (chunks == 1) {
-    CrossEntropyArgs all = a;
-    run(all);
-    return all.total;
+    run(a);
+    return a.total;
   }
   std::vector<double> totals(chunks);
   at::parallel_for(0, chunks, 1, [&](int64_t first, int64_t last) {
@@ -122,22 +125,36 @@ Tensor number(double value) {
   return t;
 }
 
+// Forward on a device, where no number is read.
+ThreeTensors forward_on_device(const Tensor& self, CrossEntropyArgs& a, const Tensor& loss, const Tensor& lse) {
+  const Tensor each = empty_beside(self, {2, a.rows}, at::kDouble);
+  Tensor total_weight = empty_beside(self, {}, at::kDouble);
+  a.row_losses = each.mutable_data_ptr<double>();
+  a.row_weights = a.row_losses + a.rows;
+  a.total_weight = total_weight.mutable_data_ptr<double>();
+  a.result = a.loss ? nullptr : loss.mutable_data_ptr();
+  run_rows(cross_entropy::forward, self, a);
+  return {loss, lse, total_weight};
+}
+
 // -> the loss, log(sum(exp(x))) of each row, and what a mean divided by.
 ThreeTensors forward(const Tensor& self, const Tensor& target, MaybeTensor weight, int64_t reduction,
                      int64_t ignore_index, double smoothing) {
   stats<"cross_entropy_loss_forward">.count(Handed::no);
   TORCH_CHECK(reason(self, target, weight, reduction, smoothing) == Handed::no,
-              "cross_entropy_loss_forward takes a contiguous CPU input of [N, C] or [C]; cross_entropy_loss takes all");
+              "cross_entropy_loss_forward takes a contiguous input of [N, C] or [C]; cross_entropy_loss takes all");
   CrossEntropyArgs a = arguments(self, target, weight, ignore_index, smoothing);
-  const double total_weight = weight_of_targets(a, weight);
+  const double total_weight = on_cpu(self) ? weight_of_targets(a, weight) : 0;
   const auto per_row = self.sizes().slice(0, self.dim() - 1);
   const bool each = reduction == at::Reduction::None;
-  Tensor loss(at::detail::empty_cpu(each ? per_row : at::IntArrayRef(), self.scalar_type()));
-  Tensor lse(at::detail::empty_cpu(per_row, at::kDouble));
+  Tensor loss = empty_beside(self, each ? per_row : at::IntArrayRef(), self.scalar_type());
+  Tensor lse = empty_beside(self, per_row, at::kDouble);
   a.lse = lse.mutable_data_ptr<double>();
   a.loss = each ? loss.mutable_data_ptr() : nullptr;
-  const double total = run_rows(cross_entropy::forward, a);
-  if (!each) write_number(loss, reduction == at::Reduction::Mean ? total / total_weight : total);
+  a.mean = reduction == at::Reduction::Mean;
+  if (!on_cpu(self)) return forward_on_device(self, a, loss, lse);
+  const double total = run_rows(cross_entropy::forward, self, a);
+  if (!each) write_number(loss, a.mean ? total / total_weight : total);
   return {loss, lse, number(total_weight)};
 }
 
@@ -147,14 +164,14 @@ Tensor backward(const Tensor& grad, const Tensor& self, const Tensor& target, Ma
   TORCH_CHECK(reason(self, target, weight, reduction, smoothing) == Handed::no,
               "cross_entropy_loss_backward takes what cross_entropy_loss_forward does");
   CrossEntropyArgs a = arguments(self, target, weight, ignore_index, smoothing);
-  Tensor grad_x(at::detail::empty_cpu(self.sizes(), self.scalar_type()));
+  Tensor grad_x = empty_beside(self, self.sizes(), self.scalar_type());
   const Tensor dense = grad.contiguous();
   a.lse = lse.mutable_data_ptr<double>();
   a.grad_x = grad_x.mutable_data_ptr();
   a.grad = dense.const_data_ptr();
   a.grad_of_rows = reduction == at::Reduction::None;
-  a.scale = reduction == at::Reduction::Mean ? 1 / *total_weight.const_data_ptr<double>() : 1;
-  run_rows(cross_entropy::backward, a);
+  a.divisor = reduction == at::Reduction::Mean ? total_weight.const_data_ptr<double>() : nullptr;
+  run_rows(cross_entropy::backward, self, a);
   return grad_x;
 }
 
@@ -177,6 +194,17 @@ struct CrossEntropyLoss {
   }
 };
 
+// As weight_of_targets, for unweighted classes on any device.
+Tensor count_targets(const Tensor& target, int64_t classes, int64_t ignore_index) {
+  if (!on_cpu(target)) return target.ne(ignore_index).sum().to(at::kDouble);
+  CrossEntropyArgs a{};
+  a.rows = target.numel();
+  a.classes = classes;
+  a.target = target.const_data_ptr<int64_t>();
+  a.ignore_index = ignore_index;
+  return number(weight_of_targets(a, std::nullopt));
+}
+
 // The logits are made a few rows at a time, and their gradients in their place, so that all of them are never held:
 // what is kept is the gradients of the input, the weight and the bias for a gradient of 1 of the (summed) loss.
 // P.-L. Hsu et al., Liger Kernel, 2024, describe the scheme.
@@ -194,13 +222,8 @@ FourTensors linear_forward(const Tensor& input, const Tensor& weight, const Tens
               "linear_cross_entropy: reduction must be mean or sum");
   const int64_t classes = weight.size(0), rows = input.size(0);
   const Tensor dense_target = target.contiguous();
-  CrossEntropyArgs targets{};
-  targets.rows = rows;
-  targets.classes = classes;
-  targets.target = dense_target.const_data_ptr<int64_t>();
-  targets.ignore_index = ignore_index;
-  const double total_weight = weight_of_targets(targets, std::nullopt);
-  const double scale = reduction == at::Reduction::Mean ? 1 / total_weight : 1;
+  const Tensor total_weight = count_targets(dense_target, classes, ignore_index);
+  const bool mean = reduction == at::Reduction::Mean;
 
   Tensor grad_input, grad_weight, grad_bias;
   if (differentiate) {
@@ -212,6 +235,7 @@ FourTensors linear_forward(const Tensor& input, const Tensor& weight, const Tens
   const int64_t at_once = std::max<int64_t>(1, logits_at_once / classes);
   Tensor buffer = at::empty({std::min(at_once, rows), classes}, input.options());
   Tensor lse = at::empty({std::min(at_once, rows)}, input.options().dtype(at::kDouble));
+  const Tensor row_losses = on_cpu(input) ? Tensor() : empty_beside(input, {rows}, at::kDouble);
   double total = 0;
   for (int64_t r = 0; r < rows; r += at_once) {
     const int64_t count = std::min(at_once, rows - r);
@@ -220,19 +244,20 @@ FourTensors linear_forward(const Tensor& input, const Tensor& weight, const Tens
     given(bias) ? at::addmm_out(logits, *bias, x, weight.t()) : at::mm_out(logits, x, weight.t());
     CrossEntropyArgs a = arguments(logits, dense_target.narrow(0, r, count), std::nullopt, ignore_index, smoothing);
     a.lse = lse.mutable_data_ptr<double>();
-    total += run_rows(cross_entropy::forward, a);
+    a.row_losses = on_cpu(input) ? nullptr : row_losses.mutable_data_ptr<double>() + r;
+    total += run_rows(cross_entropy::forward, logits, a);
     if (!differentiate) continue;
     a.grad_x = logits.mutable_data_ptr();
     a.grad = one.const_data_ptr();
-    a.scale = scale;
-    run_rows(cross_entropy::backward, a);
+    a.divisor = mean ? total_weight.const_data_ptr<double>() : nullptr;
+    run_rows(cross_entropy::backward, logits, a);
     Tensor grad_x = grad_input.narrow(0, r, count);
     at::mm_out(grad_x, logits, weight);
     grad_weight.addmm_(logits.t(), x);
     if (given(bias)) grad_bias.add_(logits.sum(0));
   }
-  Tensor loss = at::empty({}, input.options());
-  write_number(loss, total * scale);
+  Tensor loss = on_cpu(input) ? number(total) : row_losses.sum();
+  loss = (mean ? loss / total_weight : loss).to(input.scalar_type());
   const auto or_nothing = [&](const Tensor& t) { return t.defined() ? t : at::empty({0}, input.options()); };
   return {loss, or_nothing(grad_input), or_nothing(grad_weight), or_nothing(grad_bias)};
 }

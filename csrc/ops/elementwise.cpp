@@ -1,11 +1,8 @@
 #include "elementwise.h"
 
-#include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
 #include <ATen/TensorIterator.h>
-#include <ATen/ops/empty.h>
 #include <ATen/ops/empty_strided.h>
-#include <c10/core/DeviceGuard.h>
 
 namespace rusttorch {
 namespace {
@@ -73,13 +70,12 @@ Handed Plan::fit() {
   if (like == request_.tensors) like = 0;
   like_ = request_.in[like];
   const auto dtype = dtype_of(*like_);
-  if (!dtype || *dtype == Dtype::b8) return Handed::dtype;
+  if (!dtype) return Handed::dtype;
   args_.dtype = *dtype;
   args_.n = like_->numel();
-  if (request_.cpu_only && !like_->is_cpu()) return Handed::option;
   kernel_ = request_.kernel(like_->device().type());
-  if (is_integer(args_.dtype) && !kernel_.integers) return Handed::dtype;
-  if (element_size(args_.dtype) == 2 && args_.n >= request_.limit_16_bit) return Handed::size;
+  if (!kernel_.takes(args_.dtype)) return Handed::dtype;
+  if (on_cpu(*like_) && element_size(args_.dtype) == 2 && args_.n >= request_.limit_16_bit) return Handed::size;
   if (request_.contiguous && !like_->is_contiguous()) return Handed::layout;
   if (!fill_scalars()) return Handed::dtype;
   for (size_t k = 0; k < request_.tensors; ++k) {
@@ -88,7 +84,7 @@ Handed Plan::fit() {
     const bool same_device = t.device() == like_->device(), same_dtype = t.scalar_type() == like_->scalar_type();
     if (k != like && is_single(k)) {
       const bool in_place = k == 0 && request_.grad_is_single && same_dtype;  // taken as it is, wherever it is
-      if (in_place ? !same_device : !like_->is_cpu() || !t.is_cpu()) return Handed::layout;
+      if (in_place ? !same_device : !on_cpu(*like_) || !on_cpu(t)) return Handed::layout;
       if (!in_place && !single_fits(t)) return Handed::dtype;
       args_.broadcast |= uint8_t(1) << k;
       continue;
@@ -186,15 +182,18 @@ Args Plan::part(int64_t begin, int64_t end) const {
 }
 
 void Plan::run_on(const Tensor& out, const Tensor* second) {
-  if (request_.total && out.is_cpu()) return write_number(out, total());
+  if (request_.total && on_cpu(out)) return write_number(out, total());
   bind();
   args_.out[0] = out.mutable_data_ptr();
   if (second) args_.out[1] = second->mutable_data_ptr();
-  if (args_.n == 0) return;
-  if (!out.is_cpu()) {
-    const c10::DeviceGuard guard(out.device());
-    return kernel_.run(args_);
+  if (request_.total) {
+    const Tensor parts = empty_beside(out, {total_parts(args_.n)}, at::kDouble);
+    args_.out[1] = parts.mutable_data_ptr();
+    args_.scale = request_.mean ? 1 / double(args_.n) : 1;
+    return run_on_device(out, kernel_.run, args_);
   }
+  if (args_.n == 0) return;
+  if (!on_cpu(out)) return run_on_device(out, kernel_.run, args_);
   bool in_place = false;
   for (size_t k = 0; k < request_.tensors; ++k) in_place |= args_.in[k] == args_.out[0];
   const int64_t bytes = args_.n * element_size(args_.dtype) * int64_t(request_.tensors + 1);

@@ -24,11 +24,10 @@ struct Request {
   size_t tensors = 0;
   std::array<Scalar, 3> scalars;
   size_t scalar_count = 0;
-  int64_t limit_16_bit = INT64_MAX;  // from how many bf16 or f16 elements on stock is faster, by measurement
+  int64_t limit_16_bit = INT64_MAX;  // from how many bf16 or f16 elements on stock is faster on a CPU, by measurement
   bool contiguous = false;      // stock's output does not take the input's strides: only contiguous inputs are taken
   bool total = false;           // the result is one number: the sum of what the kernel gives, times scale
   bool mean = false;            // and divided by the number of elements
-  bool cpu_only = false;        // the family has no CUDA kernels yet
   bool grad_is_single = false;  // in[0] may be one number in the dtype of the rest, whatever that is
 
   void add(const Tensor& t) { in[tensors++] = &t; }

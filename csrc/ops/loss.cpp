@@ -31,7 +31,6 @@ struct Both {
 template <class... T>
 Request forward(Both kernels, int64_t reduction, const T&... args) {
   Request r;
-  r.cpu_only = true;
   (r.add(args), ...);
   if (reduction == at::Reduction::None) {
     r.kernel = kernels.each;
@@ -47,7 +46,6 @@ Request forward(Both kernels, int64_t reduction, const T&... args) {
 template <class... T>
 Request backward(Resolve kernel, int64_t reduction, const Tensor& grad, const Tensor& self, const T&... args) {
   Request r;
-  r.cpu_only = true;
   r.add(grad);
   r.add(self);
   r.add(Scalar(reduction == at::Reduction::Mean ? 1 / double(self.numel()) : 1.0));
@@ -113,13 +111,14 @@ struct HuberBackward {
 };
 
 // Stock raises where an input (and, from torch 2.13 on, a target) is no probability, and so it shall. A total tells by
-// being NaN, which it also is of a -0: all of those are stock's. Losses that are not summed are looked at before.
+// being NaN, which it also is of a -0: all of those are stock's. Losses that are not summed are looked at before. (On a
+// device the kernel asserts, as stock's does.)
 struct ProbabilityRequest : Request {
   class Plan : public rusttorch::Plan {
    public:
     explicit Plan(const ProbabilityRequest& request) : rusttorch::Plan(request) {
       const Tensor& self = *request.in[0];
-      if (reason() != Handed::no || !self.is_cpu()) return;
+      if (reason() != Handed::no || !on_cpu(self)) return;
       const bool refused =
           request.Request::total
               ? std::isnan(total())

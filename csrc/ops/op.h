@@ -3,7 +3,10 @@
 // What every op is made of, whatever its family and form. What a kernel does not take goes to the stock kernel, which
 // also raises the errors: nothing is written before that is decided.
 
+#include <ATen/EmptyTensor.h>
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <c10/core/DeviceGuard.h>
 #include <torch/library.h>
 
 #include <array>
@@ -73,6 +76,29 @@ template <Name name>
 inline Stats stats;
 
 inline c10::DeviceType device_type(const Tensor& t) { return t.device().type(); }
+
+// Whether t's kernels are those of csrc/kernels. All others are those of csrc_cuda, which in the tests' emulation of a
+// GPU (tests/emulation) get CPU tensors.
+inline bool on_cpu([[maybe_unused]] const Tensor& t) {
+#ifdef RUSTTORCH_EMULATION
+  return false;
+#else
+  return t.is_cpu();
+#endif
+}
+
+// A contiguous tensor on t's device.
+inline Tensor empty_beside(const Tensor& t, at::IntArrayRef sizes, at::ScalarType dtype) {
+  if (t.is_cpu()) return Tensor(at::detail::empty_cpu(sizes, dtype));
+  return at::empty(sizes, t.options().dtype(dtype));
+}
+
+// All of a call at once, on t's device.
+template <class Run, class Args>
+void run_on_device(const Tensor& t, Run run, Args& args) {
+  const c10::DeviceGuard guard(t.device());
+  run(args);
+}
 
 inline std::optional<Dtype> dtype_of(const Tensor& t) {
   switch (t.scalar_type()) {

@@ -1,7 +1,6 @@
 #include "../kernels/reduction.h"
 
 #include <ATen/CompositeExplicitAutogradNonFunctionalFunctions.h>
-#include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
 #include <ATen/TensorIterator.h>
 
@@ -32,7 +31,7 @@ struct ReductionRequest {
   std::bitset<max_dims> dims;  // none: all
   bool keepdim = false;
   bool wants_dtype = false;  // another than the reduction's own
-  int64_t shortest_row = 0;  // shorter ones, of floats, stock reduces faster, by measurement
+  int64_t shortest_row = 0;  // shorter ones, of floats, stock reduces faster on a CPU, by measurement
   double scalar = 0;
 
   c10::DeviceType device() const { return device_type(*self); }
@@ -113,7 +112,11 @@ class ReductionPlan {
     args_.in = request_.self->const_data_ptr();
     int k = 0;
     ((args_.out[k++] = out.mutable_data_ptr()), ...);
-    run_parallel();
+    if (on_cpu(*request_.self)) return run_parallel();
+    const int64_t states = DeviceReduction(args_).states();
+    const Tensor room = empty_beside(*request_.self, {states * int64_t(sizeof(ReductionState))}, at::kByte);
+    args_.workspace = room.mutable_data_ptr();
+    run_on_device(*request_.self, kernel_.run, args_);
   }
 
  private:
@@ -135,7 +138,7 @@ class ReductionPlan {
 
 Handed ReductionPlan::fit() {
   const ReductionRequest& r = request_;
-  if (!r.kernel || r.wants_dtype || has_names(*r.self) || !r.self->is_cpu()) return Handed::option;
+  if (!r.kernel || r.wants_dtype || has_names(*r.self)) return Handed::option;
   if (r.self->numel() == 0) return Handed::size;
   const auto dtype = dtype_of(*r.self);
   if (!dtype) return Handed::dtype;
@@ -144,7 +147,7 @@ Handed ReductionPlan::fit() {
   args_.dtype = *dtype;
   args_.scalar = r.scalar;
   if (!collapse()) return Handed::layout;
-  const bool is_short = args_.inner == 1 && args_.outer > 1 && args_.n < r.shortest_row;
+  const bool is_short = on_cpu(*r.self) && args_.inner == 1 && args_.outer > 1 && args_.n < r.shortest_row;
   return is_short ? Handed::size : Handed::no;
 }
 
@@ -205,7 +208,7 @@ at::DimVector ReductionPlan::sizes() const {
   return sizes;
 }
 
-Tensor ReductionPlan::allocate(int k) const { return Tensor(at::detail::empty_cpu(sizes(), dtype(k))); }
+Tensor ReductionPlan::allocate(int k) const { return empty_beside(*request_.self, sizes(), dtype(k)); }
 
 bool ReductionPlan::is_output(int k, const Tensor& out) const {
   return is_contiguous_output(out, dtype(k), sizes(), *request_.self);

@@ -1,7 +1,5 @@
 #include "../kernels/scan.h"
 
-#include <ATen/EmptyTensor.h>
-
 #include "along.h"
 #include "families.h"
 #include "stock.h"
@@ -32,12 +30,12 @@ class ScanPlan {
   template <class R>
   R compute() {
     const auto sizes = request_.self->sizes();
-    Tensor out(at::detail::empty_cpu(sizes, dtype()));
+    Tensor out = empty_beside(*request_.self, sizes, dtype());
     if constexpr (std::is_same_v<R, Tensor>) {
       run(out);
       return out;
     } else {
-      Tensor index(at::detail::empty_cpu(sizes, at::kLong));
+      Tensor index = empty_beside(*request_.self, sizes, at::kLong);
       run(out, index);
       return {out, index};
     }
@@ -56,7 +54,7 @@ class ScanPlan {
  private:
   Handed fit() {
     const Tensor& x = *request_.self;
-    if (request_.other_dtype || !x.is_cpu() || has_names(x)) return Handed::option;
+    if (request_.other_dtype || has_names(x)) return Handed::option;
     const auto dtype = dtype_of(x);
     if (!dtype || *dtype == Dtype::b8) return Handed::dtype;
     if (x.dim() == 0 || x.numel() == 0) return Handed::size;
@@ -68,8 +66,10 @@ class ScanPlan {
     args_.n = around->n;
     args_.inner = around->inner;
     args_.row = args_.inner;
-    // Along a row, a largest so far is a chain of comparisons: stock's was measured to be faster.
-    return args_.inner == 1 && request_.kernel != scan::cumsum ? Handed::size : Handed::no;
+    // Along a row, a largest so far is a chain of comparisons: stock's was measured to be faster. So are few long rows
+    // on a device, each of which one block of threads would walk.
+    if (args_.inner == 1 && request_.kernel != scan::cumsum) return Handed::size;
+    return !on_cpu(x) && args_.n > (1 << 14) && args_.outer * args_.inner < 256 ? Handed::size : Handed::no;
   }
 
   // Integers are summed as int64.
@@ -90,6 +90,7 @@ class ScanPlan {
     args_.out = out;
     args_.index = index;
     const auto run = kernel(request_.kernel, request_.device()).run;
+    if (!on_cpu(*request_.self)) return run_on_device(*request_.self, run, args_);
     const int64_t out_size = int64_t(c10::elementSize(dtype()));
     parallel_along({args_.outer, args_.n, args_.inner}, [&](int64_t at, int64_t outer, int64_t inner) {
       ScanArgs a = args_;

@@ -1,7 +1,5 @@
 #include "../kernels/softmax.h"
 
-#include <ATen/EmptyTensor.h>
-
 #include "along.h"
 #include "families.h"
 #include "stock.h"
@@ -32,7 +30,7 @@ class SoftmaxPlan {
   template <class R>
   R compute() {
     const Tensor& x = *request_.in[0];
-    Tensor out(at::detail::empty_cpu(x.sizes(), x.scalar_type()));
+    Tensor out = empty_beside(x, x.sizes(), x.scalar_type());
     run(out);
     return out;
   }
@@ -48,15 +46,16 @@ class SoftmaxPlan {
   void run(const Tensor& out) {
     for (int k = 0; k < 2; ++k) args_.in[k] = request_.in[k] ? request_.in[k]->const_data_ptr() : nullptr;
     args_.out = out.mutable_data_ptr();
-    const SoftmaxKernel run = kernel(request_.kernel, request_.device());
+    const auto run = kernel(request_.kernel, request_.device()).run;
+    if (!on_cpu(out)) return run_on_device(out, run, args_);
     parallel_along({args_.outer, args_.n, args_.inner},
-                   [&](int64_t at, int64_t outer, int64_t inner) { run.run(part(at, outer, inner)); });
+                   [&](int64_t at, int64_t outer, int64_t inner) { run(part(at, outer, inner)); });
   }
 
  private:
   Handed fit() {
     const Tensor& x = *request_.in[0];
-    if (request_.other_dtype || !x.is_cpu() || has_names(x)) return Handed::option;
+    if (request_.other_dtype || has_names(x)) return Handed::option;
     const auto dtype = dtype_of(x);
     if (!dtype || !at::isFloatingType(x.scalar_type())) return Handed::dtype;
     if (x.dim() == 0 || x.numel() == 0) return Handed::size;
@@ -65,14 +64,14 @@ class SoftmaxPlan {
     for (const Tensor* t : request_.in) {
       if (!t) continue;
       if (t->scalar_type() != x.scalar_type()) return Handed::dtype;
-      if (!t->sizes().equals(x.sizes()) || !t->is_contiguous() || !t->is_cpu()) return Handed::layout;
+      if (!t->sizes().equals(x.sizes()) || !t->is_contiguous() || t->device() != x.device()) return Handed::layout;
     }
     args_.dtype = *dtype;
     args_.outer = around->outer;
     args_.n = around->n;
     args_.inner = around->inner;
     args_.row = args_.inner;
-    return stock_is_faster() ? Handed::size : Handed::no;
+    return on_cpu(x) && stock_is_faster() ? Handed::size : Handed::no;
   }
 
   // By measurement: where a row is a few vectors, setting up costs more than it saves.

@@ -1,0 +1,133 @@
+#pragma once
+
+#include "../../csrc/kernels/cross_entropy.h"
+#include "exp_sum.cuh"
+
+namespace rusttorch {
+
+// One row, as its threads see it (the formulas are in csrc/kernels/cross_entropy.h).
+template <class T>
+struct CrossEntropyRow {
+  using C = Compute<T>;
+
+  const CrossEntropyArgs& a;
+  const DeviceTiles& tiles;
+  const Place me{tiles, a.rows, 1};
+  const T* const x = static_cast<const T*>(a.x) + me.run * a.classes;
+  const T* const probabilities = static_cast<const T*>(a.probabilities) + (a.probabilities ? me.run * a.classes : 0);
+  const T* const weight = static_cast<const T*>(a.weight);
+  const int64_t target = a.target && me.inside ? a.target[me.run] : -1;
+  const bool ignored = a.target && target == a.ignore_index;
+  const C even = C(a.smoothing / double(a.classes)), kept = C(1 - a.smoothing);
+
+  // A target outside the classes is never read with.
+  __device__ void check_target() const {
+    RUSTTORCH_ASSERT(!a.target || !me.inside || ignored || (target >= 0 && target < a.classes));
+  }
+  __device__ C weight_of(int64_t c) const { return weight ? widen<T>(weight[c]) : C(1); }
+  __device__ double target_weight() const { return !a.target ? 1 : ignored ? 0 : double(weight_of(target)); }
+  // q[c], without the target class's own part.
+  __device__ C q(int64_t c) const {
+    return (a.target ? even : widen<T>(probabilities[c]) * kept + even) * weight_of(c);
+  }
+
+  // The sum of f(c) over the classes, for each of the row's threads.
+  template <class F>
+  __device__ double sum(F f) const {
+    double mine = 0;
+    if (me.inside) {
+      for (int64_t c = me.step; c < a.classes; c += tiles.height) mine += double(f(c));
+    }
+    return sum_threads(mine, 1, tiles.height);
+  }
+};
+
+template <class T>
+__global__ void __launch_bounds__(block_threads) cross_entropy_forward(CrossEntropyArgs a, DeviceTiles tiles) {
+  const CrossEntropyRow<T> row{a, tiles};
+  row.check_target();
+  const ExpSumState all = exp_sum(row.x, a.classes, 1, row.me, tiles);
+  const double lse = all.largest + ::log(all.sum);
+  double loss = 0;
+  if (!a.target || a.smoothing != 0) {
+    loss = row.sum([&](int64_t c) { return row.q(c) * (lse - double(widen<T>(row.x[c]))); });
+  }
+  if (!row.me.inside || row.me.step != 0) return;
+  if (a.target && !row.ignored) {
+    loss += (1 - a.smoothing) * row.target_weight() * (lse - double(widen<T>(row.x[row.target])));
+  }
+  if (row.ignored) loss = 0;
+  const int64_t r = row.me.run;
+  a.lse[r] = lse;
+  if (a.loss) static_cast<T*>(a.loss)[r] = narrow<T>(loss);
+  a.row_losses[r] = loss;
+  if (a.row_weights) a.row_weights[r] = row.target_weight();
+}
+
+// One block adds all rows, in an order that is always the same.
+template <class T>
+__global__ void __launch_bounds__(block_threads) cross_entropy_total(CrossEntropyArgs a) {
+  double loss = 0, weight = 0;
+  for (int64_t r = threadIdx.x; r < a.rows; r += block_threads) {
+    loss += a.row_losses[r];
+    weight += a.row_weights[r];
+  }
+  loss = sum_threads(loss, 1, block_threads);
+  weight = sum_threads(weight, 1, block_threads);
+  if (threadIdx.x != 0) return;
+  *a.total_weight = weight;
+  if (a.result) *static_cast<T*>(a.result) = narrow<T>(a.mean ? loss / weight : loss);
+}
+
+// g (Q softmax(x) - q), where Q is the sum of q. grad_x may be x.
+template <class T>
+__global__ void __launch_bounds__(block_threads) cross_entropy_backward(CrossEntropyArgs a, DeviceTiles tiles) {
+  using C = Compute<T>;
+  const CrossEntropyRow<T> row{a, tiles};
+  row.check_target();
+  const auto& me = row.me;
+  const double own = a.target && me.inside ? (1 - a.smoothing) * row.target_weight() : 0;
+  double Q = own;
+  if (!a.target || a.smoothing != 0) Q += row.sum([&](int64_t c) { return row.q(c); });
+  if (!me.inside) return;
+  const double scale = a.divisor ? 1 / *a.divisor : 1;
+  const double g =
+      row.ignored ? 0 : scale * double(widen<T>(static_cast<const T*>(a.grad)[a.grad_of_rows ? me.run : 0]));
+  // In two parts, so that its rounding is not felt in the exponential.
+  const C lse = C(a.lse[me.run]), rest = C(a.lse[me.run] - double(lse)), up = C(g * Q), down = C(g);
+  const bool spread = !a.target || a.smoothing != 0;
+  T* const out = static_cast<T*>(a.grad_x) + me.run * a.classes;
+  each_pack(row.x, a.classes, 1, me.step, tiles.height, [&](int64_t c, auto count) {
+    C v[count];
+    load_values<count>(row.x + c, v);
+#pragma unroll
+    for (int j = 0; j < count; ++j) {
+      if (row.ignored) {
+        v[j] = 0;
+      } else if (c + j == row.target) {
+        const double p = ::exp(double(v[j]) - a.lse[me.run]);
+        v[j] = C(g * (Q * p - double(row.even * row.weight_of(c + j)) - own));
+      } else {
+        v[j] = math::exp((v[j] - lse) - rest) * up - (spread ? down * row.q(c + j) : C(0));
+      }
+    }
+    store_values<count>(out + c, v);
+  });
+}
+
+template <bool forward>
+void launch_cross_entropy(const CrossEntropyArgs& a, cudaStream_t stream) {
+  with_type<floats>(a.dtype, [&](auto t) {
+    using T = decltype(t);
+    const DeviceTiles tiles(a.rows, a.classes, 1);
+    const dim3 blocks(unsigned(tiles.blocks));
+    if constexpr (forward) {
+      start(&cross_entropy_forward<T>, blocks, block_threads, stream, a, tiles);
+      if (a.total_weight) start(&cross_entropy_total<T>, dim3(1), block_threads, stream, a);
+    } else {
+      start(&cross_entropy_backward<T>, blocks, block_threads, stream, a, tiles);
+    }
+  });
+}
+
+}  // namespace rusttorch

@@ -1,0 +1,4 @@
+#pragma once
+
+#include "../../csrc/kernels/loss_formulas.h"
+#include "total.cuh"
