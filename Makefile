@@ -15,7 +15,7 @@ export PYTHONPATH := $(CURDIR)/torch_ext
 SOURCES := $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc_cuda/*' 'tests/emulation/*.h' 'tests/emulation/*.cpp')
 
 # What runs kernels, without what is about the dispatcher.
-FAMILIES := pointwise activation reduction scan copy softmax loss cross_entropy
+FAMILIES := pointwise activation reduction scan copy softmax loss cross_entropy optimizer
 KERNEL_TESTS := $(FAMILIES:%=tests/test_%.py) -k "not (opcheck or compile or vmap or derivatives or swapped or complete)"
 
 .PHONY: demo test bench lint cuda emulate build clean

@@ -55,7 +55,9 @@ void for_each_schema(const SchemaVisitor& f) {
   for (const auto& [family, schema] : parsed()) f(schema, family, full_name(base_name(schema), schema.overload_name()));
 }
 
-bool is_inplace(const c10::FunctionSchema& schema) { return base_name(schema).back() == '_'; }
+bool is_inplace(const c10::FunctionSchema& schema) {
+  return base_name(schema).back() == '_' && !schema.returns().empty();
+}
 
 bool is_out(const c10::FunctionSchema& schema) {
   return std::any_of(schema.arguments().begin(), schema.arguments().end(),

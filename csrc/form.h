@@ -1,6 +1,7 @@
 #pragma once
 
-// The three forms of an op (functional, in-place, out=), told from its schema.
+// The three forms of an op (functional, in-place, out=), told from its schema. An optimizer's step, which returns
+// nothing, has none of them.
 
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/function_schema.h>

@@ -79,7 +79,7 @@ class Function {
   }
 
  private:
-  static constexpr int max_arguments = 8;
+  static constexpr int max_arguments = 12;
 
   struct Signature {
     size_t overload;
@@ -160,6 +160,7 @@ class Function {
       const py::gil_scoped_release no_gil;
       (out ? *overload.out : overload.op).callBoxed(stack);
     }
+    if (stack.empty()) Py_RETURN_NONE;
     if (stack.size() == 1) return THPVariable_Wrap(stack[0].toTensor());
     py::tuple results(stack.size());
     for (size_t i = 0; i < stack.size(); ++i) {
@@ -178,12 +179,17 @@ class Function {
   py::object self_, callable_;
 };
 
+// Optimizers over lists are for torch.optim, and rusttorch.optim.
+bool takes_lists(const c10::FunctionSchema& schema) {
+  return schema.arguments()[0].real_type()->isSubtypeOf(*c10::ListType::ofTensors());
+}
+
 // Every name of the table, as a builtin of module m.
 void add_functions(py::module_& m) {
   std::vector<std::string> order;
   std::map<std::string, std::vector<Overload>> by_name;
   for_each_schema([&](const c10::FunctionSchema& schema, const std::string&, const std::string& name) {
-    if (is_out(schema)) return;
+    if (is_out(schema) || takes_lists(schema)) return;
     const std::string base = name.substr(0, name.find('.'));
     if (!by_name.contains(base)) order.push_back(base);
     by_name[base].push_back({find_op("rusttorch", name).value(), std::nullopt});

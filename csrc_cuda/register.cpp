@@ -5,6 +5,7 @@
 #include "../csrc/kernels/copy.h"
 #include "../csrc/kernels/cross_entropy.h"
 #include "../csrc/kernels/loss.h"
+#include "../csrc/kernels/optimizer.h"
 #include "../csrc/kernels/pointwise.h"
 #include "../csrc/kernels/reduction.h"
 #include "../csrc/kernels/scan.h"
@@ -83,4 +84,7 @@ RUSTTORCH_TABLE(scan, ScanKernel)
 RUSTTORCH_TABLE(softmax, SoftmaxKernel)
 RUSTTORCH_TABLE(copy, TransposeKernel)
 RUSTTORCH_TABLE(cross_entropy, CrossEntropyKernel)
+#ifdef RUSTTORCH_EMULATION
+REGISTER_ALL_CPU_DISPATCH(rusttorch_optimizer_stub, nullptr)  // no device has kernels yet
+#endif
 }  // namespace at::native

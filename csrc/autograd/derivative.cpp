@@ -162,6 +162,24 @@ class NotDifferentiable final : public c10::OperatorKernel {
   }
 };
 
+// Of an optimizer's step, below autograd: what it writes has changed.
+class Updates final : public c10::OperatorKernel {
+ public:
+  void operator()(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
+    const auto& arguments = op.schema().arguments();
+    const size_t begin = stack->size() - arguments.size();
+    for (size_t i = 0; i < arguments.size(); ++i) {
+      const IValue& value = (*stack)[begin + i];
+      if (!arguments[i].alias_info() || !arguments[i].alias_info()->isWrite() || value.isNone()) continue;
+      for (const Tensor& t : value.isTensor() ? std::vector<Tensor>{value.toTensor()} : value.toTensorVector()) {
+        ag::increment_version(t);
+      }
+    }
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    op.redispatchBoxed(keys & c10::after_ADInplaceOrView_keyset, stack);
+  }
+};
+
 const Formula* find_formula(const std::string& op) {
   static const auto by_op = [] {
     std::unordered_map<std::string, const Formula*> map;
@@ -197,11 +215,13 @@ TORCH_LIBRARY_IMPL(rusttorch, Autograd, m) {
   });
 }
 
-// In-place and out= ops tell autograd that a tensor has changed.
+// Ops that write to an argument tell autograd that it has changed.
 TORCH_LIBRARY_IMPL(rusttorch, ADInplaceOrView, m) {
   using namespace rusttorch;
   for_each_schema([&](const c10::FunctionSchema& schema, const std::string&, const std::string& name) {
-    if (is_out(schema) || (is_inplace(schema) && autograd::find_formula(functional_name(schema)))) {
+    if (schema.returns().empty()) {
+      m.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunctor(std::make_unique<autograd::Updates>()));
+    } else if (is_out(schema) || (is_inplace(schema) && autograd::find_formula(functional_name(schema)))) {
       m.impl(name.c_str(), torch::autograd::autogradNotImplementedInplaceOrViewFallback());
     }
   });

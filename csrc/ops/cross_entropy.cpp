@@ -79,18 +79,14 @@ double weight_of_targets(const CrossEntropyArgs& a, MaybeTensor weight) {
 // The rows from begin to end of a call.
 CrossEntropyArgs rows_of(CrossEntropyArgs a, int64_t begin, int64_t end) {
   const int64_t size = element_size(a.dtype), bytes = begin * a.classes * size;
-  const auto move = []<class P>(P*& p, int64_t by) {
-    using Byte = std::conditional_t<std::is_const_v<P>, const char, char>;
-    if (p) p = reinterpret_cast<P*>(reinterpret_cast<Byte*>(p) + by);
-  };
   a.rows = end - begin;
-  move(a.x, bytes);
-  move(a.probabilities, bytes);
-  move(a.grad_x, bytes);
-  move(a.target, begin * int64_t(sizeof(int64_t)));
-  move(a.lse, begin * int64_t(sizeof(double)));
-  move(a.loss, begin * size);
-  if (a.grad_of_rows) move(a.grad, begin * size);
+  advance(a.x, bytes);
+  advance(a.probabilities, bytes);
+  advance(a.grad_x, bytes);
+  advance(a.target, begin * int64_t(sizeof(int64_t)));
+  advance(a.lse, begin * int64_t(sizeof(double)));
+  advance(a.loss, begin * size);
+  if (a.grad_of_rows) advance(a.grad, begin * size);
   return a;
 }
 

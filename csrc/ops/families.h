@@ -14,5 +14,6 @@ const Rows& copy_rows();
 const Rows& softmax_rows();
 const Rows& loss_rows();
 const Rows& cross_entropy_rows();
+const Rows& optimizer_rows();
 
 }  // namespace rusttorch

@@ -93,6 +93,13 @@ inline Tensor empty_beside(const Tensor& t, at::IntArrayRef sizes, at::ScalarTyp
   return at::empty(sizes, t.options().dtype(dtype));
 }
 
+// p moved on by so many bytes; nothing stays nothing.
+template <class P>
+void advance(P*& p, int64_t bytes) {
+  using Byte = std::conditional_t<std::is_const_v<P>, const char, char>;
+  if (p) p = reinterpret_cast<P*>(reinterpret_cast<Byte*>(p) + bytes);
+}
+
 // All of a call at once, on t's device.
 template <class Run, class Args>
 void run_on_device(const Tensor& t, Run run, Args& args) {

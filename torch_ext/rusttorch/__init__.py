@@ -15,7 +15,7 @@ if _build.TORCH.split("+")[0] != torch.__version__.split("+")[0]:
         "rebuild it with `pip install --no-build-isolation --force-reinstall --no-deps .` in its source folder"
     )
 
-from . import _C, _register, names
+from . import _C, _register, names, optim
 from .ab import AB
 from .swap import disable, enable, ops, reset_stats, stats, use
 
@@ -31,6 +31,7 @@ __all__ = [
     "disable",
     "enable",
     "ops",
+    "optim",
     "reset_stats",
     "stats",
     "swish",

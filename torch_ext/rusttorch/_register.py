@@ -128,6 +128,9 @@ def register_elementwise_vmap(name):
 
 def register():
     for family, name, _ in _C.entries():
+        if family == "optimizer":  # only writes; under vmap there is none
+            torch.library.register_fake(f"rusttorch::{name}", lambda *args, **kwargs: None)
+            continue
         composite = torch._C._dispatch_has_kernel_for_dispatch_key(f"rusttorch::{name}", "CompositeImplicitAutograd")
         if not composite:  # else made of other ops of the table, which have their fake kernels
             register_fake(name)

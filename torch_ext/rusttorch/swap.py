@@ -7,6 +7,7 @@ from collections import Counter
 from typing import NamedTuple
 
 from . import _C
+from .optim import Hooks
 
 # Ops that aten makes of another op above the kernels: the swap reaches them through that one.
 VIA = {"selu": "elu", "celu": "elu", "log_sigmoid": "log_sigmoid_forward", "log_softmax": "_log_softmax"}
@@ -77,6 +78,7 @@ class _Swapped:
         self.lock = threading.Lock()
         self.enabled = frozenset()
         self.used = Counter()
+        self.hooks = Hooks()
 
     def change(self, enabled=None, use=frozenset(), unuse=frozenset()):
         with self.lock:
@@ -85,7 +87,9 @@ class _Swapped:
             self.used.update(use)
             self.used.subtract(unuse)
             self.used = +self.used
-            _C.set_swapped(sorted(self.enabled.union(self.used)))
+            swapped = self.enabled.union(self.used)
+            _C.set_swapped(sorted(swapped))
+            self.hooks.install(any(name.startswith("_fused_") for name in swapped))
 
     def any(self):
         with self.lock:

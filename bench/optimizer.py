@@ -1,0 +1,63 @@
+"""Times whole optimizer steps against torch.optim, interleaved in one process.
+
+    python bench/optimizer.py [--pairs 21] [--out bench/results/optimizer.json]
+
+Stock's time over ours, where stock is torch.optim's default and torch.optim's fused=True, and ours is rusttorch.optim.
+One thread, f32, the same gradients at every step.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import rusttorch
+import torch
+from ops import compare, cpu_name, keep_memory
+
+SIZES = {"40 of 512, 4 of 512x512": [(512,)] * 40 + [(512, 512)] * 4, "1000 of 64": [(64,)] * 1000}  # parameters
+OPTIMIZERS = {
+    "Adam": {},
+    "AdamW": {},
+    "SGD": {"lr": 1e-3},
+    "SGD, momentum": {"lr": 1e-3, "momentum": 0.9},
+}
+
+
+def stepper(kind, shapes, options):
+    params = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
+    for p in params:
+        p.grad = torch.randn(p.shape)
+    optimizer = kind(params, **options)
+    optimizer.step()
+    return optimizer.step
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--pairs", type=int, default=21)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    keep_memory()
+    torch.set_num_threads(1)
+    results = []
+    for name, more in OPTIMIZERS.items():
+        kind = name.split(",")[0]
+        for sizes, shapes in SIZES.items():
+            ours = stepper(getattr(rusttorch.optim, kind), shapes, more)
+            for stock_name, flags in (("default", {}), ("fused=True", {"fused": True})):
+                stock = stepper(getattr(torch.optim, kind), shapes, {**more, **flags})
+                measured = compare((stock, (), {}), (ours, (), {}), options.pairs)
+                low, high = measured["interval"]
+                print(
+                    f"{name:14} {sizes:24} against {stock_name:10} {measured['stock_us']:8.0f} us "
+                    f"{measured['ratio']:5.2f}x [{low:.2f}, {high:.2f}]",
+                    flush=True,
+                )
+                results.append({"optimizer": name, "sizes": sizes, "stock": stock_name} | measured)
+    if options.out:
+        machine = {"cpu": cpu_name(), "torch": torch.__version__, "threads": 1}
+        options.out.write_text(json.dumps({"machine": machine, "results": results}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,295 @@
+"""Optimizers against torch.optim's: the same steps, the same state, the same errors."""
+
+import copy
+import itertools
+
+import pytest
+import rusttorch
+import torch
+
+SHAPES = [(), (1,), (17,), (33, 65), (40_000,), (0,), (3, 5, 7)]
+ADAM = [
+    {"amsgrad": amsgrad, "maximize": maximize, "weight_decay": decay}
+    for amsgrad, maximize, decay in itertools.product((False, True), (False, True), (0, 0.1))
+]
+SGD = [
+    {"momentum": momentum, "nesterov": nesterov, "dampening": dampening, "maximize": maximize, "weight_decay": decay}
+    for (momentum, nesterov, dampening), maximize, decay in itertools.product(
+        ((0, False, 0), (0.9, False, 0), (0.9, False, 0.3), (0.9, True, 0)), (False, True), (0, 0.1)
+    )
+]
+OPTIMIZERS = [
+    *[("Adam", {"lr": 3e-3, **options}) for options in ADAM],
+    *[("AdamW", {"lr": 3e-3, "betas": (0.8, 0.95), "eps": 1e-6, **options}) for options in ADAM],
+    *[("SGD", {"lr": 3e-2, **options}) for options in SGD],
+    *[("Adagrad", {"lr": 3e-2, "lr_decay": 0.01, "weight_decay": decay}) for decay in (0, 0.1)],
+]
+
+
+def parameters(dtype, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    all_ = [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in SHAPES]
+    all_[3] = all_[3].t().contiguous().t()  # dense, and not contiguous
+    return [torch.nn.Parameter(p) for p in all_]
+
+
+def train(optimizer, params, steps, first=0):
+    """Steps with gradients that depend on the step alone."""
+    for k in range(first, first + steps):
+        generator = torch.Generator().manual_seed(k)
+        for p in params:
+            g = torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.dtype)
+            p.grad = torch.empty_like(p).copy_(g)
+        optimizer.step()
+
+
+def ours_of(name):
+    """rusttorch.optim has it, or torch.optim's takes our kernel under use()."""
+    return getattr(rusttorch.optim, name, None) or getattr(torch.optim, name)
+
+
+def tensors_of(optimizer, params):
+    state = [t for p in params for _, t in sorted(optimizer.state[p].items()) if t is not None]
+    return [*(p.detach() for p in params), *state]
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64, torch.bfloat16), ids=str)
+@pytest.mark.parametrize(("name", "options"), OPTIMIZERS, ids=str)
+def test_hundred_steps(name, options, dtype):
+    """As close to float64 as torch.optim's default, or 1e-6; bf16 on average."""
+    results = []
+    for kind, precision in (
+        (ours_of(name), dtype),
+        (getattr(torch.optim, name), dtype),
+        (getattr(torch.optim, name), 0),
+    ):
+        params = parameters(dtype)
+        if precision == 0:
+            params = [torch.nn.Parameter(p.detach().double()) for p in params]
+        optimizer = kind(params, **options)
+        with rusttorch.use() if kind is ours_of(name) else torch.enable_grad():
+            train(optimizer, params, 100)
+        results.append([t.double() for t in tensors_of(optimizer, params)])
+    for mine, stock, reference in zip(*results, strict=True):
+        if mine.numel() == 0:
+            continue
+        if dtype == torch.bfloat16:  # a walk of a hundred roundings
+            if mine.numel() > 1000:
+                assert (mine - reference).norm() <= 1.1 * (stock - reference).norm()
+            continue
+        bound = max(2 * (stock - reference).abs().max(), 1e-6 * reference.abs().mean(), 1e-6)
+        assert (mine - reference).abs().max() <= bound
+
+
+@pytest.mark.parametrize(("name", "options"), [OPTIMIZERS[5], OPTIMIZERS[13], OPTIMIZERS[23]], ids=str)
+def test_state_dict_goes_both_ways(name, options):
+    pair = (getattr(rusttorch.optim, name), getattr(torch.optim, name))
+    for saver, loader in (pair, pair[::-1]):
+        params = parameters(torch.float32)
+        optimizer = saver(params, **options)
+        train(optimizer, params, 5)
+        others = [torch.nn.Parameter(p.detach().clone()) for p in params]
+        other = loader(others, **options)
+        other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        assert {k: v for k, v in other.param_groups[0].items() if k != "params"} == {
+            k: v for k, v in optimizer.param_groups[0].items() if k != "params"
+        }
+        train(optimizer, params, 5, first=5)
+        train(other, others, 5, first=5)
+        for a, b in zip(tensors_of(optimizer, params), tensors_of(other, others), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["Adam", "AdamW", "SGD", "Adagrad"])
+def test_torch_s_own_is_fused_under_use(name):
+    params = parameters(torch.float32)
+    optimizer = getattr(torch.optim, name)(params, lr=1e-3)
+    op = "_fused_" + name.lower() + "_"
+    rusttorch.reset_stats()
+    train(optimizer, params, 1)
+    assert op not in rusttorch.stats()
+    with rusttorch.use():
+        train(optimizer, params, 2)
+        assert rusttorch.stats()[op] == (2, {})
+        assert optimizer.param_groups[0]["fused"] is None
+        explicit = getattr(torch.optim, name)(params, lr=1e-3, foreach=False)
+        train(explicit, params, 1)
+    assert rusttorch.stats()[op].ran == 2
+    train(optimizer, params, 1)
+    assert rusttorch.stats()[op].ran == 2
+    with rusttorch.use("mish"):
+        train(optimizer, params, 1)
+    assert rusttorch.stats()[op].ran == 2
+
+
+def test_a_step_that_raises_leaves_the_group_as_it_was():
+    params = parameters(torch.float32)
+    optimizer = torch.optim.Adam(params)
+
+    def closure():
+        raise ValueError("no loss")
+
+    with rusttorch.use(), pytest.raises(ValueError, match="no loss"):
+        optimizer.step(closure)
+    assert optimizer.param_groups[0]["fused"] is None
+
+
+def test_groups_schedulers_and_closures():
+    def run(kind):
+        params = parameters(torch.float32)
+        groups = [{"params": params[:3], "lr": 1e-2}, {"params": params[3:], "weight_decay": 0.3}]
+        optimizer = kind(groups, lr=1e-3)
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, [1e-2, 1e-3], total_steps=20)
+        losses = []
+        for _ in range(15):
+
+            def closure():
+                optimizer.zero_grad()
+                loss = sum((p * p).sum() for p in params)
+                loss.backward()
+                return loss
+
+            losses.append(optimizer.step(closure).item())
+            scheduler.step()
+        return torch.tensor(losses)
+
+    torch.testing.assert_close(run(rusttorch.optim.AdamW), run(torch.optim.AdamW))
+
+
+def test_lr_that_is_a_tensor_and_parameters_without_gradient():
+    for name in ("Adam", "SGD"):
+        results = []
+        for kind in (getattr(rusttorch.optim, name), getattr(torch.optim, name)):
+            params = parameters(torch.float32)
+            optimizer = kind(params, lr=torch.tensor(1e-2), fused=None)
+            train(optimizer, params[2:], 3)
+            results.append([p.detach() for p in params])
+        torch.testing.assert_close(*results)
+
+
+def test_gradient_scale_and_found_inf():
+    ops = torch.ops.rusttorch
+    p, m, v, step = torch.ones(5), torch.zeros(5), torch.zeros(5), torch.ones(())
+    numbers = {"lr": 0.1, "beta1": 0.9, "beta2": 0.99, "weight_decay": 0.0, "eps": 1e-8}
+    flags = {"amsgrad": False, "maximize": False}
+
+    def adam(ops, tensors, **options):
+        return ops._fused_adam_(*[[t] for t in tensors[:4]], [], [tensors[4]], **numbers, **flags, **options)
+
+    for found in (0.0, 1.0):
+        both = []
+        for namespace in (ops, torch.ops.aten):
+            tensors = [t.clone() for t in (p, torch.full((5,), 6.0), m, v, step)]
+            adam(namespace, tensors, grad_scale=torch.tensor(4.0), found_inf=torch.tensor(found))
+            both.append(tensors)
+        torch.testing.assert_close(*both)
+        assert (both[0][0] == 1).all() == bool(found)
+
+
+def test_16_bit_parameters_with_float_state():
+    p = torch.randn(1000).bfloat16()
+    g, m, v = torch.randn(1000).bfloat16(), torch.rand(1000), torch.rand(1000)
+    reference = [t.double() for t in (p, g, m, v)]
+    rusttorch.adamw_update(p, g, m, v, 3, lr=0.1)
+    rusttorch.adamw_update(*reference, 3, lr=0.1)
+    torch.testing.assert_close(m.double(), reference[2], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(v.double(), reference[3], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(p.double(), reference[0], rtol=2**-8, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64, torch.bfloat16), ids=str)
+def test_updates_of_one_tensor(dtype):
+    """As torch.optim's, and seen by autograd as changes."""
+
+    def stock(kind, **options):
+        q = torch.nn.Parameter(p.clone())
+        optimizer = kind([q], **options)
+        for _ in range(2):
+            q.grad = g.clone()
+            optimizer.step()
+        return q.detach()
+
+    p, g = torch.randn(501).to(dtype), torch.randn(501).to(dtype)
+    tolerance = {"rtol": 2**-6, "atol": 2**-6} if dtype == torch.bfloat16 else {"rtol": 1e-6, "atol": 1e-6}
+    for name, kind in (("adam_update", torch.optim.Adam), ("adamw_update", torch.optim.AdamW)):
+        for amsgrad in (False, True):
+            q, m, v, largest = p.clone(), torch.zeros_like(p), torch.zeros_like(p), torch.zeros_like(p)
+            for step in (1, 2):
+                version = q._version
+                getattr(rusttorch, name)(q, g, m, v, step, largest if amsgrad else None)
+                assert q._version > version
+            torch.testing.assert_close(q, stock(kind, amsgrad=amsgrad), **tolerance)
+    q = p.clone()
+    for _ in range(2):
+        rusttorch.sgd_update(q, g, lr=0.1, weight_decay=0.2)
+    torch.testing.assert_close(q, stock(torch.optim.SGD, lr=0.1, weight_decay=0.2), **tolerance)
+    q, buffer = p.clone(), torch.zeros_like(p)
+    for first in (True, False):
+        rusttorch.sgd_momentum_update(q, g, buffer, lr=0.1, momentum=0.9, nesterov=True, is_first_step=first)
+    torch.testing.assert_close(q, stock(torch.optim.SGD, lr=0.1, momentum=0.9, nesterov=True), **tolerance)
+
+
+def test_threads_agree():
+    """Many small parameters and a large one, in one parallel region."""
+    results = []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        params = [torch.nn.Parameter(torch.linspace(-1, 1, n)) for n in [64] * 1000 + [100_000, 7]]
+        optimizer = rusttorch.optim.AdamW(params)
+        train(optimizer, params, 2)
+        results.append([p.detach() for p in params])
+    torch.set_num_threads(2)
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_not_finite_is_as_in_stock():
+    values = torch.tensor([0.0, float("inf"), -float("inf"), float("nan"), 1e30, 1e-30])
+    for name in ("Adam", "SGD", "Adagrad"):
+        results = []
+        for swap in (False, True):
+            p = torch.nn.Parameter(values.clone())
+            optimizer = getattr(torch.optim, name)([p], lr=0.1, fused=True)
+            p.grad = values.flip(0)
+            if swap:
+                with rusttorch.use():
+                    optimizer.step()
+            else:
+                optimizer.step()
+            results.append(p.detach())
+        torch.testing.assert_close(*results, equal_nan=True)
+
+
+def test_errors_are_stock_s():
+    kinds = (rusttorch.optim.Adam, torch.optim.Adam)
+    messages = []
+    for kind in kinds:
+        with pytest.raises(ValueError, match="Invalid learning rate") as caught:
+            kind(parameters(torch.float32), lr=-1)
+        messages.append(str(caught.value))
+        p = torch.nn.Parameter(torch.ones(3, 3))
+        p.grad = torch.eye(3).to_sparse()
+        with pytest.raises(RuntimeError, match="does not support sparse gradients"):
+            kind([p]).step()
+        assert (p == 1).all()
+        optimizer = kind([p])
+        with pytest.raises(ValueError, match="parameter group"):
+            optimizer.load_state_dict(kind(parameters(torch.float32)).state_dict())
+    assert messages[0] == messages[1]
+    p, state = torch.ones(3), [torch.zeros(3), torch.zeros(3)]
+    with pytest.raises(RuntimeError, match=r"parameter's shape \[3\], but got \[4\]"):
+        rusttorch.adam_update(p, torch.ones(4), *state, 1)
+    with pytest.raises(ValueError, match="step must be at least 1"):
+        rusttorch.adam_update(p, torch.ones(3), *state, 0)
+    assert (p == 1).all()
+
+
+def test_sparse_gradients_of_sgd():
+    results = []
+    for kind in (rusttorch.optim.SGD, torch.optim.SGD):
+        p, q = torch.nn.Parameter(torch.ones(3, 3)), torch.nn.Parameter(torch.ones(5))
+        optimizer = kind([p, q], lr=0.1)
+        p.grad, q.grad = torch.eye(3).to_sparse(), torch.ones(5)
+        optimizer.step()
+        results.append((p.detach(), q.detach()))
+    torch.testing.assert_close(*results)
