@@ -10,9 +10,9 @@ import argparse
 import json
 from pathlib import Path
 
+import ops
 import rusttorch
 import torch
-from ops import compare, cpu_name, keep_memory
 
 SIZES = {"40 of 512, 4 of 512x512": [(512,)] * 40 + [(512, 512)] * 4, "1000 of 64": [(64,)] * 1000}  # parameters
 OPTIMIZERS = {
@@ -37,7 +37,10 @@ def main():
     parser.add_argument("--pairs", type=int, default=21)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    keep_memory()
+    ops.keep_memory()
+    # Long blocks: a loop has one optimizer, whose state may stay in the last cache level. Two in turn, each with 17 MB,
+    # would push each other out of it.
+    ops.BLOCK_SECONDS = 60e-3
     torch.set_num_threads(1)
     results = []
     for name, more in OPTIMIZERS.items():
@@ -46,7 +49,7 @@ def main():
             ours = stepper(getattr(rusttorch.optim, kind), shapes, more)
             for stock_name, flags in (("default", {}), ("fused=True", {"fused": True})):
                 stock = stepper(getattr(torch.optim, kind), shapes, {**more, **flags})
-                measured = compare((stock, (), {}), (ours, (), {}), options.pairs)
+                measured = ops.compare((stock, (), {}), (ours, (), {}), options.pairs)
                 low, high = measured["interval"]
                 print(
                     f"{name:14} {sizes:24} against {stock_name:10} {measured['stock_us']:8.0f} us "
@@ -55,7 +58,7 @@ def main():
                 )
                 results.append({"optimizer": name, "sizes": sizes, "stock": stock_name} | measured)
     if options.out:
-        machine = {"cpu": cpu_name(), "torch": torch.__version__, "threads": 1}
+        machine = {"cpu": ops.cpu_name(), "torch": torch.__version__, "threads": 1}
         options.out.write_text(json.dumps({"machine": machine, "results": results}, indent=1) + "\n")
 
 
