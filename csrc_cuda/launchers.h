@@ -30,13 +30,13 @@ const Launcher<SoftmaxArgs>* softmax_launchers();
 const Launcher<TransposeArgs>* copy_launchers();
 const Launcher<CrossEntropyArgs>* cross_entropy_launchers();
 
-// launch is what makes a launcher of a formula.
-#define RUSTTORCH_LAUNCHERS(family, LIST, LAUNCHER)           \
-  namespace rusttorch {                                       \
-  const Launcher<Args>* family##_launchers() {                \
-    static constexpr Launcher<Args> all[] = {LIST(LAUNCHER)}; \
-    return all;                                               \
-  }                                                           \
+// A family's launchers, of arguments of type A.
+#define RUSTTORCH_LAUNCHERS(family, A, ...)             \
+  namespace rusttorch {                                 \
+  const Launcher<A>* family##_launchers() {             \
+    static constexpr Launcher<A> all[] = {__VA_ARGS__}; \
+    return all;                                         \
+  }                                                     \
   }
 #define RUSTTORCH_LAUNCHER(NAME, ...) {&launch<NAME##_formula>, NAME##_formula::types},
 #define RUSTTORCH_FORMULAS(LIST) \

@@ -195,14 +195,6 @@ struct Extreme {
     return i;
   }
 };
-template <class T>
-using max_index = Extreme<Largest, true, T>;
-template <class T>
-using min_index = Extreme<Smallest, true, T>;
-template <class T>
-using argmax = Extreme<Largest, false, T>;
-template <class T>
-using argmin = Extreme<Smallest, false, T>;
 
 // ---- Whether any, or all, are not zero.
 
@@ -238,10 +230,6 @@ struct Truth {
   }
   static void write(const ReductionArgs& a, State seen, int64_t k) { static_cast<bool*>(a.out[0])[k] = seen == wanted; }
 };
-template <class T>
-using any = Truth<true, T>;
-template <class T>
-using all = Truth<false, T>;
 
 // ---- Variance: of a block by its own mean, in doubles, as in stock; then blocks put together (T. F. Chan, G. H.
 // Golub, R. J. LeVeque, 1979).
@@ -353,12 +341,6 @@ struct Moments {
     if (moment == Moment::var_mean) store_one(static_cast<T*>(a.out[1]) + k, s.mean);
   }
 };
-template <class T>
-using var = Moments<Moment::var, T>;
-template <class T>
-using std_ = Moments<Moment::std, T>;
-template <class T>
-using var_mean = Moments<Moment::var_mean, T>;
 
 // ---- log(sum(exp(x))), with the largest x taken out.
 
@@ -458,31 +440,13 @@ constexpr ReductionKernel reduction_kernel = {
     dtypes,
 };
 
-namespace reducer {
-#define RUSTTORCH_FOLD(name) \
-  template <class T>         \
-  using name = Fold<rusttorch::name, T>;
-RUSTTORCH_FOLD(sum)
-RUSTTORCH_FOLD(mean)
-RUSTTORCH_FOLD(prod)
-RUSTTORCH_FOLD(amax)
-RUSTTORCH_FOLD(amin)
-RUSTTORCH_FOLD(norm1)
-RUSTTORCH_FOLD(norm2)
-RUSTTORCH_FOLD(norm_inf)
-#undef RUSTTORCH_FOLD
-using rusttorch::all;
-using rusttorch::any;
-using rusttorch::argmax;
-using rusttorch::argmin;
-using rusttorch::logsumexp;
-using rusttorch::max_index;
-using rusttorch::min_index;
-using rusttorch::var;
-using rusttorch::var_mean;
-template <class T>
-using std = std_<T>;
-}  // namespace reducer
+}  // namespace
+}  // namespace rusttorch
+
+#include "reducers.h"
+
+namespace rusttorch {
+namespace {
 
 #define RUSTTORCH_REDUCTION_KERNEL(name, dtypes) reduction_kernel<reducer::name, dtypes>,
 constexpr ReductionKernel reduction_kernels[] = {RUSTTORCH_REDUCTION(RUSTTORCH_REDUCTION_KERNEL)};

@@ -47,8 +47,8 @@ class TransposePlan {
     at::parallel_for(0, a.batch, at::divup(at::internal::GRAIN_SIZE, matrix), [&](int64_t begin, int64_t end) {
       TransposeArgs part = a;
       part.batch = end - begin;
-      part.in = static_cast<const char*>(a.in) + begin * matrix * a.element_size;
-      part.out = static_cast<char*>(a.out) + begin * matrix * a.element_size;
+      advance(part.in, begin * matrix * a.element_size);
+      advance(part.out, begin * matrix * a.element_size);
       run(part);
     });
     return out;

@@ -140,7 +140,6 @@ ThreeTensors forward(const Tensor& self, const Tensor& target, MaybeTensor weigh
   TORCH_CHECK(reason(self, target, weight, reduction, smoothing) == Handed::no,
               "cross_entropy_loss_forward takes a contiguous input of [N, C] or [C]; cross_entropy_loss takes all");
   CrossEntropyArgs a = arguments(self, target, weight, ignore_index, smoothing);
-  const double total_weight = on_cpu(self) ? weight_of_targets(a, weight) : 0;
   const auto per_row = self.sizes().slice(0, self.dim() - 1);
   const bool each = reduction == at::Reduction::None;
   Tensor loss = empty_beside(self, each ? per_row : at::IntArrayRef(), self.scalar_type());
@@ -149,6 +148,7 @@ ThreeTensors forward(const Tensor& self, const Tensor& target, MaybeTensor weigh
   a.loss = each ? loss.mutable_data_ptr() : nullptr;
   a.mean = reduction == at::Reduction::Mean;
   if (!on_cpu(self)) return forward_on_device(self, a, loss, lse);
+  const double total_weight = weight_of_targets(a, weight);
   const double total = run_rows(cross_entropy::forward, self, a);
   if (!each) write_number(loss, a.mean ? total / total_weight : total);
   return {loss, lse, number(total_weight)};

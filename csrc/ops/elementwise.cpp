@@ -174,9 +174,9 @@ Args Plan::part(int64_t begin, int64_t end) const {
   const int64_t size = element_size(args_.dtype);
   Args part = args_;
   part.n = end - begin;
-  for (auto& p : part.out) p = p ? static_cast<char*>(p) + begin * size : p;
+  for (auto& p : part.out) advance(p, begin * size);
   for (size_t k = 0; k < request_.tensors; ++k) {
-    if (!(args_.broadcast >> k & 1)) part.in[k] = static_cast<const char*>(part.in[k]) + begin * size;
+    if (!(args_.broadcast >> k & 1)) advance(part.in[k], begin * size);
   }
   return part;
 }

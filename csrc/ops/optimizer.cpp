@@ -108,7 +108,11 @@ void unscale(TensorList grads, MaybeTensor grad_scale) {
 }
 
 double number(double x) { return x; }
-double number(const Tensor& x) { return x.item<double>(); }
+// (item() goes through the dispatcher, which a step of a thousand parameters would notice.)
+double number(const Tensor& x) {
+  const bool here = x.is_cpu() && x.scalar_type() == at::kFloat && x.numel() == 1;
+  return here ? double(*x.const_data_ptr<float>()) : x.item<double>();
+}
 
 // Adam, D. P. Kingma and J. Ba, 2015; its decay apart from the gradient, I. Loshchilov and F. Hutter, 2019; amsgrad,
 // S. J. Reddi et al., 2018.
@@ -138,7 +142,7 @@ struct Adam {
     common.eps = eps;
     double last = 0;  // most parameters are as many steps old as the one before
     step_all(lists, common, [&](OptimizerArgs& a, size_t i) {
-      const double step = steps[i].item<double>();
+      const double step = number(steps[i]);
       if (step != last) {
         common.lr = rate / (1 - std::pow(beta1, step));
         common.correction = 1 / std::sqrt(1 - std::pow(beta2, step));
@@ -202,8 +206,7 @@ struct Adagrad {
     common.weight_decay = weight_decay;
     common.kept = 1;
     common.eps = eps;
-    step_all(lists, common,
-             [&](OptimizerArgs& a, size_t i) { a.lr = rate / (1 + (steps[i].item<double>() - 1) * lr_decay); });
+    step_all(lists, common, [&](OptimizerArgs& a, size_t i) { a.lr = rate / (1 + (number(steps[i]) - 1) * lr_decay); });
   }
 };
 

@@ -220,10 +220,10 @@ ReductionArgs ReductionPlan::part(int64_t outer_begin, int64_t outer_end, int64_
   part.outer = outer_end - outer_begin;
   part.inner = inner_end - inner_begin;
   const int64_t at = outer_begin * args_.n * args_.row + inner_begin;
-  part.in = static_cast<const char*>(args_.in) + at * element_size(args_.dtype);
+  advance(part.in, at * element_size(args_.dtype));
   for (int k = 0; k < 2; ++k) {
     const int64_t size = int64_t(c10::elementSize(dtype(k)));
-    if (part.out[k]) part.out[k] = static_cast<char*>(part.out[k]) + (outer_begin * args_.row + inner_begin) * size;
+    advance(part.out[k], (outer_begin * args_.row + inner_begin) * size);
   }
   return part;
 }
@@ -254,7 +254,7 @@ void ReductionPlan::run_in_parts(const ReductionArgs& whole) const {
       ReductionArgs a = whole;
       a.first = k * grain;
       a.n = std::min(grain, whole.n - a.first);
-      a.in = static_cast<const char*>(whole.in) + a.first * element_size(whole.dtype);
+      advance(a.in, a.first * element_size(whole.dtype));
       kernel_.part(a, &states[k]);
     }
   });

@@ -96,8 +96,8 @@ class ScanPlan {
       ScanArgs a = args_;
       a.outer = outer;
       a.inner = inner;
-      a.in = static_cast<const char*>(a.in) + at * element_size(a.dtype);
-      a.out = static_cast<char*>(a.out) + at * out_size;
+      advance(a.in, at * element_size(a.dtype));
+      advance(a.out, at * out_size);
       a.index = index ? index + at : nullptr;
       run(a);
     });

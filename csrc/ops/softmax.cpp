@@ -89,8 +89,8 @@ class SoftmaxPlan {
     part.outer = outer;
     part.inner = inner;
     const int64_t bytes = at * element_size(args_.dtype);
-    for (auto& p : part.in) p = p ? static_cast<const char*>(p) + bytes : p;
-    part.out = static_cast<char*>(part.out) + bytes;
+    for (auto& p : part.in) advance(p, bytes);
+    advance(part.out, bytes);
     return part;
   }
 

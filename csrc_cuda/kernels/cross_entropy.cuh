@@ -18,6 +18,7 @@ struct CrossEntropyRow {
   const T* const weight = static_cast<const T*>(a.weight);
   const int64_t target = a.target && me.inside ? a.target[me.run] : -1;
   const bool ignored = a.target && target == a.ignore_index;
+  const bool spread = !a.target || a.smoothing != 0;  // q is not the target class's own part alone
   const C even = C(a.smoothing / double(a.classes)), kept = C(1 - a.smoothing);
 
   // A target outside the classes is never read with.
@@ -49,7 +50,7 @@ __global__ void __launch_bounds__(block_threads) cross_entropy_forward(CrossEntr
   const ExpSumState all = exp_sum(row.x, a.classes, 1, row.me, tiles);
   const double lse = all.largest + ::log(all.sum);
   double loss = 0;
-  if (!a.target || a.smoothing != 0) {
+  if (row.spread) {
     loss = row.sum([&](int64_t c) { return row.q(c) * (lse - double(widen<T>(row.x[c]))); });
   }
   if (!row.me.inside || row.me.step != 0) return;
@@ -88,14 +89,13 @@ __global__ void __launch_bounds__(block_threads) cross_entropy_backward(CrossEnt
   const auto& me = row.me;
   const double own = a.target && me.inside ? (1 - a.smoothing) * row.target_weight() : 0;
   double Q = own;
-  if (!a.target || a.smoothing != 0) Q += row.sum([&](int64_t c) { return row.q(c); });
+  if (row.spread) Q += row.sum([&](int64_t c) { return row.q(c); });
   if (!me.inside) return;
   const double scale = a.divisor ? 1 / *a.divisor : 1;
   const double g =
       row.ignored ? 0 : scale * double(widen<T>(static_cast<const T*>(a.grad)[a.grad_of_rows ? me.run : 0]));
   // In two parts, so that its rounding is not felt in the exponential.
   const C lse = C(a.lse[me.run]), rest = C(a.lse[me.run] - double(lse)), up = C(g * Q), down = C(g);
-  const bool spread = !a.target || a.smoothing != 0;
   T* const out = static_cast<T*>(a.grad_x) + me.run * a.classes;
   each_pack(row.x, a.classes, 1, me.step, tiles.height, [&](int64_t c, auto count) {
     C v[count];
@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(block_threads) cross_entropy_backward(CrossEnt
         const double p = ::exp(double(v[j]) - a.lse[me.run]);
         v[j] = C(g * (Q * p - double(row.even * row.weight_of(c + j)) - own));
       } else {
-        v[j] = math::exp((v[j] - lse) - rest) * up - (spread ? down * row.q(c + j) : C(0));
+        v[j] = math::exp((v[j] - lse) - rest) * up - (row.spread ? down * row.q(c + j) : C(0));
       }
     }
     store_values<count>(out + c, v);

@@ -49,15 +49,20 @@ __device__ __forceinline__ void one_pack(const Pointers<T>& p, const Scalars<Com
   if constexpr (!std::is_same_v<Result, C>) reinterpret_cast<P*>(p.out[1])[k] = out[1];
 }
 
-// Packs of `count` elements by all threads, what is left by the first few.
+// f(i, size) for all packs of `count` elements, and then for what is left, one by one: by all threads of the grid.
+template <int count, class F>
+__device__ __forceinline__ void each_of_grid(int64_t n, F f) {
+  const int64_t first = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+  const int64_t step = int64_t(gridDim.x) * blockDim.x;
+  for (int64_t i = first; i < n / count; i += step) f(i, std::integral_constant<int, count>());
+  for (int64_t i = n / count * count + first; i < n; i += step) f(i, std::integral_constant<int, 1>());
+}
+
 template <class Op, class T, int count>
 __global__ void __launch_bounds__(block_threads) elementwise(int64_t n, Pointers<T> p, Scalars<Compute<T>> scalars) {
   constexpr auto tensors = std::make_index_sequence<Op::tensors>();
   constexpr auto constants = std::make_index_sequence<Op::scalars>();
-  const int64_t first = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
-  const int64_t step = int64_t(gridDim.x) * blockDim.x;
-  for (int64_t i = first; i < n / count; i += step) one_pack<Op, T, count>(p, scalars, i, tensors, constants);
-  for (int64_t i = n / count * count + first; i < n; i += step) one_pack<Op, T, 1>(p, scalars, i, tensors, constants);
+  each_of_grid<count>(n, [&](int64_t i, auto size) { one_pack<Op, T, size>(p, scalars, i, tensors, constants); });
 }
 
 // The arguments of a formula's kernel.

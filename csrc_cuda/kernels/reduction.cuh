@@ -9,7 +9,7 @@
 #include "exp_sum.cuh"
 
 namespace rusttorch {
-namespace reducer {
+namespace {
 
 template <class F, class T>
 struct Fold {
@@ -155,38 +155,12 @@ struct logsumexp {
   }
 };
 
-#define RUSTTORCH_FOLD(name) \
-  template <class T>         \
-  using name = Fold<rusttorch::name, T>;
-RUSTTORCH_FOLD(sum)
-RUSTTORCH_FOLD(mean)
-RUSTTORCH_FOLD(prod)
-RUSTTORCH_FOLD(amax)
-RUSTTORCH_FOLD(amin)
-RUSTTORCH_FOLD(norm1)
-RUSTTORCH_FOLD(norm2)
-RUSTTORCH_FOLD(norm_inf)
-#undef RUSTTORCH_FOLD
-template <class T>
-using max_index = Extreme<Largest, true, T>;
-template <class T>
-using min_index = Extreme<Smallest, true, T>;
-template <class T>
-using argmax = Extreme<Largest, false, T>;
-template <class T>
-using argmin = Extreme<Smallest, false, T>;
-template <class T>
-using any = Truth<true, T>;
-template <class T>
-using all = Truth<false, T>;
-template <class T>
-using var = Moments<Moment::var, T>;
-template <class T>
-using std = Moments<Moment::std, T>;
-template <class T>
-using var_mean = Moments<Moment::var_mean, T>;
+}  // namespace
+}  // namespace rusttorch
 
-}  // namespace reducer
+#include "../../csrc/kernels/reducers.h"
+
+namespace rusttorch {
 
 // A part of each run: the result, or the state where there are several parts.
 template <class R, class T>

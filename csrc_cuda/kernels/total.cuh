@@ -23,13 +23,9 @@ __global__ void __launch_bounds__(block_threads)
     sum_formula(int64_t n, Pointers<T> p, Scalars<Compute<T>> scalars, double* parts) {
   constexpr auto tensors = std::make_index_sequence<Op::tensors>();
   constexpr auto constants = std::make_index_sequence<Op::scalars>();
-  const int64_t first = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
-  const int64_t step = int64_t(gridDim.x) * blockDim.x;
   double sum = 0;
-  for (int64_t i = first; i < n / count; i += step) sum += sum_pack<Op, T, count>(p, scalars, i, tensors, constants);
-  for (int64_t i = n / count * count + first; i < n; i += step) {
-    sum += sum_pack<Op, T, 1>(p, scalars, i, tensors, constants);
-  }
+  each_of_grid<count>(n,
+                      [&](int64_t i, auto size) { sum += sum_pack<Op, T, size>(p, scalars, i, tensors, constants); });
   sum = sum_threads(sum, 1, block_threads);
   if (threadIdx.x == 0) parts[blockIdx.x] = sum;
 }
