@@ -56,12 +56,16 @@ void for_each_schema(const SchemaVisitor& f) {
 }
 
 bool is_inplace(const c10::FunctionSchema& schema) {
-  return base_name(schema).back() == '_' && !schema.returns().empty();
+  return base_name(schema).back() == '_' && !schema.returns().empty() && schema.returns()[0].alias_info();
 }
 
 bool is_out(const c10::FunctionSchema& schema) {
   return std::any_of(schema.arguments().begin(), schema.arguments().end(),
                      [](const c10::Argument& argument) { return is_out(argument); });
+}
+
+bool only_updates(const c10::FunctionSchema& schema) {
+  return schema.is_mutable() && !is_out(schema) && !is_inplace(schema);
 }
 
 std::string functional_name(const c10::FunctionSchema& schema) {

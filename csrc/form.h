@@ -1,7 +1,7 @@
 #pragma once
 
-// The three forms of an op (functional, in-place, out=), told from its schema. An optimizer's step, which returns
-// nothing, has none of them.
+// The three forms of an op (functional, in-place, out=), told from its schema. An optimizer's step, which writes
+// to its arguments and returns none of them, has none of these forms: it only updates.
 
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/function_schema.h>
@@ -18,6 +18,7 @@ void for_each_schema(const SchemaVisitor& f);
 
 bool is_inplace(const c10::FunctionSchema& schema);
 bool is_out(const c10::FunctionSchema& schema);
+bool only_updates(const c10::FunctionSchema& schema);
 // "name.overload" of the op that returns what this one writes: add_.Tensor, add.out -> add.Tensor.
 std::string functional_name(const c10::FunctionSchema& schema);
 

@@ -22,6 +22,7 @@ std::string parser_type(const c10::Argument& argument) {
   if (text == "str") text = "c10::string_view";
   if (text == "int" || text == "SymInt") text = "int64_t";
   if (text == "float") text = "double";
+  if (text == "Tensor[]") text = "TensorList";
   if (text == "int[]") text = argument.N() ? "IntArrayRef[" + std::to_string(*argument.N()) + "]" : "IntArrayRef";
   return text + (optional ? "?" : "");
 }
@@ -53,6 +54,11 @@ std::vector<int64_t> integers(PyObject* object) {
   return {handle.cast<int64_t>()};
 }
 
+IValue list(torch::PythonArgs& r, int i, const c10::Type& type) {
+  if (type.isSubtypeOf(*c10::ListType::ofTensors())) return r.tensorlist(i);
+  return integers(r.args[i]);
+}
+
 // A functional (or in-place) overload, and the overload that takes out=.
 struct Overload {
   c10::OperatorHandle op;
@@ -79,7 +85,7 @@ class Function {
   }
 
  private:
-  static constexpr int max_arguments = 12;
+  static constexpr int max_arguments = 15;
 
   struct Signature {
     size_t overload;
@@ -132,7 +138,7 @@ class Function {
       case c10::TypeKind::BoolType: return r.toBool(i);
       case c10::TypeKind::FloatType: return r.toDouble(i);
       case c10::TypeKind::StringType: return std::string(r.stringView(i));
-      case c10::TypeKind::ListType: return integers(r.args[i]);
+      case c10::TypeKind::ListType: return list(r, i, *type);
       case c10::TypeKind::MemoryFormatType: return int64_t(r.memoryformat(i));
       case c10::TypeKind::ScalarTypeType: return int64_t(r.scalartype(i));
       default: return r.toInt64(i);
@@ -179,17 +185,21 @@ class Function {
   py::object self_, callable_;
 };
 
-// Optimizers over lists are for torch.optim, and rusttorch.optim.
+// Optimizers and the like: what rusttorch.optim and rusttorch.foreach are made of.
 bool takes_lists(const c10::FunctionSchema& schema) {
   return schema.arguments()[0].real_type()->isSubtypeOf(*c10::ListType::ofTensors());
 }
 
-// Every name of the table, as a builtin of module m.
-void add_functions(py::module_& m) {
+bool returns_list(const c10::FunctionSchema& schema) {
+  return !schema.returns().empty() && schema.returns()[0].type()->kind() == c10::TypeKind::ListType;
+}
+
+// Every name of the table, as a builtin: of one module where it takes lists of tensors, else of the other.
+void add_functions(py::module_& functions, py::module_& lists) {
   std::vector<std::string> order;
   std::map<std::string, std::vector<Overload>> by_name;
   for_each_schema([&](const c10::FunctionSchema& schema, const std::string&, const std::string& name) {
-    if (is_out(schema) || takes_lists(schema)) return;
+    if (is_out(schema) || returns_list(schema)) return;
     const std::string base = name.substr(0, name.find('.'));
     if (!by_name.contains(base)) order.push_back(base);
     by_name[base].push_back({find_op("rusttorch", name).value(), std::nullopt});
@@ -200,7 +210,10 @@ void add_functions(py::module_& m) {
       }
     });
   });
-  for (const auto& name : order) m.attr(name.c_str()) = (new Function(name, by_name[name]))->object();
+  for (const auto& name : order) {
+    auto& m = takes_lists(by_name[name][0].op.schema()) ? lists : functions;
+    m.attr(name.c_str()) = (new Function(name, by_name[name]))->object();
+  }
 }
 
 }  // namespace
@@ -228,6 +241,6 @@ PYBIND11_MODULE(_C, m) {
     }
     return all;
   });
-  auto functions = m.def_submodule("functions");
-  add_functions(functions);
+  auto functions = m.def_submodule("functions"), lists = m.def_submodule("lists");
+  add_functions(functions, lists);
 }

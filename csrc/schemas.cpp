@@ -273,6 +273,18 @@ const std::vector<Family>& families() {
           R"(adam_update(Tensor(a!) self, Tensor grad, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, int step, Tensor(d!)? max_exp_avg_sq=None, *, float lr=0.001, float beta1=0.9, float beta2=0.999, float eps=1e-08, float weight_decay=0., bool maximize=False) -> ())",
           R"(adamw_update(Tensor(a!) self, Tensor grad, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, int step, Tensor(d!)? max_exp_avg_sq=None, *, float lr=0.001, float beta1=0.9, float beta2=0.999, float eps=1e-08, float weight_decay=0.01, bool maximize=False) -> ())",
       }},
+      {"foreach", {
+          R"(_foreach_add_.Scalar(Tensor(a!)[] self, Scalar scalar) -> ())",
+          R"(_foreach_mul_.Scalar(Tensor(a!)[] self, Scalar scalar) -> ())",
+          R"(_foreach_mul_.Tensor(Tensor(a!)[] self, Tensor other) -> ())",
+          R"(_foreach_clamp_min_.Scalar(Tensor(a!)[] self, Scalar scalar) -> ())",
+          R"(_foreach_clamp_max_.Scalar(Tensor(a!)[] self, Scalar scalar) -> ())",
+          R"(_foreach_norm.Scalar(Tensor[] self, Scalar ord=2, ScalarType? dtype=None) -> Tensor[])",
+          R"(_foreach_lerp_.Scalar(Tensor(a!)[] self, Tensor[] tensors1, Scalar weight) -> ())",
+          R"(_foreach_zero_(Tensor(a!)[] self) -> ())",
+          R"(clip_grad_norm_(Tensor(a!)[] grads, float max_norm, float norm_type=2.0, bool error_if_nonfinite=False) -> Tensor)",
+          R"(clip_grad_value_(Tensor(a!)[] grads, float clip_value) -> ())",
+      }},
   };
   // clang-format on
   return table;

@@ -15,8 +15,9 @@ namespace {
 const std::map<std::string, Row>& rows() {
   static const auto all = [] {
     std::map<std::string, Row> map;
-    for (const Rows* table : {&pointwise_rows(), &activation_rows(), &reduction_rows(), &scan_rows(), &copy_rows(),
-                              &softmax_rows(), &loss_rows(), &cross_entropy_rows(), &optimizer_rows()}) {
+    for (const Rows* table :
+         {&pointwise_rows(), &activation_rows(), &reduction_rows(), &scan_rows(), &copy_rows(), &softmax_rows(),
+          &loss_rows(), &cross_entropy_rows(), &optimizer_rows(), &foreach_rows()}) {
       for (const Row& row : *table) map.emplace(row.name, row);
     }
     return map;

@@ -162,19 +162,43 @@ class NotDifferentiable final : public c10::OperatorKernel {
   }
 };
 
-// Of an optimizer's step, below autograd: what it writes has changed.
+// f(tensor, whether the op writes it) for every tensor of a call, in lists too.
+template <class F>
+void for_each_tensor(const c10::OperatorHandle& op, const Stack& stack, F f) {
+  const auto& arguments = op.schema().arguments();
+  const size_t begin = stack.size() - arguments.size();
+  for (size_t i = 0; i < arguments.size(); ++i) {
+    const IValue& value = stack[begin + i];
+    const bool written = arguments[i].alias_info() && arguments[i].alias_info()->isWrite();
+    if (value.isTensor() && value.toTensor().defined()) {
+      f(value.toTensor(), written);
+    } else if (value.isTensorList()) {
+      for (const Tensor& t : value.toTensorVector()) f(t, written);
+    }
+  }
+}
+
+// The autograd kernel of an op over lists, which has no derivative: none of its tensors may need one.
+class NeedsNoGrad final : public c10::OperatorKernel {
+ public:
+  void operator()(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
+    if (c10::GradMode::is_enabled()) {
+      for_each_tensor(op, *stack, [&](const Tensor& t, bool written) {
+        if (written) ag::check_inplace(t, t.requires_grad());
+        TORCH_CHECK_NOT_IMPLEMENTED(!t.requires_grad(), op.schema().name(), " has no derivative");
+      });
+    }
+    below(op, keys, stack);
+  }
+};
+
+// Below autograd: what it writes has changed.
 class Updates final : public c10::OperatorKernel {
  public:
   void operator()(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
-    const auto& arguments = op.schema().arguments();
-    const size_t begin = stack->size() - arguments.size();
-    for (size_t i = 0; i < arguments.size(); ++i) {
-      const IValue& value = (*stack)[begin + i];
-      if (!arguments[i].alias_info() || !arguments[i].alias_info()->isWrite() || value.isNone()) continue;
-      for (const Tensor& t : value.isTensor() ? std::vector<Tensor>{value.toTensor()} : value.toTensorVector()) {
-        ag::increment_version(t);
-      }
-    }
+    for_each_tensor(op, *stack, [](const Tensor& t, bool written) {
+      if (written) ag::increment_version(t);
+    });
     const at::AutoDispatchBelowADInplaceOrView guard;
     op.redispatchBoxed(keys & c10::after_ADInplaceOrView_keyset, stack);
   }
@@ -205,9 +229,11 @@ Tensor call(const char* op, std::vector<c10::IValue> arguments) {
 
 TORCH_LIBRARY_IMPL(rusttorch, Autograd, m) {
   using namespace rusttorch;
-  for_each_schema([&](const c10::FunctionSchema& schema, const std::string&, const std::string& name) {
+  for_each_schema([&](const c10::FunctionSchema& schema, const std::string& family, const std::string& name) {
     if (is_out(schema)) {
       m.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunctor(std::make_unique<autograd::NotDifferentiable>()));
+    } else if (family == "foreach") {
+      m.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunctor(std::make_unique<autograd::NeedsNoGrad>()));
     } else if (const auto* formula = autograd::find_formula(functional_name(schema))) {
       m.impl(name.c_str(),
              torch::CppFunction::makeFromBoxedFunctor(std::make_unique<autograd::Differentiable>(formula)));
@@ -219,7 +245,7 @@ TORCH_LIBRARY_IMPL(rusttorch, Autograd, m) {
 TORCH_LIBRARY_IMPL(rusttorch, ADInplaceOrView, m) {
   using namespace rusttorch;
   for_each_schema([&](const c10::FunctionSchema& schema, const std::string&, const std::string& name) {
-    if (schema.returns().empty()) {
+    if (only_updates(schema)) {
       m.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunctor(std::make_unique<autograd::Updates>()));
     } else if (is_out(schema) || (is_inplace(schema) && autograd::find_formula(functional_name(schema)))) {
       m.impl(name.c_str(), torch::autograd::autogradNotImplementedInplaceOrViewFallback());

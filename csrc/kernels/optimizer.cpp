@@ -32,16 +32,17 @@ struct OptimizerLoop {
     S* state[F::states + 1] = {};
     for (int k = 0; k < F::states; ++k) state[k] = static_cast<S*>(a.state[k]);
     V s[F::states + 1];
+    const int64_t n = a.n;  // the compiler cannot know that the stores leave it alone
     int64_t i = 0;
-    for (; i + lanes <= a.n; i += lanes) {
+    for (; i + lanes <= n; i += lanes) {
       V x = load<V>(p + i);
       for (int k = 0; k < F::states; ++k) s[k] = load<V>(state[k] + i);
       element(x, load<V>(g + i), s);
       store(p + i, x);
       for (int k = 0; k < F::states; ++k) store(state[k] + i, s[k]);
     }
-    if (i == a.n) return;
-    const int64_t left = a.n - i;
+    if (i == n) return;
+    const int64_t left = n - i;
     V x = load_part<V>(p + i, left, 0);
     for (int k = 0; k < F::states; ++k) s[k] = load_part<V>(state[k] + i, left, 0);
     element(x, load_part<V>(g + i, left, 0), s);

@@ -15,5 +15,6 @@ const Rows& softmax_rows();
 const Rows& loss_rows();
 const Rows& cross_entropy_rows();
 const Rows& optimizer_rows();
+const Rows& foreach_rows();
 
 }  // namespace rusttorch

@@ -1,6 +1,5 @@
 #include "../kernels/optimizer.h"
 
-#include <ATen/Parallel.h>
 #include <ATen/TensorIterator.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/full.h>
@@ -8,6 +7,7 @@
 #include <cmath>
 
 #include "families.h"
+#include "lists.h"
 #include "stock.h"
 
 namespace rusttorch {
@@ -59,14 +59,11 @@ Handed fit(const Lists& lists) {
 template <class Numbers>
 void step_all(const Lists& lists, const OptimizerArgs& common, Numbers numbers) {
   std::vector<OptimizerArgs> all(lists.parameters.size(), common);
-  std::vector<int64_t> chunks_before(all.size() + 1);
-  constexpr int64_t chunk = at::internal::GRAIN_SIZE;
-  int64_t total = 0;
+  Parts parts;
   for (size_t i = 0; i < all.size(); ++i) {
     const Tensor& p = lists.parameters[i];
     OptimizerArgs& a = all[i];
     a.dtype = a.state_dtype = *dtype_of(p);
-    a.n = p.numel();
     a.p = p.mutable_data_ptr();
     a.g = lists.grads[i].const_data_ptr();
     for (size_t k = 0; k < lists.state.size(); ++k) {
@@ -74,28 +71,16 @@ void step_all(const Lists& lists, const OptimizerArgs& common, Numbers numbers) 
       a.state[k] = lists.state[k][i].mutable_data_ptr();
     }
     numbers(a, i);
-    total += a.n;
-    chunks_before[i + 1] = chunks_before[i] + at::divup(a.n, chunk);
+    parts.add(p.numel());
   }
   const auto run = kernel(lists.kernel, c10::DeviceType::CPU).run;
-  if (total < chunk || at::get_num_threads() == 1) {
-    for (const auto& a : all) run(a);
-    return;
-  }
-  // Small parameters come together, until they are worth a thread.
-  const int64_t grain = std::max<int64_t>(1, chunks_before.back() * chunk / total);
-  at::parallel_for(0, chunks_before.back(), grain, [&](int64_t begin, int64_t end) {
-    size_t i = std::upper_bound(chunks_before.begin(), chunks_before.end(), begin) - chunks_before.begin() - 1;
-    for (int64_t c = begin; c < end; ++c) {
-      while (c >= chunks_before[i + 1]) ++i;
-      OptimizerArgs part = all[i];
-      const int64_t first = (c - chunks_before[i]) * chunk;
-      part.n = std::min(chunk, part.n - first);
-      advance(part.p, first * element_size(part.dtype));
-      advance(part.g, first * element_size(part.dtype));
-      for (auto*& s : part.state) advance(s, first * element_size(part.state_dtype));
-      run(part);
-    }
+  parts.run([&](int64_t, size_t i, int64_t first, int64_t n) {
+    OptimizerArgs part = all[i];
+    part.n = n;
+    advance(part.p, first * element_size(part.dtype));
+    advance(part.g, first * element_size(part.dtype));
+    for (auto*& s : part.state) advance(s, first * element_size(part.state_dtype));
+    run(part);
   });
 }
 

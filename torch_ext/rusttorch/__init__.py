@@ -17,6 +17,7 @@ if _build.TORCH.split("+")[0] != torch.__version__.split("+")[0]:
 
 from . import _C, _register, names, optim
 from .ab import AB
+from .foreach import clip_grad_norm_, clip_grad_value_, ema_update_
 from .swap import disable, enable, ops, reset_stats, stats, use
 
 _functions = {name: f for name, f in vars(_C.functions).items() if not name.startswith("__")}
@@ -27,8 +28,11 @@ cross_entropy = _C.functions.cross_entropy_loss  # torch.nn.functional's name
 __version__ = "0.1.0"
 __all__ = [
     "AB",
+    "clip_grad_norm_",
+    "clip_grad_value_",
     "cross_entropy",
     "disable",
+    "ema_update_",
     "enable",
     "ops",
     "optim",

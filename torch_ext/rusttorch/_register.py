@@ -55,7 +55,9 @@ FAKE = {
     "cross_entropy_loss_forward": _cross_entropy_loss_forward,
     "cross_entropy_loss_backward": _like_input,
     "linear_cross_entropy_forward": _linear_cross_entropy_forward,
+    "clip_grad_norm_": lambda grads, *args, **kwargs: grads[0].new_empty(()) if grads else torch.empty(()),
 }
+LISTS = ("optimizer", "foreach")  # families
 ELEMENTWISE = ("pointwise", "activation")  # families
 
 
@@ -128,8 +130,12 @@ def register_elementwise_vmap(name):
 
 def register():
     for family, name, _ in _C.entries():
-        if family == "optimizer":  # only writes; under vmap there is none
-            torch.library.register_fake(f"rusttorch::{name}", lambda *args, **kwargs: None)
+        if family in LISTS:  # which vmap does not know
+            nothing = not overload("rusttorch", name)._schema.returns
+            if nothing:
+                torch.library.register_fake(f"rusttorch::{name}", lambda *args, **kwargs: None)
+            else:
+                register_fake(name)
             continue
         composite = torch._C._dispatch_has_kernel_for_dispatch_key(f"rusttorch::{name}", "CompositeImplicitAutograd")
         if not composite:  # else made of other ops of the table, which have their fake kernels

@@ -12,7 +12,9 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.optim.sgd import sgd
 
-_ops = torch.ops.rusttorch
+from . import _C
+
+_ops = _C.lists
 
 
 def _is_open(group):
@@ -27,11 +29,6 @@ def _is_open(group):
 
 def _fits(params):
     return all(p.is_cpu and p.is_floating_point() for p in params)
-
-
-def _call(op, *lists, lr, **options):
-    overload = op.tensor_lr if isinstance(lr, torch.Tensor) else op.default
-    overload(*lists, lr=lr, **options)
 
 
 class _OnePass:
@@ -73,9 +70,9 @@ class Adam(_OnePass, torch.optim.Adam):
         if not steps:
             return
         amp = self._amp()
-        torch._foreach_add_(steps, 1)
-        _call(
-            _ops._fused_adamw_ if group["decoupled_weight_decay"] else _ops._fused_adam_,
+        _ops._foreach_add_(steps, 1)
+        update = _ops._fused_adamw_ if group["decoupled_weight_decay"] else _ops._fused_adam_
+        update(
             *lists,
             lr=group["lr"],
             beta1=float(group["betas"][0]),
@@ -102,27 +99,27 @@ class SGD(_OnePass, torch.optim.SGD):
         if self._init_group(group, params, grads, buffers):  # sparse gradients among them
             options = {name: group[name] for name in (*self._options, "lr")}
             sgd(params, grads, buffers, has_sparse_grad=True, foreach=False, **options)
-            return None
+            return
         if group["momentum"] == 0:
-            return self._call(group, params, grads, [], False)
+            self._call(group, params, grads, [], False)
+            return
         # The first gradient is the momentum; parameters that have none yet go apart.
-        for first in (True, False):
-            chosen = [k for k, buffer in enumerate(buffers) if (buffer is None) == first]
-            if not chosen:
-                continue
-            mine = [torch.empty_like(grads[k]) if first else buffers[k] for k in chosen]
-            self._call(group, [params[k] for k in chosen], [grads[k] for k in chosen], mine, first)
-            for k, buffer in zip(chosen, mine, strict=True):
+        new = [k for k, buffer in enumerate(buffers) if buffer is None]
+        if new:
+            fresh = [torch.empty_like(grads[k]) for k in new]
+            self._call(group, [params[k] for k in new], [grads[k] for k in new], fresh, True)
+            for k, buffer in zip(new, fresh, strict=True):
                 self.state[params[k]]["momentum_buffer"] = buffer
+            rest = [k for k, buffer in enumerate(buffers) if buffer is not None]
+            params, grads, buffers = ([values[k] for k in rest] for values in (params, grads, buffers))
+        self._call(group, params, grads, buffers, False)
 
     _options = ("weight_decay", "momentum", "dampening", "nesterov", "maximize")
 
     def _call(self, group, params, grads, buffers, first):
         if params:
             options = {name: group[name] for name in self._options}
-            _call(
-                _ops._fused_sgd_, params, grads, buffers, lr=group["lr"], is_first_step=first, **options, **self._amp()
-            )
+            _ops._fused_sgd_(params, grads, buffers, lr=group["lr"], is_first_step=first, **options, **self._amp())
 
 
 class Hooks:

@@ -1,0 +1,46 @@
+#pragma once
+
+// Work over lists of tensors: many small ones share one parallel region, a large one is shared by the threads.
+
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+namespace rusttorch {
+
+class Parts {
+ public:
+  // Another tensor, of n elements.
+  void add(int64_t n) {
+    total_ += n;
+    lengths_.push_back(n);
+    before_.push_back(before_.back() + at::divup(n, most));
+  }
+  int64_t count() const { return before_.back(); }
+  // Where the i-th tensor's parts begin, among all.
+  int64_t begin(size_t i) const { return before_[i]; }
+
+  // run(k, i, first, n) for the k-th part: n elements of the i-th tensor, from its first on.
+  template <class Run>
+  void run(Run run) const {
+    // Small tensors come together, until they are worth a thread.
+    const int64_t grain = std::max<int64_t>(1, count() * most / std::max<int64_t>(1, total_));
+    at::parallel_for(0, count(), grain, [&](int64_t begin, int64_t end) {
+      size_t i = std::upper_bound(before_.begin(), before_.end(), begin) - before_.begin() - 1;
+      for (int64_t k = begin; k < end; ++k) {
+        while (k >= before_[i + 1]) ++i;
+        const int64_t first = (k - before_[i]) * most;
+        run(k, i, first, std::min(most, lengths_[i] - first));
+      }
+    });
+  }
+
+ private:
+  static constexpr int64_t most = at::internal::GRAIN_SIZE;  // elements of a part
+  std::vector<int64_t> lengths_, before_{0};                 // before_: parts of the tensors before
+  int64_t total_ = 0;
+};
+
+}  // namespace rusttorch

@@ -1,0 +1,240 @@
+"""Ops over lists of tensors: as the same op on each tensor, and as torch.nn.utils."""
+
+import copy
+from functools import partial
+
+import pytest
+import rusttorch
+import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+SHAPES = [(), (1,), (17,), (33, 65), (70_000,), (0,), (3, 5, 7)]
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+INF = float("inf")
+
+
+def tensors(dtype, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    all_ = [torch.randn(shape, generator=generator, dtype=torch.float64).mul(3).to(dtype) for shape in SHAPES]
+    all_[3] = all_[3].t().contiguous().t()  # dense, and not contiguous
+    return all_
+
+
+def without_empty(make, dtype):  # it has no infinity norm
+    return [t for t in make(dtype) if t.numel()]
+
+
+def strided(dtype):
+    return [torch.ones(6, 4, dtype=dtype)[:, ::2], torch.ones(3, dtype=dtype)]
+
+
+def both(name, lists, *args):
+    """What torch.NAME and rusttorch's op leave in copies of the first list."""
+    results = []
+    for op in (getattr(torch, name), getattr(torch.ops.rusttorch, name)):
+        mine = copy.deepcopy(lists)
+        with torch.no_grad():
+            op(*mine, *args)
+        results.append(mine[0])
+    return results
+
+
+@pytest.mark.parametrize("dtype", (*FLOATS, torch.int64), ids=str)
+@pytest.mark.parametrize("make", (tensors, strided))
+@pytest.mark.parametrize("scalar", (2, -3))
+def test_by_scalar(dtype, make, scalar):
+    for name in ("_foreach_add_", "_foreach_mul_"):
+        stock, ours = both(name, [make(dtype)], scalar)
+        assert all(map(torch.equal, stock, ours))
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("make", (tensors, strided))
+def test_lerp(dtype, make):
+    lists = [make(dtype), [t * 2 for t in make(dtype)]]
+    stock, ours = both("_foreach_lerp_", lists, 0.25)
+    for s, o, a, b in zip(stock, ours, *lists, strict=True):
+        exact = torch.lerp(a.double(), b.double(), 0.25)
+        assert (o - exact).abs().sum() <= 2 * (s - exact).abs().sum() + torch.finfo(dtype).eps * exact.abs().sum()
+
+
+@pytest.mark.parametrize("dtype", (*FLOATS, torch.int64, torch.bool, torch.complex64), ids=str)
+@pytest.mark.parametrize("make", (tensors, strided))
+def test_zero(dtype, make):
+    _, ours = both("_foreach_zero_", [make(dtype)])
+    assert all(not t.any() for t in ours)
+
+
+def test_a_list_runs_here_or_in_stock_as_a_whole():
+    rusttorch.reset_stats()
+    with rusttorch.use("foreach"):
+        torch._foreach_add_(tensors(torch.float32), 1)
+        torch._foreach_add_([*tensors(torch.float32), *strided(torch.float32)], 1)
+    ran, handed = rusttorch.stats()["_foreach_add_.Scalar"]
+    assert (ran, sum(handed.values())) == (1, 1)
+
+
+def test_versions_and_leaves():
+    x, leaf = torch.zeros(3), torch.zeros(3, requires_grad=True)
+    torch.ops.rusttorch._foreach_add_([x], 1)
+    assert x._version == 1
+    with pytest.raises(RuntimeError, match="a leaf Variable that requires grad"):
+        torch.ops.rusttorch._foreach_add_([leaf], 1)
+    with pytest.raises(NotImplementedError, match="_foreach_mul_.* has no derivative"):
+        torch.ops.rusttorch._foreach_mul_([leaf * 1], 2)
+    assert not leaf.any()
+
+
+@pytest.mark.parametrize("threads", (1, 2))
+def test_opcheck(threads):
+    torch.set_num_threads(threads)
+    lists = tensors(torch.float32)
+    for name, overload, args in (
+        ("_foreach_add_", "Scalar", (lists, 2)),
+        ("_foreach_mul_", "Scalar", (lists, 2)),
+        ("_foreach_mul_", "Tensor", (lists, torch.tensor(2.0))),
+        ("_foreach_clamp_min_", "Scalar", (lists, 2)),
+        ("_foreach_clamp_max_", "Scalar", (lists, 2)),
+        ("_foreach_lerp_", "Scalar", (lists, tensors(torch.float32, 1), 0.5)),
+        ("_foreach_zero_", "default", (lists,)),
+        ("_foreach_norm", "Scalar", (lists, 2)),
+        ("clip_grad_norm_", "default", (lists, 1.0)),
+        ("clip_grad_value_", "default", (lists, 1.0)),
+    ):
+        torch.library.opcheck(getattr(getattr(torch.ops.rusttorch, name), overload), args)
+
+
+def with_grads(dtype, make=tensors):
+    params = [torch.nn.Parameter(torch.zeros_like(t)) for t in make(dtype)]
+    for p, g in zip(params, make(dtype), strict=True):
+        p.grad = g
+    return [*params, torch.nn.Parameter(torch.zeros(3))]  # the last has none
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("make", (tensors, strided))
+@pytest.mark.parametrize("norm_type", (1, 2, INF, 3))
+@pytest.mark.parametrize("max_norm", (0.5, 1e30))
+def test_clip_grad_norm(dtype, make, norm_type, max_norm):
+    if dtype == torch.float16:
+        max_norm = min(max_norm, 6e4)
+    if norm_type == INF:
+        make = partial(without_empty, make)
+    stock, ours, exact = with_grads(dtype, make), with_grads(dtype, make), with_grads(torch.float64, make)
+    for p, s in zip(exact, stock, strict=True):
+        p.grad = s.grad.double().clone() if s.grad is not None else None
+    clip = torch.nn.utils.clip_grad_norm_
+    wanted, norm = clip(stock, max_norm, norm_type), rusttorch.clip_grad_norm_(ours, max_norm, norm_type)
+    truth = clip(exact, max_norm, norm_type)
+    assert norm.dtype == wanted.dtype
+    assert norm.shape == wanted.shape == ()
+    eps = torch.finfo(dtype).eps * (50 if dtype == torch.float64 else 1)  # where the truth is no more than stock's
+    assert (norm - truth).abs() <= 2 * (wanted - truth).abs() + 4 * eps * truth
+    for s, o, e in zip(stock, ours, exact, strict=True):
+        if e.grad is None:
+            assert o.grad is None
+        else:
+            assert (o.grad - e.grad).abs().sum() <= 2 * (s.grad - e.grad).abs().sum() + 2 * eps * e.grad.abs().sum()
+
+
+@pytest.mark.parametrize("value", (float("nan"), INF, -INF))
+def test_a_norm_that_is_not_finite(value):
+    stock, ours = with_grads(torch.float32), with_grads(torch.float32)
+    for params in (stock, ours):
+        params[2].grad[3] = value
+    before = [p.grad.clone() for p in ours if p.grad is not None]
+    with pytest.raises(RuntimeError, match=r"total norm of order 2.*error_if_nonfinite=False"):
+        rusttorch.clip_grad_norm_(ours, 1.0, error_if_nonfinite=True)
+    grads = [p.grad for p in ours if p.grad is not None]
+    assert all(torch.equal(g, b) or g.isnan().any() for g, b in zip(grads, before, strict=True))
+    torch.testing.assert_close(
+        rusttorch.clip_grad_norm_(ours, 1.0), torch.nn.utils.clip_grad_norm_(stock, 1.0), equal_nan=True
+    )
+    for s, o in zip(stock, ours, strict=True):
+        if s.grad is not None:
+            assert torch.equal(s.grad.isnan(), o.grad.isnan())
+
+
+def test_clip_takes_what_torch_takes():
+    p = torch.nn.Parameter(torch.zeros(3))
+    assert rusttorch.clip_grad_norm_([], 1.0) == 0
+    assert rusttorch.clip_grad_norm_(p, 1.0) == 0
+    p.grad = torch.tensor([3.0, 4.0, 0.0])
+    assert rusttorch.clip_grad_norm_(p, 1.0) == 5
+    torch.testing.assert_close(p.grad, torch.tensor([0.6, 0.8, 0.0]))
+    rusttorch.clip_grad_value_((q for q in [p]), 0.7)
+    torch.testing.assert_close(p.grad, torch.tensor([0.6, 0.7, 0.0]))
+    mixed = [torch.nn.Parameter(torch.zeros(2, dtype=d)) for d in (torch.float32, torch.float64)]
+    for m in mixed:
+        m.grad = torch.full_like(m, 2)
+    assert rusttorch.clip_grad_norm_(mixed, 1.0).item() == pytest.approx(4)
+    torch.testing.assert_close(mixed[0].grad, torch.full((2,), 0.5))
+    sparse = torch.nn.Parameter(torch.zeros(3))
+    sparse.grad = torch.sparse_coo_tensor([[0]], [1.0], (3,))
+    errors = []
+    for clip in (torch.nn.utils.clip_grad_value_, rusttorch.clip_grad_value_):
+        with pytest.raises(NotImplementedError) as error:
+            clip([sparse], 1.0)
+        errors.append(str(error.value).split("\n")[0])
+    assert errors[0] == errors[1]
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_stock_clips_through_our_kernels(dtype):
+    stock, ours = with_grads(dtype), with_grads(dtype)
+    rusttorch.reset_stats()
+    for clip, bounds in ((torch.nn.utils.clip_grad_norm_, (1e4, 5.0)), (torch.nn.utils.clip_grad_value_, (1.0,))):
+        for bound in bounds:
+            wanted = clip(stock, bound)
+            with rusttorch.use("foreach"):
+                norm = clip(ours, bound)
+            torch.testing.assert_close(norm, wanted)
+    for s, o in zip(stock, ours, strict=True):
+        torch.testing.assert_close(o.grad, s.grad)
+    names = ("_foreach_norm.Scalar", "_foreach_clamp_min_.Scalar", "_foreach_clamp_max_.Scalar", "_foreach_mul_.Tensor")
+    names = names if dtype.itemsize > 2 else names[:3]  # the product of 16-bit numbers is stock's
+    assert all(rusttorch.stats()[name].ran for name in names)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("value", (1.5, 0.0, INF))
+def test_clip_grad_value(dtype, value):
+    stock, ours = with_grads(dtype), with_grads(dtype)
+    torch.nn.utils.clip_grad_value_(stock, value)
+    rusttorch.clip_grad_value_(ours, value)
+    for s, o in zip(stock, ours, strict=True):
+        assert s.grad is o.grad is None or torch.equal(s.grad, o.grad)
+
+
+def test_ema():
+    model = torch.nn.Sequential(torch.nn.Linear(30, 40), torch.nn.Linear(40, 2))
+    ours = copy.deepcopy(model)
+    stock, swapped = (AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9)) for _ in range(2))
+    for _ in range(4):
+        with torch.no_grad():
+            for p in model.parameters():
+                p.add_(torch.randn_like(p))
+        stock.update_parameters(model)
+        with rusttorch.use("foreach"):
+            swapped.update_parameters(model)
+        if stock.n_averaged == 1:
+            ours.load_state_dict(model.state_dict())
+        else:
+            rusttorch.ema_update_(ours.parameters(), model.parameters(), 0.9)
+    for s, w, o in zip(stock.module.parameters(), swapped.module.parameters(), ours.parameters(), strict=True):
+        torch.testing.assert_close(w, s, rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(o, s, rtol=1e-6, atol=1e-7)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        rusttorch.ema_update_(ours.parameters(), model.parameters(), 1.5)
+    with pytest.raises(RuntimeError, match="same number of tensors"):
+        rusttorch.ema_update_(ours.parameters(), list(model.parameters())[1:], 0.9)
+
+
+def test_zero_grad_of_a_fused_optimizer():
+    params = with_grads(torch.float32)
+    optimizer = torch.optim.SGD(params, lr=0.1, fused=True)
+    rusttorch.reset_stats()
+    with rusttorch.use("foreach"):
+        optimizer.zero_grad(set_to_none=False)
+    assert all(not p.grad.any() for p in params if p.grad is not None)
+    assert rusttorch.stats()["_foreach_zero_"].ran > 0
