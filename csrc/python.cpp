@@ -6,6 +6,7 @@
 #include <torch/csrc/utils/python_arg_parser.h>
 
 #include "form.h"
+#include "memory.h"
 #include "swap.h"
 
 namespace rusttorch {
@@ -227,6 +228,14 @@ PYBIND11_MODULE(_C, m) {
     return all;
   });
   m.def("set_swapped", &set_swapped);
+  m.def("enable_pool", &enable_pool);
+  m.def("pool_is_enabled", &pool_is_enabled);
+  m.def("pool_empty_cache", [] { pool().empty_cache(); });
+  m.def("pool_set_limit", [](size_t bytes) { pool().set_limit(bytes); });
+  m.def("pool_stats", [] {
+    const auto s = pool().stats();
+    return py::make_tuple(s.allocated, s.peak_allocated, s.held, s.allocations);
+  });
   m.def("reset_stats", &reset_stats);
   m.def("stats", [] {
     py::dict all;

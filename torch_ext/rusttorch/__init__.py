@@ -15,7 +15,7 @@ if _build.TORCH.split("+")[0] != torch.__version__.split("+")[0]:
         "rebuild it with `pip install --no-build-isolation --force-reinstall --no-deps .` in its source folder"
     )
 
-from . import _C, _register, names, optim
+from . import _C, _register, memory, names, optim
 from .ab import AB
 from .foreach import clip_grad_norm_, clip_grad_value_, ema_update_
 from .swap import disable, enable, ops, reset_stats, stats, use
@@ -34,6 +34,7 @@ __all__ = [
     "disable",
     "ema_update_",
     "enable",
+    "memory",
     "ops",
     "optim",
     "reset_stats",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from . import swap
+from . import memory, swap
 
 ARMS = ("stock", "swapped")
 ORDERS = (("stock", "swapped", "swapped", "stock"), ("swapped", "stock", "stock", "swapped"))
@@ -84,15 +84,18 @@ class AB:
     is done. Both arms train the same model, so their losses are compared round by round: the mean difference should
     not differ from 0.
 
-    names and exclude choose the ops as in rusttorch.use(). Raises RuntimeError if ops are swapped already.
+    names and exclude choose the ops as in rusttorch.use(). pool: swapped steps also take their memory from
+    rusttorch.memory's pool. step.arm is "stock" or "swapped", for a loop that gives each its own model.
+    Raises RuntimeError if ops are swapped already, or the pool is enabled.
     """
 
-    def __init__(self, *names, exclude=(), block=4, warmup=1, seed=0):
+    def __init__(self, *names, exclude=(), pool=False, block=4, warmup=1, seed=0):
         if block < 1 or warmup < 0:
             raise ValueError(f"block must be at least 1 and warmup at least 0, got {block} and {warmup}")
         self._names, self._exclude = names, exclude
         self._use = swap.use(*names, exclude=exclude)  # an unknown name is an error now, not at the first step
         self._block, self._warmup = block, warmup
+        self._pool = pool
         self._random = random.Random(seed)
         self._plan = []  # arms of the steps to come in this round
         self._arm = None
@@ -128,7 +131,7 @@ class AB:
         if self._arm is not None:
             self._peak[self._arm] = max(self._peak[self._arm], _peak_memory())
         if self._arm == "swapped":
-            self._use.__exit__()
+            self._enter(False)
             for name, (ran, handed) in _difference(swap.stats(), self._before).items():
                 old = self._ran.get(name, swap.OpStats(0, {}))
                 total = {reason: old.handed.get(reason, 0) + n for reason, n in handed.items()}
@@ -136,12 +139,20 @@ class AB:
         if arm is not None and swap._swapped.any():
             self._arm = None
             raise RuntimeError("rusttorch.AB compares with stock, but ops are swapped already: call disable()")
+        if arm is not None and self._pool and memory.is_enabled():
+            self._arm = None
+            raise RuntimeError("rusttorch.AB compares with stock, but the pool is enabled already: call disable_pool()")
         self._arm = arm
         if arm == "swapped":
             self._before = swap.stats()
-            self._use.__enter__()
+            self._enter(True)
         if arm is not None:
             _reset_peak_memory()
+
+    def _enter(self, swapped):
+        self._use.__enter__() if swapped else self._use.__exit__()
+        if self._pool:
+            memory.enable_pool() if swapped else memory.disable_pool()
 
     def close(self):
         """Leaves the dispatcher as it was. report() does so too; further steps may follow."""

@@ -1,0 +1,232 @@
+"""Whole training steps, stock torch against rusttorch, through rusttorch.AB.
+
+    python bench/train.py [--loops mlp cnn gpt] [--against default fused compile] [--threads 1 2] [--out FILE]
+
+mlp: an MLP on scikit-learn's handwritten digits, Adam. cnn: a small CNN with BatchNorm and MaxPool on the same images,
+Adam. gpt: a GPT of 4 layers, d 256, on the characters of the Python standard library's sources, AdamW, gradients
+clipped. The swapped arm has rusttorch's ops and its memory pool.
+
+Stock is torch with its default optimizer, or with fused=True, or torch.compile with its default optimizer, which then
+is compared with swapped and torch.compile together as well. Against the default, both arms train one model in turn;
+else each has its own.
+"""
+
+import argparse
+import json
+import resource
+import sysconfig
+from pathlib import Path
+
+import ops
+import rusttorch
+import torch
+import torch.nn.functional as F
+from sklearn.datasets import load_digits
+from torch import nn
+
+CONTEXT = 128  # characters
+
+
+class Attention(nn.Module):
+    def __init__(self, width, heads):
+        super().__init__()
+        self.heads = heads
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, x):
+        n, length, width = x.shape
+        q, k, v = self.qkv(x).view(n, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.out(y.transpose(1, 2).reshape(n, length, width))
+
+
+class Block(nn.Module):
+    def __init__(self, width, heads, dropout):
+        super().__init__()
+        self.attention = nn.Sequential(nn.LayerNorm(width), Attention(width, heads), nn.Dropout(dropout))
+        self.mlp = nn.Sequential(
+            *(nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU()),
+            *(nn.Linear(4 * width, width), nn.Dropout(dropout)),
+        )
+
+    def forward(self, x):
+        x = x + self.attention(x)
+        return x + self.mlp(x)
+
+
+class GPT(nn.Module):
+    def __init__(self, vocabulary, width=256, layers=4, heads=4, dropout=0.1):
+        super().__init__()
+        self.tokens, self.positions = nn.Embedding(vocabulary, width), nn.Embedding(CONTEXT, width)
+        self.blocks = nn.Sequential(*(Block(width, heads, dropout) for _ in range(layers)))
+        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, vocabulary))
+
+    def forward(self, x):
+        x = self.tokens(x) + self.positions.weight[: x.shape[1]]
+        return self.head(self.blocks(x)).flatten(0, 1)
+
+
+def digits():
+    data = load_digits()
+    return torch.tensor(data.data, dtype=torch.float32) / 16, torch.tensor(data.target)
+
+
+def characters():
+    """The standard library's top-level sources, as numbers."""
+    folder = Path(sysconfig.get_path("stdlib"))
+    text = "".join(path.read_text(encoding="utf-8", errors="ignore") for path in sorted(folder.glob("*.py"))[:60])
+    vocabulary = sorted(set(text))
+    number = {c: i for i, c in enumerate(vocabulary)}
+    return torch.tensor([number[c] for c in text]), len(vocabulary)
+
+
+class Loop:
+    """A model, its optimizer and its batches; step(x, y) trains and returns the loss."""
+
+    clip = None
+
+    def __init__(self, fused=False, compiled=False):
+        torch.manual_seed(0)
+        self.model = self.make_model()
+        self.optimizer = self.make_optimizer(self.model.parameters(), fused=True if fused else None)
+        self.forward = torch.compile(self.model) if compiled else self.model
+
+    def step(self, x, y):
+        self.optimizer.zero_grad()
+        loss = F.cross_entropy(self.forward(x), y)
+        loss.backward()
+        if self.clip:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
+        self.optimizer.step()
+        return loss.detach()
+
+
+class Digits(Loop):
+    def make_optimizer(self, parameters, fused):
+        return torch.optim.Adam(parameters, lr=1e-3, fused=fused)
+
+    @classmethod
+    def batches(cls, generator):
+        x, y = digits()
+        while True:
+            for index in torch.randperm(len(x), generator=generator).split(cls.batch)[:-1]:
+                yield x[index], y[index]
+
+
+class MLP(Digits):
+    batch, rounds = 128, 60
+
+    def make_model(self):
+        hidden = [layer for _ in range(2) for layer in (nn.Linear(256, 256), nn.Mish())]
+        return nn.Sequential(nn.Linear(64, 256), nn.Mish(), *hidden, nn.Linear(256, 10))
+
+
+class CNN(Digits):
+    batch, rounds = 256, 15
+
+    def make_model(self):
+        def block(inputs, outputs):
+            convolution = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+            return convolution, nn.BatchNorm2d(outputs), nn.ReLU()
+
+        return nn.Sequential(
+            *(nn.Unflatten(1, (1, 8, 8)), *block(1, 32), *block(32, 64), nn.MaxPool2d(2)),
+            *(*block(64, 64), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(256, 10)),
+        )
+
+
+class Text(Loop):
+    batch, rounds, clip = 8, 6, 1.0
+    text, vocabulary = None, None
+
+    def make_model(self):
+        if Text.text is None:
+            Text.text, Text.vocabulary = characters()
+        return GPT(self.vocabulary)
+
+    def make_optimizer(self, parameters, fused):
+        return torch.optim.AdamW(parameters, lr=3e-4, fused=fused)
+
+    @classmethod
+    def batches(cls, generator):
+        while True:
+            at = torch.randint(len(cls.text) - CONTEXT - 1, (cls.batch, 1), generator=generator)
+            window = cls.text[at + torch.arange(CONTEXT + 1)]
+            yield window[:, :-1], window[:, 1:].flatten()
+
+
+LOOPS = {"mlp": MLP, "cnn": CNN, "gpt": Text}
+# name: what stock's and swapped's models are made with; None: one model for both
+AGAINST = {
+    "default": None,
+    "fused": ({"fused": True}, {}),
+    "compile": ({"compiled": True}, {}),
+    "compile both": ({"compiled": True}, {"compiled": True}),
+}
+
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
+def measure(kind, against):
+    """One training run whose steps alternate between the arms."""
+    if AGAINST[against] is None:
+        loop = kind()
+        loops = dict.fromkeys(rusttorch.ab.ARMS, loop)
+    else:
+        loops = {arm: kind(**made) for arm, made in zip(rusttorch.ab.ARMS, AGAINST[against], strict=True)}
+    ab = rusttorch.AB(pool=True)
+    batches = kind.batches(torch.Generator().manual_seed(0))
+    fault_counts = {arm: [] for arm in loops}
+    for _ in range(16 * (kind.rounds + 1)):
+        x, y = next(batches)
+        with ab.step(samples=y.numel()) as step:
+            before = faults()
+            step.loss = loops[step.arm].step(x, y)
+            fault_counts[step.arm].append(faults() - before)
+    report = ab.report()
+    return ab, report, {arm: sorted(counts)[len(counts) // 2] for arm, counts in fault_counts.items()}, loops
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--loops", nargs="+", default=list(LOOPS), choices=LOOPS)
+    parser.add_argument("--against", nargs="+", default=list(AGAINST), choices=AGAINST)
+    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--profile", action="store_true", help="what each op takes of a step")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    results = []
+    for threads in options.threads:
+        torch.set_num_threads(threads)
+        for name in options.loops:
+            for against in options.against:
+                ab, report, fault_counts, loops = measure(LOOPS[name], against)
+                low, high = report.interval
+                held = rusttorch.memory.stats()
+                print(
+                    f"{name:4} {threads} thread(s) against {against:12} {report.speedup:.3f}x [{low:.3f}, {high:.3f}]  "
+                    f"{report.median['stock'] * 1e3:.2f} -> {report.median['swapped'] * 1e3:.2f} ms, "
+                    f"faults a step {fault_counts['stock']} -> {fault_counts['swapped']}, "
+                    f"held {held.held / max(1, held.peak_allocated):.2f} of the live peak",
+                    flush=True,
+                )
+                if options.profile:
+                    x, y = next(LOOPS[name].batches(torch.Generator().manual_seed(0)))
+                    print(ab.profile(lambda loop=loops["swapped"], x=x, y=y: loop.step(x, y)))
+                results.append(
+                    {"loop": name, "threads": threads, "against": against, "speedup": report.speedup}
+                    | {"interval": report.interval, "median": report.median, "faults": fault_counts}
+                    | {"loss_difference": report.loss_difference, "loss_interval": report.loss_interval}
+                    | {"held": held.held, "peak_allocated": held.peak_allocated}
+                )
+                rusttorch.memory.empty_cache()
+    if options.out:
+        machine = {"cpu": ops.cpu_name(), "torch": torch.__version__}
+        machine["instruction_set"] = torch.backends.cpu.get_cpu_capability()
+        options.out.write_text(json.dumps({"machine": machine, "results": results}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

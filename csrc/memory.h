@@ -1,0 +1,17 @@
+#pragma once
+
+// The CPU memory pool: an Arena behind c10::SetCPUAllocator.
+
+#include <cstddef>
+
+#include "arena.h"
+
+namespace rusttorch {
+
+// From the first call on, torch's CPU allocator is ours for good, and asks stock's for all that is not the pool's:
+// torch frees some memory (oneDNN's) with the allocator that is in force then, whichever it was when it was allocated.
+void enable_pool(bool on);
+bool pool_is_enabled();
+Arena& pool();
+
+}  // namespace rusttorch
