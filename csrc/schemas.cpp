@@ -2,6 +2,8 @@
 
 #include <torch/library.h>
 
+#include <string_view>
+
 namespace rusttorch {
 
 // Every op of torch.ops.rusttorch, by family. Where aten has the op, the schema is aten's, letter for letter and
@@ -259,6 +261,11 @@ const std::vector<Family>& families() {
           R"(linear_cross_entropy(Tensor input, Tensor linear_weight, Tensor target, Tensor? linear_bias=None, int reduction=1, SymInt ignore_index=-100, float label_smoothing=0.) -> Tensor)",
           R"(linear_cross_entropy_forward(Tensor input, Tensor linear_weight, Tensor target, Tensor? linear_bias, int reduction, SymInt ignore_index, float label_smoothing, bool differentiate) -> (Tensor loss, Tensor grad_input, Tensor grad_weight, Tensor grad_bias))",
       }},
+      {"dropout", {
+          R"(native_dropout(Tensor input, float p, bool? train) -> (Tensor, Tensor))",
+          R"(native_dropout_backward(Tensor grad_output, Tensor mask, float scale) -> Tensor)",
+          R"(dropout(Tensor input, float p, bool train) -> Tensor)",
+      }},
       {"optimizer", {
           R"(_fused_adam_(Tensor(a!)[] self, Tensor(b!)[] grads, Tensor(c!)[] exp_avgs, Tensor(d!)[] exp_avg_sqs, Tensor(e!)[] max_exp_avg_sqs, Tensor[] state_steps, *, float lr, float beta1, float beta2, float weight_decay, float eps, bool amsgrad, bool maximize, Tensor? grad_scale=None, Tensor? found_inf=None) -> ())",
           R"(_fused_adam_.tensor_lr(Tensor(a!)[] self, Tensor(b!)[] grads, Tensor(c!)[] exp_avgs, Tensor(d!)[] exp_avg_sqs, Tensor(e!)[] max_exp_avg_sqs, Tensor[] state_steps, *, Tensor lr, float beta1, float beta2, float weight_decay, float eps, bool amsgrad, bool maximize, Tensor? grad_scale=None, Tensor? found_inf=None) -> ())",
@@ -294,6 +301,10 @@ const std::vector<Family>& families() {
 
 TORCH_LIBRARY(rusttorch, m) {
   for (const auto& family : rusttorch::families()) {
-    for (const char* schema : family.schemas) m.def(schema, {at::Tag::pt2_compliant_tag});
+    for (const char* schema : family.schemas) {
+      const bool random = std::string_view(schema).starts_with("native_dropout(");
+      random ? m.def(schema, {at::Tag::pt2_compliant_tag, at::Tag::nondeterministic_seeded})
+             : m.def(schema, {at::Tag::pt2_compliant_tag});
+    }
   }
 }

@@ -4,6 +4,7 @@
 #include "../csrc/kernels/activation.h"
 #include "../csrc/kernels/copy.h"
 #include "../csrc/kernels/cross_entropy.h"
+#include "../csrc/kernels/dropout.h"
 #include "../csrc/kernels/loss.h"
 #include "../csrc/kernels/optimizer.h"
 #include "../csrc/kernels/pointwise.h"
@@ -86,5 +87,6 @@ RUSTTORCH_TABLE(copy, TransposeKernel)
 RUSTTORCH_TABLE(cross_entropy, CrossEntropyKernel)
 #ifdef RUSTTORCH_EMULATION
 REGISTER_ALL_CPU_DISPATCH(rusttorch_optimizer_stub, nullptr)  // no device has kernels yet
+REGISTER_ALL_CPU_DISPATCH(rusttorch_dropout_stub, nullptr)    // stock's has its own random numbers
 #endif
 }  // namespace at::native

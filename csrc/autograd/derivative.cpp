@@ -208,7 +208,7 @@ const Formula* find_formula(const std::string& op) {
   static const auto by_op = [] {
     std::unordered_map<std::string, const Formula*> map;
     for (const auto* table : {&pointwise_formulas(), &activation_formulas(), &reduction_formulas(), &scan_formulas(),
-                              &softmax_formulas(), &loss_formulas(), &cross_entropy_formulas()}) {
+                              &softmax_formulas(), &loss_formulas(), &cross_entropy_formulas(), &dropout_formulas()}) {
       for (const auto& formula : *table) map.emplace(formula.op, &formula);
     }
     return map;

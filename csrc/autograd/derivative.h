@@ -71,5 +71,6 @@ const std::vector<Formula>& scan_formulas();
 const std::vector<Formula>& softmax_formulas();
 const std::vector<Formula>& loss_formulas();
 const std::vector<Formula>& cross_entropy_formulas();
+const std::vector<Formula>& dropout_formulas();
 
 }  // namespace rusttorch::autograd

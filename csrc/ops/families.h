@@ -16,5 +16,6 @@ const Rows& loss_rows();
 const Rows& cross_entropy_rows();
 const Rows& optimizer_rows();
 const Rows& foreach_rows();
+const Rows& dropout_rows();
 
 }  // namespace rusttorch

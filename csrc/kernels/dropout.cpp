@@ -1,0 +1,116 @@
+#include "dropout.h"
+
+#include <algorithm>
+
+#include "runs.h"
+
+namespace rusttorch {
+namespace {
+
+using W = Vector<uint32_t, vector_bytes>;
+constexpr int words_at_once = vector_bytes / 4;
+
+// state[j] of the next 624 words, from state[j], state[j + 1] and state[j + 397], for the j in [begin, end). What lies
+// before j is of the next words already, so j + 397 wraps around.
+void twist(uint32_t* state, int begin, int end, int far) {
+  const auto next = [](auto low, auto high, auto other) {
+    const auto mixed = (low & 0x80000000u) | (high & 0x7fffffffu);
+    return other ^ (mixed >> 1) ^ (-(high & 1u) & 0x9908b0dfu);
+  };
+  int j = begin;
+  for (; j + words_at_once <= end; j += words_at_once) {
+    store(state + j, W(next(load<W>(state + j), load<W>(state + j + 1), load<W>(state + j + far))));
+  }
+  for (; j < end; ++j) state[j] = next(state[j], state[j + 1], state[j + far]);
+}
+
+void next_state(uint32_t* state) {
+  constexpr int n = Twister::size, m = 397;
+  twist(state, 0, n - m, m);
+  twist(state, n - m, n - 1, m - n);
+  uint32_t last[2] = {state[n - 1], state[0]};
+  const uint32_t mixed = (last[0] & 0x80000000u) | (last[1] & 0x7fffffffu);
+  state[n - 1] = state[m - 1] ^ (mixed >> 1) ^ (-(last[1] & 1u) & 0x9908b0dfu);
+}
+
+template <class V>
+RT_INLINE V temper(V y) {
+  y ^= y >> 11;
+  y ^= (y << 7) & 0x9d2c5680u;
+  y ^= (y << 15) & 0xefc60000u;
+  return y ^ (y >> 18);
+}
+
+void draw(Twister& random, uint32_t* words, int64_t count) {
+  while (count > 0) {
+    if (random.next == Twister::size) {
+      next_state(random.state);
+      random.next = 0;
+    }
+    const int64_t n = std::min<int64_t>(count, Twister::size - random.next);
+    const uint32_t* state = random.state + random.next;
+    int64_t i = 0;
+    for (; i + words_at_once <= n; i += words_at_once) store(words + i, temper(load<W>(state + i)));
+    for (; i < n; ++i) words[i] = temper(state[i]);
+    random.next += int(n);
+    words += n;
+    count -= n;
+  }
+}
+
+// Two words are a number of 53 bits; the first has the high ones.
+void fill_mask(const uint32_t* words, uint8_t* mask, int64_t n, uint64_t kept) {
+  constexpr int64_t at_once = vector_bytes / 8;
+  using D = Vector<uint64_t, vector_bytes>;
+  using Mask = Vector<uint8_t, at_once>;
+  const auto below = [kept](auto pair) { return (((pair >> 32) | (pair << 32)) & ((uint64_t(1) << 53) - 1)) < kept; };
+  int64_t i = 0;
+  for (; i + at_once <= n; i += at_once) {
+    store(mask + i, Mask(__builtin_convertvector(below(load<D>(words + 2 * i)), Mask) & 1));
+  }
+  for (; i < n; ++i) mask[i] = below(uint64_t(words[2 * i]) | uint64_t(words[2 * i + 1]) << 32);
+}
+
+template <class T>
+void apply(const T* in, const uint8_t* mask, T* out, int64_t n, Compute<T> scale) {
+  using V = Vector<Compute<T>>;
+  using Mask = Vector<uint8_t, lanes<V>>;
+  int64_t i = 0;
+  for (; i + lanes<V> <= n; i += lanes<V>) {
+    const V factor = __builtin_convertvector(load<Mask>(mask + i), V) * scale;
+    store(out + i, V(load<V>(in + i) * factor));
+  }
+  for (; i < n; ++i) store_one(out + i, widened(in[i]) * (mask[i] ? scale : 0));
+}
+
+void forward(const DropoutArgs& a) {
+  constexpr int64_t at_once = 1024;
+  uint32_t words[2 * at_once];
+  with_type<floats>(a.dtype, [&](auto t) {
+    using T = decltype(t);
+    for (int64_t i = 0; i < a.n; i += at_once) {
+      const int64_t n = std::min(at_once, a.n - i);
+      draw(*a.random, words, 2 * n);
+      fill_mask(words, a.mask + i, n, a.kept);
+      apply(static_cast<const T*>(a.in) + i, a.mask + i, static_cast<T*>(a.out) + i, n, Compute<T>(a.scale));
+    }
+  });
+}
+
+void backward(const DropoutArgs& a) {
+  with_type<floats>(a.dtype, [&](auto t) {
+    using T = decltype(t);
+    apply(static_cast<const T*>(a.in), a.mask, static_cast<T*>(a.out), a.n, Compute<T>(a.scale));
+  });
+}
+
+#define RUSTTORCH_DROPOUT_KERNEL(name) {&name},
+constexpr DropoutKernel dropout_kernels[] = {RUSTTORCH_DROPOUT(RUSTTORCH_DROPOUT_KERNEL)};
+const DropoutKernel* dropout_table() { return dropout_kernels; }
+
+}  // namespace
+}  // namespace rusttorch
+
+namespace at::native {
+ALSO_REGISTER_AVX512_DISPATCH(rusttorch_dropout_stub, &rusttorch::dropout_table)
+}

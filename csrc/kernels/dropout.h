@@ -1,0 +1,38 @@
+#pragma once
+
+#include "stub.h"
+
+namespace rusttorch {
+
+// The state of a Mersenne Twister of 32-bit words (M. Matsumoto and T. Nishimura, 1998), as at::mt19937 has it.
+struct Twister {
+  static constexpr int size = 624;
+  uint32_t* state;
+  int next;  // the words before it were given out
+};
+
+// out[i] = mask[i] ? in[i] * scale : in[i] * 0
+struct DropoutArgs {
+  Dtype dtype;
+  int64_t n;
+  const void* in;
+  void* out;
+  uint8_t* mask;  // 0 or 1
+  double scale;
+  // Forward, which writes the mask: an element is kept where a random number of 53 bits is below kept.
+  Twister* random;
+  uint64_t kept;
+};
+
+struct DropoutKernel {
+  void (*run)(const DropoutArgs&);
+};
+
+// X(name)
+#define RUSTTORCH_DROPOUT(X) \
+  X(forward)                 \
+  X(backward)
+
+}  // namespace rusttorch
+
+RUSTTORCH_DECLARE_FAMILY_OF(DropoutKernel, dropout, RUSTTORCH_DROPOUT)
