@@ -24,6 +24,7 @@ std::string parser_type(const c10::Argument& argument) {
   if (text == "int" || text == "SymInt") text = "int64_t";
   if (text == "float") text = "double";
   if (text == "Tensor[]") text = "TensorList";
+  if (text == "SymInt[]") text = "int[]";
   if (text == "int[]") text = argument.N() ? "IntArrayRef[" + std::to_string(*argument.N()) + "]" : "IntArrayRef";
   return text + (optional ? "?" : "");
 }
@@ -191,8 +192,13 @@ bool takes_lists(const c10::FunctionSchema& schema) {
   return schema.arguments()[0].real_type()->isSubtypeOf(*c10::ListType::ofTensors());
 }
 
-bool returns_list(const c10::FunctionSchema& schema) {
-  return !schema.returns().empty() && schema.returns()[0].type()->kind() == c10::TypeKind::ListType;
+// What torch's argument parser has no type for: lists of tensors that are returned, and lists of flags.
+bool has_no_function(const c10::FunctionSchema& schema) {
+  const auto is_list = [](const auto& value) { return value.type()->kind() == c10::TypeKind::ListType; };
+  const auto is_flags = [](const auto& argument) { return argument.type()->str() == "bool[]"; };
+  const auto &arguments = schema.arguments(), &returns = schema.returns();
+  return std::any_of(returns.begin(), returns.end(), is_list) ||
+         std::any_of(arguments.begin(), arguments.end(), is_flags);
 }
 
 // Every name of the table, as a builtin: of one module where it takes lists of tensors, else of the other.
@@ -200,7 +206,7 @@ void add_functions(py::module_& functions, py::module_& lists) {
   std::vector<std::string> order;
   std::map<std::string, std::vector<Overload>> by_name;
   for_each_schema([&](const c10::FunctionSchema& schema, const std::string&, const std::string& name) {
-    if (is_out(schema) || returns_list(schema)) return;
+    if (is_out(schema) || has_no_function(schema)) return;
     const std::string base = name.substr(0, name.find('.'));
     if (!by_name.contains(base)) order.push_back(base);
     by_name[base].push_back({find_op("rusttorch", name).value(), std::nullopt});

@@ -261,6 +261,13 @@ const std::vector<Family>& families() {
           R"(linear_cross_entropy(Tensor input, Tensor linear_weight, Tensor target, Tensor? linear_bias=None, int reduction=1, SymInt ignore_index=-100, float label_smoothing=0.) -> Tensor)",
           R"(linear_cross_entropy_forward(Tensor input, Tensor linear_weight, Tensor target, Tensor? linear_bias, int reduction, SymInt ignore_index, float label_smoothing, bool differentiate) -> (Tensor loss, Tensor grad_input, Tensor grad_weight, Tensor grad_bias))",
       }},
+      {"norm", {
+          R"(native_layer_norm(Tensor input, SymInt[] normalized_shape, Tensor? weight, Tensor? bias, float eps) -> (Tensor, Tensor, Tensor))",
+          R"(native_layer_norm_backward(Tensor grad_out, Tensor input, SymInt[] normalized_shape, Tensor mean, Tensor rstd, Tensor? weight, Tensor? bias, bool[3] output_mask) -> (Tensor, Tensor, Tensor))",
+          R"(_fused_rms_norm(Tensor input, int[] normalized_shape, Tensor? weight, float? eps) -> (Tensor, Tensor))",
+          R"(_fused_rms_norm_backward(Tensor grad_out, Tensor input, int[] normalized_shape, Tensor rstd, Tensor? weight, bool[2] output_mask) -> (Tensor, Tensor))",
+          R"(rms_norm(Tensor input, SymInt[] normalized_shape, Tensor? weight=None, float? eps=None) -> Tensor)",
+      }},
       {"dropout", {
           R"(native_dropout(Tensor input, float p, bool? train) -> (Tensor, Tensor))",
           R"(native_dropout_backward(Tensor grad_output, Tensor mask, float scale) -> Tensor)",

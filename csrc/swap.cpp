@@ -17,7 +17,7 @@ const std::map<std::string, Row>& rows() {
     std::map<std::string, Row> map;
     for (const Rows* table :
          {&pointwise_rows(), &activation_rows(), &reduction_rows(), &scan_rows(), &copy_rows(), &softmax_rows(),
-          &loss_rows(), &cross_entropy_rows(), &optimizer_rows(), &foreach_rows(), &dropout_rows()}) {
+          &loss_rows(), &cross_entropy_rows(), &optimizer_rows(), &foreach_rows(), &dropout_rows(), &norm_rows()}) {
       for (const Row& row : *table) map.emplace(row.name, row);
     }
     return map;

@@ -6,6 +6,7 @@
 #include "../csrc/kernels/cross_entropy.h"
 #include "../csrc/kernels/dropout.h"
 #include "../csrc/kernels/loss.h"
+#include "../csrc/kernels/norm.h"
 #include "../csrc/kernels/optimizer.h"
 #include "../csrc/kernels/pointwise.h"
 #include "../csrc/kernels/reduction.h"
@@ -87,6 +88,7 @@ RUSTTORCH_TABLE(copy, TransposeKernel)
 RUSTTORCH_TABLE(cross_entropy, CrossEntropyKernel)
 #ifdef RUSTTORCH_EMULATION
 REGISTER_ALL_CPU_DISPATCH(rusttorch_optimizer_stub, nullptr)  // no device has kernels yet
+REGISTER_ALL_CPU_DISPATCH(rusttorch_norm_stub, nullptr)       // stock's runs
 REGISTER_ALL_CPU_DISPATCH(rusttorch_dropout_stub, nullptr)    // stock's has its own random numbers
 #endif
 }  // namespace at::native

@@ -207,8 +207,9 @@ class Updates final : public c10::OperatorKernel {
 const Formula* find_formula(const std::string& op) {
   static const auto by_op = [] {
     std::unordered_map<std::string, const Formula*> map;
-    for (const auto* table : {&pointwise_formulas(), &activation_formulas(), &reduction_formulas(), &scan_formulas(),
-                              &softmax_formulas(), &loss_formulas(), &cross_entropy_formulas(), &dropout_formulas()}) {
+    for (const auto* table :
+         {&pointwise_formulas(), &activation_formulas(), &reduction_formulas(), &scan_formulas(), &softmax_formulas(),
+          &loss_formulas(), &cross_entropy_formulas(), &dropout_formulas(), &norm_formulas()}) {
       for (const auto& formula : *table) map.emplace(formula.op, &formula);
     }
     return map;
@@ -219,11 +220,15 @@ const Formula* find_formula(const std::string& op) {
 
 }  // namespace
 
-Tensor call(const char* op, std::vector<c10::IValue> arguments) {
+Grads call_all(const char* op, std::vector<c10::IValue> arguments) {
   const auto handle = c10::Dispatcher::singleton().findSchemaOrThrow((std::string("rusttorch::") + op).c_str(), "");
   handle.callBoxed(arguments);
-  return arguments[0].toTensor();
+  Grads results;
+  for (const auto& value : arguments) results.push_back(value.toTensor());
+  return results;
 }
+
+Tensor call(const char* op, std::vector<c10::IValue> arguments) { return call_all(op, std::move(arguments))[0]; }
 
 }  // namespace rusttorch::autograd
 

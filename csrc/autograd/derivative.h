@@ -63,6 +63,7 @@ struct Formula {
 
 // A backward op of this package, through the dispatcher, so that it is differentiable in turn.
 Tensor call(const char* op, std::vector<c10::IValue> arguments);
+Grads call_all(const char* op, std::vector<c10::IValue> arguments);  // all its results
 
 const std::vector<Formula>& pointwise_formulas();
 const std::vector<Formula>& activation_formulas();
@@ -72,5 +73,6 @@ const std::vector<Formula>& softmax_formulas();
 const std::vector<Formula>& loss_formulas();
 const std::vector<Formula>& cross_entropy_formulas();
 const std::vector<Formula>& dropout_formulas();
+const std::vector<Formula>& norm_formulas();
 
 }  // namespace rusttorch::autograd

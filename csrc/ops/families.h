@@ -17,5 +17,6 @@ const Rows& cross_entropy_rows();
 const Rows& optimizer_rows();
 const Rows& foreach_rows();
 const Rows& dropout_rows();
+const Rows& norm_rows();
 
 }  // namespace rusttorch

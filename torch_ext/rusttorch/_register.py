@@ -32,6 +32,10 @@ def _linear_cross_entropy_forward(x, weight, target, bias, reduction, ignore_ind
     return x.new_empty(()), *grads
 
 
+def _fused_rms_norm_backward(g, x, shape, rstd, weight, wanted):
+    return tuple(torch.empty_like(t) if want and t is not None else None for t, want in zip((x, weight), wanted))
+
+
 # Ops that aten does not have, in its terms, and those that aten's fake kernel gets wrong.
 FAKE = {
     "log_sigmoid": _log_sigmoid,
@@ -55,6 +59,7 @@ FAKE = {
     "cross_entropy_loss_forward": _cross_entropy_loss_forward,
     "cross_entropy_loss_backward": _like_input,
     "linear_cross_entropy_forward": _linear_cross_entropy_forward,
+    "_fused_rms_norm_backward": _fused_rms_norm_backward,
     "clip_grad_norm_": lambda grads, *args, **kwargs: grads[0].new_empty(()) if grads else torch.empty(()),
 }
 LISTS = ("optimizer", "foreach")  # families

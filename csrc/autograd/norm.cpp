@@ -1,0 +1,61 @@
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/native_layer_norm_backward.h>
+#include <ATen/ops/rsqrt.h>
+#include <c10/core/GradMode.h>
+
+#include <limits>
+
+#include "derivative.h"
+
+namespace rusttorch::autograd {
+namespace {
+
+std::optional<Tensor> maybe(const Call& c, size_t i) {
+  return c.given(i) ? std::optional<Tensor>(c.tensor(i)) : std::nullopt;
+}
+
+// With h = x rstd and d = g weight: rstd (d - h mean(d h)), and the sum of g h. In differentiable ops, for a second
+// derivative.
+Grads of_rms_norm(const Tensor& g, const Tensor& x, const std::optional<Tensor>& weight, const at::DimVector& dims,
+                  double eps) {
+  const Tensor rstd = at::rsqrt((x * x).mean(dims, true) + eps), h = x * rstd;
+  const Tensor d = weight ? g * *weight : g;
+  const Tensor grad_x = rstd * (d - h * (d * h).mean(dims, true));
+  return {grad_x, weight ? (g * h).sum_to_size(weight->sizes()) : Tensor()};
+}
+
+}  // namespace
+
+const std::vector<Formula>& norm_formulas() {
+  static const std::vector<Formula> formulas = {
+      {"native_layer_norm", Save::both,
+       [](const Call& c, const Tensor& g) -> Grads {
+         const Tensor& x = c.tensor(0);
+         const bool has_weight = c.given(2), has_bias = c.given(3);
+         if (c10::GradMode::is_enabled()) {  // torch's, which has a derivative in turn
+           const auto [grad_x, grad_weight, grad_bias] =
+               at::native_layer_norm_backward(g, x, c.argument(1).toIntVector(), c.result(1), c.result(2), maybe(c, 2),
+                                              maybe(c, 3), {true, has_weight, has_bias});
+           return {grad_x, grad_weight, grad_bias};
+         }
+         return call_all("native_layer_norm_backward", {g, x, c.argument(1), c.result(1), c.result(2), c.argument(2),
+                                                        c.argument(3), c10::List<bool>({true, has_weight, has_bias})});
+       }},
+      {"_fused_rms_norm", Save::both,
+       [](const Call& c, const Tensor& g) -> Grads {
+         const Tensor& x = c.tensor(0);
+         if (c10::GradMode::is_enabled()) {
+           at::DimVector dims;
+           for (size_t k = c.argument(1).toIntVector().size(); k > 0; --k) dims.push_back(-int64_t(k));
+           const double own = x.scalar_type() == at::kDouble ? std::numeric_limits<double>::epsilon()
+                                                             : std::numeric_limits<float>::epsilon();
+           return of_rms_norm(g, x, maybe(c, 2), dims, c.given(3) ? c.number(3) : own);
+         }
+         return call_all("_fused_rms_norm_backward",
+                         {g, x, c.argument(1), c.result(1), c.argument(2), c10::List<bool>({true, c.given(2)})});
+       }},
+  };
+  return formulas;
+}
+
+}  // namespace rusttorch::autograd

@@ -1,0 +1,155 @@
+#include "norm.h"
+
+#include <array>
+#include <cmath>
+
+#include "runs.h"
+
+namespace rusttorch {
+namespace {
+
+// A vector of a row, and the last one, of which there is a part.
+template <class V>
+struct Whole {
+  template <class T>
+  RT_INLINE V get(const T* p) const {
+    return load<V>(p);
+  }
+  template <class T>
+  RT_INLINE void put(T* p, V v) const {
+    store(p, v);
+  }
+  RT_INLINE V keep(V v) const { return v; }
+};
+template <class V>
+struct Part {
+  int64_t count;
+  template <class T>
+  RT_INLINE V get(const T* p) const {
+    return load_part<V>(p, count, 0);
+  }
+  template <class T>
+  RT_INLINE void put(T* p, V v) const {
+    store_part(p, v, count);
+  }
+  RT_INLINE V keep(V v) const { return keep_part(v, count, 0); }
+};
+template <class V, class F>
+RT_INLINE void along_row(int64_t begin, int64_t end, F f) {
+  int64_t i = begin;
+  for (; i + lanes<V> <= end; i += lanes<V>) f(i, Whole<V>());
+  if (i < end) f(i, Part<V>{end - i});
+}
+
+// Sums of f(sums, i, at) along a row, as doubles after every so many vectors.
+template <int count, class V, class F>
+RT_INLINE std::array<double, count> sums_of_row(int64_t n, F f) {
+  constexpr int64_t at_once = 256 * lanes<V>;
+  std::array<double, count> total{};
+  for (int64_t begin = 0; begin < n; begin += at_once) {
+    V sums[count] = {};
+    along_row<V>(begin, std::min(n, begin + at_once), [&](int64_t i, auto at) { f(sums, i, at); });
+    for (int k = 0; k < count; ++k) total[k] += double(sum_lanes(sums[k]));
+  }
+  return total;
+}
+
+template <bool centered, bool weighted, bool biased, class T>
+struct Norm {
+  using C = Compute<T>;
+  using V = Vector<C>;
+
+  static void forward(const NormArgs& a) {
+    const T *weight = static_cast<const T*>(a.weight), *bias = static_cast<const T*>(a.bias);
+    for (int64_t r = 0; r < a.rows; ++r) {
+      const T* x = static_cast<const T*>(a.x) + r * a.n;
+      T* y = static_cast<T*>(a.y) + r * a.n;
+      C mean = 0;
+      if constexpr (centered) {
+        const auto add = [&](V* sum, int64_t i, auto at) { *sum += at.get(x + i); };
+        mean = C(sums_of_row<1, V>(a.n, add)[0] / double(a.n));
+        static_cast<C*>(a.mean)[r] = mean;
+      }
+      const auto add_square = [&](V* sum, int64_t i, auto at) {
+        const V d = at.keep(at.get(x + i) - mean);
+        *sum += d * d;
+      };
+      const C rstd = C(1 / std::sqrt(sums_of_row<1, V>(a.n, add_square)[0] / double(a.n) + a.eps));
+      static_cast<C*>(a.rstd)[r] = rstd;
+      along_row<V>(0, a.n, [&](int64_t i, auto at) {
+        V v = (at.get(x + i) - mean) * rstd;
+        if constexpr (weighted) v *= at.get(weight + i);
+        if constexpr (biased) v += at.get(bias + i);
+        at.put(y + i, v);
+      });
+    }
+  }
+
+  // With h = (x - mean) rstd and d = grad weight: grad_x = rstd (d - mean(d) - h mean(d h)), and without mean(d) where
+  // x was not centered.
+  static void backward(const NormArgs& a) {
+    const T* weight = static_cast<const T*>(a.weight);
+    C *grad_weight = static_cast<C*>(a.grad_weight), *grad_bias = static_cast<C*>(a.grad_bias);
+    for (int64_t r = 0; r < a.rows; ++r) {
+      const T *x = static_cast<const T*>(a.x) + r * a.n, *grad = static_cast<const T*>(a.grad) + r * a.n;
+      T* grad_x = static_cast<T*>(a.y) + r * a.n;
+      const C rstd = static_cast<const C*>(a.rstd)[r];
+      C mean = 0;
+      if constexpr (centered) mean = static_cast<const C*>(a.mean)[r];
+      const auto [sum, product] = sums_of_row<2, V>(a.n, [&](V* sums, int64_t i, auto at) {
+        const V g = at.get(grad + i), h = (at.get(x + i) - mean) * rstd;
+        V d = g;
+        if constexpr (weighted) {
+          d *= at.get(weight + i);
+          at.put(grad_weight + i, V(at.get(grad_weight + i) + g * h));
+        }
+        if constexpr (biased) at.put(grad_bias + i, V(at.get(grad_bias + i) + g));
+        if constexpr (centered) sums[0] += d;
+        sums[1] += d * h;
+      });
+      const C mean_d = C(sum / double(a.n)), mean_dh = C(product / double(a.n));
+      along_row<V>(0, a.n, [&](int64_t i, auto at) {
+        V d = at.get(grad + i);
+        if constexpr (weighted) d *= at.get(weight + i);
+        const V h = (at.get(x + i) - mean) * rstd;
+        at.put(grad_x + i, V(rstd * (d - mean_d - h * mean_dh)));
+      });
+    }
+  }
+};
+
+// f of the Norm that the arguments are for. A bias comes with a weight.
+template <bool centered, uint8_t dtypes, class F>
+void with_options(const NormArgs& a, bool weighted, bool biased, F f) {
+  with_type<dtypes>(a.dtype, [&](auto t) {
+    using T = decltype(t);
+    if (!weighted) return f(Norm<centered, false, false, T>());
+    if constexpr (centered) {
+      if (biased) return f(Norm<centered, true, true, T>());
+    }
+    f(Norm<centered, true, false, T>());
+  });
+}
+
+template <bool centered, uint8_t dtypes>
+void forward(const NormArgs& a) {
+  with_options<centered, dtypes>(a, a.weight, a.bias, [&](auto norm) { norm.forward(a); });
+}
+template <bool centered, uint8_t dtypes>
+void backward(const NormArgs& a) {
+  with_options<centered, dtypes>(a, a.weight, a.grad_bias, [&](auto norm) { norm.backward(a); });
+}
+
+constexpr uint8_t singles_and_doubles = 0b0000011;  // of 16 bits, stock has the statistics rounded too
+constexpr NormKernel norm_kernels[] = {{&forward<true, singles_and_doubles>},
+                                       {&backward<true, singles_and_doubles>},
+                                       {&forward<false, floats>},
+                                       {&backward<false, floats>}};
+const NormKernel* norm_table() { return norm_kernels; }
+
+}  // namespace
+}  // namespace rusttorch
+
+namespace at::native {
+ALSO_REGISTER_AVX512_DISPATCH(rusttorch_norm_stub, &rusttorch::norm_table)
+}
