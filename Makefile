@@ -1,6 +1,6 @@
 # make demo    trains on real digits, stock torch against rusttorch, and says what the swap is worth
 # make test    every test, and the op tests once more at each instruction set
-# make bench   every op against stock; writes bench/results/ops.json and the README's table
+# make bench   ops, optimizers and training loops against stock; writes bench/results.json, the README's tables and plots
 # make lint    formatting, lint, and a build with warnings as errors
 # make cuda    compiles and strictly links the CUDA sources; needs nvcc, no GPU
 # make emulate runs the CUDA kernels on the CPU, in the families' tests; needs CUDA's headers, no GPU
@@ -15,7 +15,7 @@ export PYTHONPATH := $(CURDIR)/torch_ext
 SOURCES := $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc_cuda/*' 'tests/emulation/*.h' 'tests/emulation/*.cpp')
 
 # What runs kernels, without what is about the dispatcher.
-FAMILIES := pointwise activation reduction scan copy softmax loss cross_entropy optimizer
+FAMILIES := pointwise activation reduction scan copy softmax loss cross_entropy norm dropout optimizer foreach
 KERNEL_TESTS := $(FAMILIES:%=tests/test_%.py) -k "not (opcheck or compile or vmap or derivatives or swapped or complete)"
 
 .PHONY: demo test bench lint cuda emulate build clean
@@ -29,8 +29,11 @@ test: build
 	ATEN_CPU_CAPABILITY=default pytest $(KERNEL_TESTS)
 
 bench: build
-	python bench/ops.py --pairs 21 --out bench/results/ops.json
-	python bench/report.py bench/results/ops.json --into README.md
+	python bench/ops.py --pairs 21 --out bench/results.json
+	taskset -c 1 python bench/optimizer.py --out bench/results.json
+	taskset -c 1 python bench/train.py --threads 1 --curves --out bench/results.json
+	python bench/train.py --threads 2 --out bench/results.json
+	python bench/report.py --into README.md --plots docs
 
 lint: build
 	ruff check .

@@ -2,7 +2,7 @@
 
     python bench/ops.py                          # every op, all sizes, f32, one thread
     python bench/ops.py mish add --sizes 16 10000
-    python bench/ops.py --out bench/results/ops.json
+    python bench/ops.py --out bench/results.json
 
 Two ratios per op and size, stock's time over ours: `name` calls rusttorch.NAME, `use` calls stock's function under
 rusttorch.use(). Each is the median over pairs of blocks, one block of calls each, in random order; the interval is
@@ -13,16 +13,15 @@ import argparse
 import ctypes
 import gc
 import itertools
-import json
 import math
 import os
-import platform
 import random
 import statistics
 import time
 from pathlib import Path
 
 import numpy as np
+import results as results_file
 import rusttorch
 import torch
 from table import ROWS
@@ -114,13 +113,6 @@ def reading_bandwidth(nbytes):
     return nbytes / statistics.median(block(libc.memchr, call, {}, calls) for _ in range(15)) / 1e9
 
 
-def cpu_name():
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":")[1].strip()
-    return platform.processor()
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("ops", nargs="*", help="substrings of op names; none: all")
@@ -137,15 +129,8 @@ def main():
     random.seed(0)
     gc.disable()
     keep_memory()
-    facts = {
-        "cpu": cpu_name(),
-        "torch": torch.__version__,
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "threads": options.threads,
-        "dtype": options.dtype,
-        "bandwidth_gb_s": round(bandwidth(), 1),
-    }
-    print(facts)
+    facts = {"threads": options.threads, "dtype": options.dtype, "bandwidth_gb_s": round(bandwidth(), 1)}
+    print(results_file.machine() | facts)
     rows = [r for r in ROWS if not options.ops or any(o in r.name for o in options.ops)]
     results = []
     for row in rows:
@@ -185,12 +170,7 @@ def main():
                 flush=True,
             )
     if options.out:
-        if options.ops and options.out.exists():  # a part measured again: what it leaves out is kept, in its order
-            again = {(r["op"], r["n"], r["shape"]): r for r in results}
-            old = json.loads(options.out.read_text())["results"]
-            results = [again.pop((r["op"], r["n"], r.get("shape")), r) for r in old] + list(again.values())
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps({"facts": facts, "results": results}, indent=1))
+        results_file.save(options.out, "ops", results, lambda r: (r["op"], r["n"], r["shape"]), **facts)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,16 @@
 """Times whole optimizer steps against torch.optim, and gradient clipping and averages, interleaved in one process.
 
-    python bench/optimizer.py [--pairs 21] [--out bench/results/optimizer.json]
+    python bench/optimizer.py [--pairs 21] [--out bench/results.json]
 
 Stock's time over ours, where stock is torch.optim's default and torch.optim's fused=True, and ours is rusttorch.optim.
 One thread, f32, the same gradients at every step.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import ops
+import results as results_file
 import rusttorch
 import torch
 
@@ -96,8 +96,8 @@ def main():
         for sizes, shapes in SIZES.items():
             measure(name, sizes, "default", stock(shapes), ours(shapes))
     if options.out:
-        machine = {"cpu": ops.cpu_name(), "torch": torch.__version__, "threads": 1}
-        options.out.write_text(json.dumps({"machine": machine, "results": results}, indent=1) + "\n")
+        key = lambda r: (r["optimizer"], r["sizes"], r["stock"])  # noqa: E731
+        results_file.save(options.out, "optimizer", results, key, threads=1, dtype="float32")
 
 
 if __name__ == "__main__":

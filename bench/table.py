@@ -69,6 +69,29 @@ def with_backward(f):
     return step
 
 
+ROWS_OF = ((128, 64), (1024, 256), (2048, 1024))  # what is normalized is the last dim
+
+
+def layer_norm(x):
+    return F.layer_norm(x, x.shape[-1:], eps=1e-5)
+
+
+def our_layer_norm(x):
+    return rusttorch.native_layer_norm(x, x.shape[-1:], None, None, 1e-5)[0]
+
+
+def rms_norm(x):
+    return F.rms_norm(x, x.shape[-1:])
+
+
+def our_rms_norm(x):
+    return rusttorch.rms_norm(x, x.shape[-1:])
+
+
+def summed(f):
+    return lambda x: f(x).sum()
+
+
 CLASSES = ((64, 10), (1024, 1024), (128, 50257))
 
 ROWS = [
@@ -167,6 +190,24 @@ ROWS = [
         with_backward(rusttorch.cross_entropy),
         "nc",
         shapes=CLASSES,
+    ),
+    Row("dropout(0.1)", F.dropout, rusttorch.dropout, "n", (0.1, True)),
+    Row("dropout(0.5)", F.dropout, rusttorch.dropout, "n", (0.5, True)),
+    Row("layer_norm", layer_norm, our_layer_norm, "n", shapes=ROWS_OF),
+    Row(
+        "layer_norm and backward",
+        with_backward(summed(layer_norm)),
+        with_backward(summed(our_layer_norm)),
+        "n",
+        shapes=ROWS_OF,
+    ),
+    Row("rms_norm", rms_norm, our_rms_norm, "n", shapes=ROWS_OF),
+    Row(
+        "rms_norm and backward",
+        with_backward(summed(rms_norm)),
+        with_backward(summed(our_rms_norm)),
+        "n",
+        shapes=ROWS_OF,
     ),
     Row("contiguous", torch.Tensor.contiguous, rusttorch.contiguous, "t", shapes=((1024, 1024), (1000, 1000))),
     Row("mm", torch.mm, rusttorch.mm, "nn", shapes=((256, 256), (1024, 1024))),

@@ -1,6 +1,7 @@
 """Whole training steps, stock torch against rusttorch, through rusttorch.AB.
 
-    python bench/train.py [--loops mlp cnn gpt] [--against default fused compile] [--threads 1 2] [--out FILE]
+    python bench/train.py [--loops mlp cnn gpt] [--against default fused compile] [--threads 1 2] [--curves]
+        [--out bench/results.json]
 
 mlp: an MLP on scikit-learn's handwritten digits, Adam. cnn: a small CNN with BatchNorm and MaxPool on the same images,
 Adam. gpt: a GPT of 4 layers, d 256, on the characters of the Python standard library's sources, AdamW, gradients
@@ -12,12 +13,12 @@ else each has its own.
 """
 
 import argparse
-import json
+import contextlib
 import resource
 import sysconfig
 from pathlib import Path
 
-import ops
+import results as results_file
 import rusttorch
 import torch
 import torch.nn.functional as F
@@ -189,12 +190,34 @@ def measure(kind, against):
     return ab, report, {arm: sorted(counts)[len(counts) // 2] for arm, counts in fault_counts.items()}, loops
 
 
+def curves(names, steps=200):
+    """The losses of two runs of each loop from one seed, stock's and swapped with the pool, in one thread."""
+    torch.set_num_threads(1)
+    results = []
+    for name in names:
+        losses = {}
+        for arm in rusttorch.ab.ARMS:
+            loop, batches = LOOPS[name](), LOOPS[name].batches(torch.Generator().manual_seed(0))
+            torch.manual_seed(1)  # of the dropout
+            with contextlib.ExitStack() as stack:
+                if arm == "swapped":
+                    stack.enter_context(rusttorch.use())
+                    rusttorch.memory.enable_pool()
+                    stack.callback(rusttorch.memory.disable_pool)
+                losses[arm] = [loop.step(*next(batches)).item() for _ in range(steps)]
+        apart = max(abs(a - b) / abs(a) for a, b in zip(*losses.values(), strict=True))
+        print(f"{name:4} losses of {steps} steps at most {apart:.1e} of their size apart")
+        results.append({"loop": name, "apart": apart, "losses": losses})
+    return results
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--loops", nargs="+", default=list(LOOPS), choices=LOOPS)
     parser.add_argument("--against", nargs="+", default=list(AGAINST), choices=AGAINST)
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--profile", action="store_true", help="what each op takes of a step")
+    parser.add_argument("--curves", action="store_true", help="and the losses of 200 steps from one seed")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     results = []
@@ -223,9 +246,9 @@ def main():
                 )
                 rusttorch.memory.empty_cache()
     if options.out:
-        machine = {"cpu": ops.cpu_name(), "torch": torch.__version__}
-        machine["instruction_set"] = torch.backends.cpu.get_cpu_capability()
-        options.out.write_text(json.dumps({"machine": machine, "results": results}, indent=1) + "\n")
+        results_file.save(options.out, "train", results, lambda r: (r["loop"], r["threads"], r["against"]))
+        if options.curves:
+            results_file.save(options.out, "curves", curves(options.loops), lambda r: r["loop"], threads=1)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,9 @@ def _linear_cross_entropy_forward(x, weight, target, bias, reduction, ignore_ind
 
 
 def _fused_rms_norm_backward(g, x, shape, rstd, weight, wanted):
-    return tuple(torch.empty_like(t) if want and t is not None else None for t, want in zip((x, weight), wanted))
+    return tuple(
+        torch.empty_like(t) if want and t is not None else None for t, want in zip((x, weight), wanted, strict=True)
+    )
 
 
 # Ops that aten does not have, in its terms, and those that aten's fake kernel gets wrong.
