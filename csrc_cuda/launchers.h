@@ -15,6 +15,8 @@ struct Launcher {
 };
 
 struct CrossEntropyArgs;
+struct NormArgs;
+struct OptimizerArgs;
 struct ReductionArgs;
 struct ScanArgs;
 struct SoftmaxArgs;
@@ -29,6 +31,8 @@ const Launcher<ScanArgs>* scan_launchers();
 const Launcher<SoftmaxArgs>* softmax_launchers();
 const Launcher<TransposeArgs>* copy_launchers();
 const Launcher<CrossEntropyArgs>* cross_entropy_launchers();
+const Launcher<NormArgs>* norm_launchers();
+const Launcher<OptimizerArgs>* optimizer_launchers();
 
 // A family's launchers, of arguments of type A.
 #define RUSTTORCH_LAUNCHERS(family, A, ...)             \

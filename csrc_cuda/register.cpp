@@ -86,9 +86,9 @@ RUSTTORCH_TABLE(scan, ScanKernel)
 RUSTTORCH_TABLE(softmax, SoftmaxKernel)
 RUSTTORCH_TABLE(copy, TransposeKernel)
 RUSTTORCH_TABLE(cross_entropy, CrossEntropyKernel)
+RUSTTORCH_TABLE(norm, NormKernel)
+RUSTTORCH_TABLE(optimizer, OptimizerKernel)
 #ifdef RUSTTORCH_EMULATION
-REGISTER_ALL_CPU_DISPATCH(rusttorch_optimizer_stub, nullptr)  // no device has kernels yet
-REGISTER_ALL_CPU_DISPATCH(rusttorch_norm_stub, nullptr)       // stock's runs
-REGISTER_ALL_CPU_DISPATCH(rusttorch_dropout_stub, nullptr)    // stock's has its own random numbers
+REGISTER_ALL_CPU_DISPATCH(rusttorch_dropout_stub, nullptr)  // stock's has its own random numbers
 #endif
 }  // namespace at::native

@@ -17,7 +17,10 @@ from cuda_check import cuda_home
 
 ROOT = Path(__file__).parents[1]
 BUILD = ROOT / "build" / "emulation"
-TESTS = ("pointwise", "activation", "reduction", "scan", "copy", "softmax", "loss", "cross_entropy", "functions")
+TESTS = (
+    *("pointwise", "activation", "reduction", "scan", "copy", "softmax", "loss", "cross_entropy", "norm", "optimizer"),
+    "functions",
+)
 # Tests that are about something else:
 LEFT_OUT = {
     "opcheck": "the dispatcher",

@@ -7,7 +7,8 @@ namespace rusttorch {
 // Rows of n, each made to have a mean of 0 and a variance of 1 (layer norm: J. L. Ba et al., 2016), or a mean square of
 // 1 (RMS norm: B. Zhang and R. Sennrich, 2019):
 //   y = (x - mean) rstd weight + bias
-// mean, rstd and the gradients of weight and bias are in what is computed in: float, or double for double.
+// mean and rstd (and on the CPU the gradients of weight and bias) are in what is computed in: float, or double for
+// double.
 struct NormArgs {
   Dtype dtype;
   int64_t rows, n;
@@ -15,9 +16,24 @@ struct NormArgs {
   void *mean, *rstd;              // one a row; RMS norm has no mean
   double eps;
   void* y;  // or the gradient of x
-  // Backward: of y, and what is added to for weight and bias, or nullptr.
+  // Backward: the gradient of y, and those of weight and bias, or nullptr. On the CPU these are added to.
   const void* grad;
   void *grad_weight, *grad_bias;
+  void* workspace;  // on a device: a pair of doubles for each of DeviceNorm's parts and each column
+};
+
+// How a device's blocks share the sums over all rows.
+struct DeviceNorm {
+  static constexpr int width = 32;  // columns of a block
+
+  DeviceNorm(int64_t rows, int64_t n) : column_blocks((n + width - 1) / width) {
+    constexpr int64_t least = 64, most = 128;  // rows of a part, and parts
+    rows_of_part = (rows + most - 1) / most;
+    if (rows_of_part < least) rows_of_part = least;
+    parts = (rows + rows_of_part - 1) / rows_of_part;
+  }
+
+  int64_t column_blocks, rows_of_part, parts;
 };
 
 struct NormKernel {

@@ -7,77 +7,60 @@
 namespace rusttorch {
 namespace {
 
-// One pass over the parameters, the gradients and the state. `decays`: weight_decay is not 0. (0 times an infinite
-// parameter is NaN, so it is not added then.)
+// One pass over the parameters, the gradients and the state.
 template <class F, bool decays, class T, class S>
-struct OptimizerLoop {
+void update_all(const OptimizerEntry& e, const formula::Step<Compute<T>>& step) {
   using C = Compute<T>;
   using V = Vector<C, sizeof(T) == 2 ? vector_bytes : narrow_bytes>;
-  static constexpr int64_t lanes = sizeof(V) / sizeof(C);
-
-  const OptimizerArgs& a;
-  const formula::Step<C> step{a};
-  const C sign = C(a.maximize ? -1 : 1), decay = C(a.weight_decay), kept = C(a.kept);
-
-  RT_INLINE void element(V& p, V g, V* state) const {
-    p = p * kept;
-    V d = g * sign;
-    if constexpr (decays) d = d + decay * p;
-    F::apply(p, d, state, step);
+  constexpr int64_t lanes = sizeof(V) / sizeof(C);
+  T* const p = static_cast<T*>(e.p);
+  const T* const g = static_cast<const T*>(e.g);
+  S* state[F::states + 1] = {};
+  for (int k = 0; k < F::states; ++k) state[k] = static_cast<S*>(e.state[k]);
+  V s[F::states + 1];
+  const int64_t n = e.n;
+  int64_t i = 0;
+  for (; i + lanes <= n; i += lanes) {
+    V x = load<V>(p + i);
+    for (int k = 0; k < F::states; ++k) s[k] = load<V>(state[k] + i);
+    formula::update<F, decays>(x, load<V>(g + i), s, step);
+    store(p + i, x);
+    for (int k = 0; k < F::states; ++k) store(state[k] + i, s[k]);
   }
-
-  void run() const {
-    T* const p = static_cast<T*>(a.p);
-    const T* const g = static_cast<const T*>(a.g);
-    S* state[F::states + 1] = {};
-    for (int k = 0; k < F::states; ++k) state[k] = static_cast<S*>(a.state[k]);
-    V s[F::states + 1];
-    const int64_t n = a.n;  // the compiler cannot know that the stores leave it alone
-    int64_t i = 0;
-    for (; i + lanes <= n; i += lanes) {
-      V x = load<V>(p + i);
-      for (int k = 0; k < F::states; ++k) s[k] = load<V>(state[k] + i);
-      element(x, load<V>(g + i), s);
-      store(p + i, x);
-      for (int k = 0; k < F::states; ++k) store(state[k] + i, s[k]);
-    }
-    if (i == n) return;
-    const int64_t left = n - i;
-    V x = load_part<V>(p + i, left, 0);
-    for (int k = 0; k < F::states; ++k) s[k] = load_part<V>(state[k] + i, left, 0);
-    element(x, load_part<V>(g + i, left, 0), s);
-    store_part(p + i, x, left);
-    for (int k = 0; k < F::states; ++k) store_part(state[k] + i, s[k], left);
-  }
-};
+  if (i == n) return;
+  const int64_t left = n - i;
+  V x = load_part<V>(p + i, left, 0);
+  for (int k = 0; k < F::states; ++k) s[k] = load_part<V>(state[k] + i, left, 0);
+  formula::update<F, decays>(x, load_part<V>(g + i, left, 0), s, step);
+  store_part(p + i, x, left);
+  for (int k = 0; k < F::states; ++k) store_part(state[k] + i, s[k], left);
+}
 
 template <class F, class T, class S>
-void run_types(const OptimizerArgs& a) {
-  a.weight_decay == 0 ? OptimizerLoop<F, false, T, S>{a}.run() : OptimizerLoop<F, true, T, S>{a}.run();
+void update_types(const OptimizerEntry& e, const formula::Step<Compute<T>>& step) {
+  step.decay == 0 ? update_all<F, false, T, S>(e, step) : update_all<F, true, T, S>(e, step);
 }
 
 template <class F>
 void run(const OptimizerArgs& a) {
-  with_type<floats>(a.dtype, [&](auto t) {
-    using T = decltype(t);
-    if constexpr (sizeof(T) == 2) {
-      if (a.state_dtype == Dtype::f32) return run_types<F, T, float>(a);
-    }
-    run_types<F, T, T>(a);
-  });
+  formula::Rates rates{};
+  for (int64_t k = 0; k < a.count; ++k) {
+    const OptimizerEntry& e = a.entries[k];
+    // Most are as many steps old as the one before.
+    if (k == 0 || e.step != a.entries[k - 1].step) rates = F::rates(a, a.lr, e.step);
+    with_type<floats>(e.dtype, [&](auto t) {
+      using T = decltype(t);
+      const formula::Step<Compute<T>> step(a, a.lr, rates);
+      if constexpr (sizeof(T) == 2) {
+        if (e.state_dtype == Dtype::f32) return update_types<F, T, float>(e, step);
+      }
+      update_types<F, T, T>(e, step);
+    });
+  }
 }
 
-#define RUSTTORCH_OPTIMIZER_FORMULA(NAME, STATES)                  \
-  struct NAME##_formula {                                          \
-    static constexpr int states = STATES;                          \
-    template <class V, class C>                                    \
-    RT_INLINE static void apply(V& p, V d, V* state, const C& s) { \
-      formula::NAME(p, d, state, s);                               \
-    }                                                              \
-  };
-#define RUSTTORCH_OPTIMIZER_KERNEL(NAME, STATES) {&run<NAME##_formula>},
+#define RUSTTORCH_OPTIMIZER_KERNEL(NAME, ...) {&run<formula::NAME##_formula>},
 
-RUSTTORCH_OPTIMIZER(RUSTTORCH_OPTIMIZER_FORMULA)
 constexpr OptimizerKernel optimizer_kernels[] = {RUSTTORCH_OPTIMIZER(RUSTTORCH_OPTIMIZER_KERNEL)};
 const OptimizerKernel* optimizer_table() { return optimizer_kernels; }
 

@@ -2,6 +2,7 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/TensorIterator.h>
+#include <ATen/ops/empty.h>
 
 #include "families.h"
 #include "stock.h"
@@ -19,13 +20,13 @@ at::ScalarType compute_type(const Tensor& t) { return t.scalar_type() == at::kDo
 int64_t row_length(at::IntArrayRef normalized) { return c10::multiply_integers(normalized); }
 
 bool fits(MaybeTensor parameter, const Tensor& input, at::IntArrayRef normalized) {
-  return !given(parameter) || (parameter->is_contiguous() && parameter->sizes().equals(normalized) &&
-                               parameter->scalar_type() == input.scalar_type() && parameter->is_cpu());
+  return !given(parameter) ||
+         (parameter->is_contiguous() && parameter->sizes().equals(normalized) &&
+          parameter->scalar_type() == input.scalar_type() && parameter->device() == input.device());
 }
 
 // Whether a kernel takes it: contiguous rows, and parameters of the input's dtype.
 Handed reason_of(const Tensor& input, at::IntArrayRef normalized, MaybeTensor weight, MaybeTensor bias) {
-  if (!on_cpu(input)) return Handed::option;
   const auto rank = normalized.size();
   if (rank == 0 || size_t(input.dim()) < rank || !input.sizes().slice(input.dim() - rank).equals(normalized)) {
     return Handed::option;  // stock raises
@@ -36,10 +37,10 @@ Handed reason_of(const Tensor& input, at::IntArrayRef normalized, MaybeTensor we
   if (!fits(weight, input, normalized) || !fits(bias, input, normalized)) return Handed::dtype;
   return given(bias) && !given(weight) ? Handed::option : Handed::no;
 }
-// Layer norms of 16 bits have statistics of 16 bits.
+// On a CPU, stock's layer norms of 16 bits have statistics of 16 bits.
 Handed layer_reason(const Tensor& input, at::IntArrayRef normalized, MaybeTensor weight, MaybeTensor bias) {
   const Handed reason = reason_of(input, normalized, weight, bias);
-  return reason == Handed::no && input.element_size() == 2 ? Handed::dtype : reason;
+  return reason == Handed::no && on_cpu(input) && input.element_size() == 2 ? Handed::dtype : reason;
 }
 
 const void* data_of(MaybeTensor t) { return given(t) ? t->const_data_ptr() : nullptr; }
@@ -74,8 +75,9 @@ NormArgs rows_of(const NormArgs& whole, int64_t begin, int64_t end) {
 
 int64_t rows_at_once(const NormArgs& a) { return at::divup(at::internal::GRAIN_SIZE, a.n); }
 
-void run_forward(norm which, const NormArgs& a) {
-  const auto run = kernel(which, c10::DeviceType::CPU).run;
+void run_forward(norm which, const NormArgs& a, const Tensor& input) {
+  const auto run = kernel(which, device_type(input)).run;
+  if (!on_cpu(input)) return run_on_device(input, run, a);
   at::parallel_for(0, a.rows, rows_at_once(a), [&](int64_t begin, int64_t end) { run(rows_of(a, begin, end)); });
 }
 
@@ -83,7 +85,18 @@ void run_forward(norm which, const NormArgs& a) {
 // and the same for any number of threads.
 Two run_backward(norm which, const NormArgs& a, const Tensor& input, at::IntArrayRef normalized, bool weight,
                  bool bias) {
-  const auto run = kernel(which, c10::DeviceType::CPU).run;
+  const auto run = kernel(which, device_type(input)).run;
+  if (!on_cpu(input)) {
+    NormArgs all = a;
+    const auto parameter = [&](bool wanted) { return wanted ? at::empty(normalized, input.options()) : Tensor(); };
+    const Two result(parameter(weight), parameter(bias));
+    if (weight) all.grad_weight = std::get<0>(result).mutable_data_ptr();
+    if (bias) all.grad_bias = std::get<1>(result).mutable_data_ptr();
+    const Tensor workspace = empty_beside(input, {DeviceNorm(a.rows, a.n).parts, a.n, 2}, at::kDouble);
+    all.workspace = workspace.mutable_data_ptr();
+    run_on_device(input, run, all);
+    return result;
+  }
   constexpr int64_t each = 128;
   const int64_t parts = at::divup(a.rows, each);
   const auto zeros = [&](bool wanted) {
@@ -122,7 +135,7 @@ struct LayerNorm {
     a.y = std::get<0>(result).mutable_data_ptr();
     a.mean = std::get<1>(result).mutable_data_ptr();
     a.rstd = std::get<2>(result).mutable_data_ptr();
-    run_forward(norm::layer_norm, a);
+    run_forward(norm::layer_norm, a, input);
     return result;
   }
 };
@@ -179,7 +192,7 @@ struct FusedRmsNorm {
     a.eps = default_eps(input, eps);
     a.y = std::get<0>(result).mutable_data_ptr();
     a.rstd = std::get<1>(result).mutable_data_ptr();
-    run_forward(norm::rms_norm, a);
+    run_forward(norm::rms_norm, a, input);
     return result;
   }
 };

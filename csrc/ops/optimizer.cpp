@@ -1,13 +1,11 @@
 #include "../kernels/optimizer.h"
 
+#include <ATen/Parallel.h>
 #include <ATen/TensorIterator.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/full.h>
 
-#include <cmath>
-
 #include "families.h"
-#include "lists.h"
 #include "stock.h"
 
 namespace rusttorch {
@@ -17,11 +15,12 @@ namespace {
 
 using at::TensorList;
 
-// The lists of one call, each as long as the parameters'.
+// The tensors of one call. The lists are as long as the parameters', and steps may be none.
 struct Lists {
   optimizer kernel;
   TensorList parameters, grads;
   std::vector<TensorList> state;
+  TensorList steps;
 };
 
 // Stock's CPU kernels read beyond the end of what is smaller than its parameter.
@@ -31,16 +30,24 @@ bool same_place(const Tensor& a, const Tensor& b) {
   return b.layout() == at::kStrided && a.strides().equals(b.strides()) && a.device() == b.device();
 }
 
-Handed fit(const Lists& lists) {
+// A number that a device's kernel can read.
+bool is_there(const Tensor& number, const Tensor& p) {
+  return number.scalar_type() == at::kFloat && number.numel() == 1 && number.device() == p.device();
+}
+bool is_there(MaybeTensor number, const Tensor& p) { return !given(number) || is_there(*number, p); }
+bool is_there(double, const Tensor&) { return true; }
+
+template <class Lr>
+Handed fit(const Lists& lists, const Lr& lr, MaybeTensor grad_scale, MaybeTensor found_inf) {
   const size_t count = lists.parameters.size();
   if (lists.grads.size() != count) return Handed::option;  // stock raises
+  if (!lists.steps.empty() && lists.steps.size() != count) return Handed::option;
   for (const auto& list : lists.state) {
     if (list.size() != count) return Handed::option;
   }
   for (size_t i = 0; i < count; ++i) {
     const Tensor& p = lists.parameters[i];
     if (p.layout() != at::kStrided || !p.is_non_overlapping_and_dense()) return Handed::layout;
-    if (!on_cpu(p)) return Handed::option;  // no device has kernels yet
     const auto type = p.scalar_type();
     if (!dtype_of(p) || !at::isFloatingType(type)) return Handed::dtype;
     if (!same_place(p, lists.grads[i])) return Handed::layout;
@@ -51,45 +58,16 @@ Handed fit(const Lists& lists) {
       const bool fits = state_type == type || (p.element_size() == 2 && state_type == at::kFloat);
       if (!fits || state_type != lists.state[0][i].scalar_type()) return Handed::dtype;
     }
+    if (on_cpu(p)) continue;
+    // One launch for all, which reads the step, lr and the scale where they are.
+    const Tensor& first = lists.parameters[0];
+    if (p.device() != first.device() || type != first.scalar_type()) return Handed::dtype;
+    if (!lists.state.empty() && lists.state[0][i].scalar_type() != lists.state[0][0].scalar_type())
+      return Handed::dtype;
+    if (!lists.steps.empty() && !is_there(lists.steps[i], p)) return Handed::option;
+    if (!is_there(lr, p) || !is_there(grad_scale, p) || !is_there(found_inf, p)) return Handed::option;
   }
   return Handed::no;
-}
-
-// All parameters in one parallel region. `numbers` completes the arguments of the i-th.
-template <class Numbers>
-void step_all(const Lists& lists, const OptimizerArgs& common, Numbers numbers) {
-  std::vector<OptimizerArgs> all(lists.parameters.size(), common);
-  Parts parts;
-  for (size_t i = 0; i < all.size(); ++i) {
-    const Tensor& p = lists.parameters[i];
-    OptimizerArgs& a = all[i];
-    a.dtype = a.state_dtype = *dtype_of(p);
-    a.p = p.mutable_data_ptr();
-    a.g = lists.grads[i].const_data_ptr();
-    for (size_t k = 0; k < lists.state.size(); ++k) {
-      a.state_dtype = *dtype_of(lists.state[k][i]);
-      a.state[k] = lists.state[k][i].mutable_data_ptr();
-    }
-    numbers(a, i);
-    parts.add(p.numel());
-  }
-  const auto run = kernel(lists.kernel, c10::DeviceType::CPU).run;
-  parts.run([&](int64_t, size_t i, int64_t first, int64_t n) {
-    OptimizerArgs part = all[i];
-    part.n = n;
-    advance(part.p, first * element_size(part.dtype));
-    advance(part.g, first * element_size(part.dtype));
-    for (auto*& s : part.state) advance(s, first * element_size(part.state_dtype));
-    run(part);
-  });
-}
-
-// What all fused optimizers do first: nothing where a gradient was not finite; and the gradients divided by their
-// scale.
-bool skips(MaybeTensor found_inf) { return given(found_inf) && found_inf->item<double>() == 1; }
-void unscale(TensorList grads, MaybeTensor grad_scale) {
-  if (!given(grad_scale)) return;
-  for (const Tensor& g : grads) g.div_(*grad_scale);
 }
 
 double number(double x) { return x; }
@@ -97,6 +75,87 @@ double number(double x) { return x; }
 double number(const Tensor& x) {
   const bool here = x.is_cpu() && x.scalar_type() == at::kFloat && x.numel() == 1;
   return here ? double(*x.const_data_ptr<float>()) : x.item<double>();
+}
+const float* pointer(double) { return nullptr; }
+const float* pointer(const Tensor& x) { return x.const_data_ptr<float>(); }
+const float* pointer(MaybeTensor x) { return given(x) ? pointer(*x) : nullptr; }
+
+OptimizerEntry entry_of(const Lists& lists, size_t i) {
+  const Tensor& p = lists.parameters[i];
+  OptimizerEntry e{};
+  e.dtype = e.state_dtype = *dtype_of(p);
+  e.n = p.numel();
+  e.p = p.mutable_data_ptr();
+  e.g = on_cpu(p) ? const_cast<void*>(lists.grads[i].const_data_ptr()) : lists.grads[i].mutable_data_ptr();
+  for (size_t k = 0; k < lists.state.size(); ++k) {
+    e.state_dtype = *dtype_of(lists.state[k][i]);
+    e.state[k] = lists.state[k][i].mutable_data_ptr();
+  }
+  if (!lists.steps.empty())
+    (on_cpu(p) ? void(e.step = number(lists.steps[i])) : void(e.step_there = pointer(lists.steps[i])));
+  return e;
+}
+
+template <class Lr>
+void step_on_device(const Lists& lists, OptimizerArgs a, const Lr& lr, MaybeTensor grad_scale, MaybeTensor found_inf) {
+  std::vector<OptimizerEntry> entries;
+  for (size_t i = 0; i < lists.parameters.size(); ++i) {
+    if (lists.parameters[i].numel() > 0) entries.push_back(entry_of(lists, i));
+  }
+  a.entries = entries.data();
+  a.count = int64_t(entries.size());
+  if constexpr (std::is_same_v<Lr, double>) a.lr = lr;
+  a.lr_there = pointer(lr);
+  a.grad_scale = pointer(grad_scale);
+  a.found_inf = pointer(found_inf);
+  const Tensor& p = lists.parameters[0];
+  run_on_device(p, kernel(lists.kernel, device_type(p)).run, a);
+}
+
+// All parameters in one parallel region, in parts that threads share.
+template <class Lr>
+void step_on_cpu(const Lists& lists, OptimizerArgs a, const Lr& lr, MaybeTensor grad_scale, MaybeTensor found_inf) {
+  if (given(found_inf) && found_inf->item<double>() == 1) return;
+  if (given(grad_scale)) {
+    for (const Tensor& g : lists.grads) g.div_(*grad_scale);
+  }
+  a.lr = number(lr);
+  constexpr int64_t most = at::internal::GRAIN_SIZE;
+  std::vector<OptimizerEntry> parts;
+  int64_t total = 0;
+  for (size_t i = 0; i < lists.parameters.size(); ++i) {
+    OptimizerEntry part = entry_of(lists, i);
+    total += part.n;
+    for (int64_t left = part.n; left > 0; left -= most) {
+      part.n = std::min(left, most);
+      parts.push_back(part);
+      advance(part.p, most * element_size(part.dtype));
+      advance(part.g, most * element_size(part.dtype));
+      for (auto*& s : part.state) advance(s, most * element_size(part.state_dtype));
+    }
+  }
+  if (parts.empty()) return;
+  const auto run = kernel(lists.kernel, c10::DeviceType::CPU).run;
+  const int64_t count = int64_t(parts.size()), grain = std::max<int64_t>(1, count * most / total);
+  at::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
+    OptimizerArgs some = a;
+    some.entries = &parts[begin];
+    some.count = end - begin;
+    run(some);
+  });
+}
+
+// Runs the step here, or says that it is stock's to do.
+template <class Lr>
+bool runs_here(Stats& stats, const Lists& lists, const OptimizerArgs& a, const Lr& lr, MaybeTensor grad_scale,
+               MaybeTensor found_inf) {
+  const Handed reason = fit(lists, lr, grad_scale, found_inf);
+  stats.count(reason);
+  if (lists.parameters.empty()) return true;
+  if (reason != Handed::no) return false;
+  on_cpu(lists.parameters[0]) ? step_on_cpu(lists, a, lr, grad_scale, found_inf)
+                              : step_on_device(lists, a, lr, grad_scale, found_inf);
+  return true;
 }
 
 // Adam, D. P. Kingma and J. Ba, 2015; its decay apart from the gradient, I. Loshchilov and F. Hutter, 2019; amsgrad,
@@ -106,36 +165,18 @@ struct Adam {
   static void call(TensorList self, TensorList grads, TensorList exp_avgs, TensorList exp_avg_sqs,
                    TensorList max_exp_avg_sqs, TensorList steps, Lr lr, double beta1, double beta2, double weight_decay,
                    double eps, bool amsgrad, bool maximize, MaybeTensor grad_scale, MaybeTensor found_inf) {
-    Lists lists{amsgrad ? optimizer::adam_amsgrad : optimizer::adam, self, grads, {exp_avgs, exp_avg_sqs}};
+    Lists lists{amsgrad ? optimizer::adam_amsgrad : optimizer::adam, self, grads, {exp_avgs, exp_avg_sqs}, steps};
     if (amsgrad) lists.state.push_back(max_exp_avg_sqs);
-    const Handed reason = steps.size() == self.size() ? fit(lists) : Handed::option;
-    stats<name>.count(reason);
-    if (reason != Handed::no) {
-      if (self.empty()) return;
-      return Stock::call(device_type(self[0]), self, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps, lr, beta1,
-                         beta2, weight_decay, eps, amsgrad, maximize, grad_scale, found_inf);
-    }
-    if (skips(found_inf)) return;
-    unscale(grads, grad_scale);
-    const double rate = number(lr);
-    OptimizerArgs common{};
-    common.maximize = maximize;
-    common.weight_decay = decoupled ? 0 : weight_decay;
-    common.kept = decoupled ? 1 - rate * weight_decay : 1;
-    common.beta1 = beta1;
-    common.beta2 = beta2;
-    common.eps = eps;
-    double last = 0;  // most parameters are as many steps old as the one before
-    step_all(lists, common, [&](OptimizerArgs& a, size_t i) {
-      const double step = number(steps[i]);
-      if (step != last) {
-        common.lr = rate / (1 - std::pow(beta1, step));
-        common.correction = 1 / std::sqrt(1 - std::pow(beta2, step));
-        last = step;
-      }
-      a.lr = common.lr;
-      a.correction = common.correction;
-    });
+    OptimizerArgs a{};
+    a.maximize = maximize;
+    a.decoupled = decoupled;
+    a.weight_decay = weight_decay;
+    a.beta1 = beta1;
+    a.beta2 = beta2;
+    a.eps = eps;
+    if (runs_here(stats<name>, lists, a, lr, grad_scale, found_inf)) return;
+    Stock::call(device_type(self[0]), self, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps, lr, beta1, beta2,
+                weight_decay, eps, amsgrad, maximize, grad_scale, found_inf);
   }
 };
 
@@ -144,29 +185,20 @@ struct Sgd {
   static void call(TensorList self, TensorList grads, TensorList buffers, double weight_decay, double momentum, Lr lr,
                    double dampening, bool nesterov, bool maximize, bool is_first_step, MaybeTensor grad_scale,
                    MaybeTensor found_inf) {
-    Lists lists{optimizer::sgd, self, grads, {}};
+    Lists lists{optimizer::sgd, self, grads, {}, {}};
     if (momentum != 0) {
       lists.kernel = nesterov ? optimizer::sgd_nesterov : optimizer::sgd_momentum;
       lists.state.push_back(buffers);
     }
-    const Handed reason = fit(lists);
-    stats<name>.count(reason);
-    if (reason != Handed::no) {
-      if (self.empty()) return;
-      return Stock::call(device_type(self[0]), self, grads, buffers, weight_decay, momentum, lr, dampening, nesterov,
-                         maximize, is_first_step, grad_scale, found_inf);
-    }
-    if (skips(found_inf)) return;
-    unscale(grads, grad_scale);
-    OptimizerArgs common{};
-    common.maximize = maximize;
-    common.begins = is_first_step;
-    common.lr = number(lr);
-    common.weight_decay = weight_decay;
-    common.kept = 1;
-    common.beta1 = momentum;
-    common.taken = 1 - dampening;
-    step_all(lists, common, [](OptimizerArgs&, size_t) {});
+    OptimizerArgs a{};
+    a.maximize = maximize;
+    a.begins = is_first_step;
+    a.weight_decay = weight_decay;
+    a.beta1 = momentum;
+    a.taken = 1 - dampening;
+    if (runs_here(stats<name>, lists, a, lr, grad_scale, found_inf)) return;
+    Stock::call(device_type(self[0]), self, grads, buffers, weight_decay, momentum, lr, dampening, nesterov, maximize,
+                is_first_step, grad_scale, found_inf);
   }
 };
 
@@ -175,23 +207,15 @@ template <Name name, class Stock, class Lr>
 struct Adagrad {
   static void call(TensorList self, TensorList grads, TensorList sums, TensorList steps, Lr lr, double lr_decay,
                    double weight_decay, double eps, bool maximize, MaybeTensor grad_scale, MaybeTensor found_inf) {
-    const Lists lists{optimizer::adagrad, self, grads, {sums}};
-    const Handed reason = steps.size() == self.size() ? fit(lists) : Handed::option;
-    stats<name>.count(reason);
-    if (reason != Handed::no) {
-      if (self.empty()) return;
-      return Stock::call(device_type(self[0]), self, grads, sums, steps, lr, lr_decay, weight_decay, eps, maximize,
-                         grad_scale, found_inf);
-    }
-    if (skips(found_inf)) return;
-    unscale(grads, grad_scale);
-    const double rate = number(lr);
-    OptimizerArgs common{};
-    common.maximize = maximize;
-    common.weight_decay = weight_decay;
-    common.kept = 1;
-    common.eps = eps;
-    step_all(lists, common, [&](OptimizerArgs& a, size_t i) { a.lr = rate / (1 + (number(steps[i]) - 1) * lr_decay); });
+    const Lists lists{optimizer::adagrad, self, grads, {sums}, steps};
+    OptimizerArgs a{};
+    a.maximize = maximize;
+    a.lr_decay = lr_decay;
+    a.weight_decay = weight_decay;
+    a.eps = eps;
+    if (runs_here(stats<name>, lists, a, lr, grad_scale, found_inf)) return;
+    Stock::call(device_type(self[0]), self, grads, sums, steps, lr, lr_decay, weight_decay, eps, maximize, grad_scale,
+                found_inf);
   }
 };
 
