@@ -139,7 +139,7 @@ class CNN(Digits):
 
 
 class Text(Loop):
-    batch, rounds, clip = 8, 6, 1.0
+    batch, rounds, clip = 8, 10, 1.0
     text, vocabulary = None, None
 
     def make_model(self):

@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(block_threads) optimizer_step(const OptimizerB
   const C scale = a.grad_scale ? C(*a.grad_scale) : C(1);
 
   const int64_t begin = int64_t(int(blockIdx.x) - batch.first_block[which]) * optimizer_chunk;
-  const int64_t n = std::min(optimizer_chunk, e.n - begin);
+  const int64_t left = e.n - begin, n = left < optimizer_chunk ? left : optimizer_chunk;
   T *const p = static_cast<T*>(e.p) + begin, *const g = static_cast<T*>(e.g) + begin;
   S* state[F::states + 1] = {};
   for (int k = 0; k < F::states; ++k) state[k] = static_cast<S*>(e.state[k]) + begin;
