@@ -12,7 +12,7 @@ PYTHON ?= python3
 BIN := $(CURDIR)/.venv/bin
 export PATH := $(CURDIR)/.venv/ccache:$(BIN):$(PATH)
 export PYTHONPATH := $(CURDIR)/torch_ext
-SOURCES := $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc_cuda/*' 'tests/emulation/*.h' 'tests/emulation/*.cpp')
+SOURCES := $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc_cuda/*' 'tests/emulation/*.h' 'tests/*.cpp')
 
 # What runs kernels, without what is about the dispatcher.
 FAMILIES := pointwise activation reduction scan copy softmax loss cross_entropy norm dropout optimizer foreach
