@@ -35,14 +35,15 @@ void* Arena::allocate(size_t n) {
   if (n > reserved_) return nullptr;
   const size_t size = round_up(n, alignment) + sizeof(Block);
   const std::lock_guard<std::mutex> guard(mutex_);
-  peak_ = std::max(peak_, allocated_ + n);
   Block* block = find(size);
   if (!block && grow(size)) block = find(size);
-  if (!block) return nullptr;
+  if (!block || (block->dropped && !may_take(size))) return nullptr;
+  const bool was_dropped = block->dropped;
   remove(block);
-  split(block, size);
+  split(block, size, was_dropped);
   block->asked = n;
   allocated_ += n;
+  peak_ = std::max(peak_, allocated_);
   ++allocations_;
   return block + 1;
 }
@@ -105,13 +106,20 @@ Arena::Block* Arena::find(size_t size) {
   return free_[next][std::countr_zero(steps_with_free_[next])];
 }
 
+// Whether so many bytes that the kernel has may be taken again.
+bool Arena::may_take(size_t bytes) {
+  if (held_ + bytes > limit_) drop_free_pages();
+  return held_ + bytes <= limit_;
+}
+
 // Takes more of the address space, for a block of this size at its end.
 bool Arena::grow(size_t size) {
   constexpr size_t least = size_t(1) << 18;
   size_t more = size - (last_ && !last_->asked ? last_->size : 0);  // which is too small, or it would have been found
   more = round_up(std::max({more, held_ / 16, least}), size_t(getpagesize()));
-  if (held_ + more > std::min(limit_, std::max(peak_ + peak_ / 4, least))) drop_free_pages();
-  if (held_ + more > limit_ || used_ + more > reserved_) return false;
+  const size_t peak = std::max(peak_, allocated_ + size);
+  if (held_ + more > std::max(peak + peak / 4, least)) drop_free_pages();
+  if (!may_take(more) || used_ + more > reserved_) return false;
   if (mprotect(base_ + used_, more, PROT_READ | PROT_WRITE) != 0) return false;
   Block* block = reinterpret_cast<Block*>(base_ + used_);
   *block = {more, 0, 0, last_, nullptr, nullptr};
@@ -156,8 +164,8 @@ void Arena::remove(Block* block) {
   block->dropped = 0;
 }
 
-// Makes a block (in no list) as large as this, and a free one of the rest.
-void Arena::split(Block* block, size_t size) {
+// Makes a block (in no list) as large as this, and a free one of the rest, whose pages the kernel may have.
+void Arena::split(Block* block, size_t size, bool dropped) {
   const size_t rest = block->size - size;
   if (rest < 2 * sizeof(Block)) return;
   block->size = size;
@@ -165,6 +173,10 @@ void Arena::split(Block* block, size_t size) {
   *next = {rest, 0, 0, block, nullptr, nullptr};
   if (Block* far = after(next)) far->before = next;
   if (last_ == block) last_ = next;
+  if (dropped) {
+    next->dropped = whole_pages(next).size;
+    held_ -= next->dropped;
+  }
   insert(next);
 }
 
@@ -175,18 +187,23 @@ void Arena::merge(Block* block, Block* next) {
   if (last_ == next) last_ = block;
 }
 
-// Whole pages between a free block's header and its end.
-void Arena::drop_free_pages() {
+// Those between a free block's header and its end.
+Arena::Pages Arena::whole_pages(Block* block) {
   const size_t page = size_t(getpagesize());
+  const size_t begin = round_up(reinterpret_cast<size_t>(block + 1), page);
+  const size_t end = (reinterpret_cast<size_t>(block) + block->size) / page * page;
+  return {reinterpret_cast<void*>(begin), end > begin ? end - begin : 0};
+}
+
+void Arena::drop_free_pages() {
   for (auto& lists : free_) {
     for (Block* list : lists) {
       for (Block* block = list; block; block = block->next) {
-        const size_t begin = round_up(reinterpret_cast<size_t>(block + 1), page);
-        const size_t end = (reinterpret_cast<size_t>(block) + block->size) / page * page;
-        if (block->dropped || end <= begin) continue;
-        madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
-        block->dropped = end - begin;
-        held_ -= block->dropped;
+        const Pages pages = whole_pages(block);
+        if (block->dropped || !pages.size) continue;
+        madvise(pages.begin, pages.size, MADV_DONTNEED);
+        block->dropped = pages.size;
+        held_ -= pages.size;
       }
     }
   }

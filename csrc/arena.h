@@ -37,7 +37,7 @@ class Arena {
   // Gives the pages of free blocks back to the kernel.
   void empty_cache();
   // The most that it holds. Before it grows beyond that, or beyond a quarter more than was ever allocated at a time, it
-  // gives back what it can; and beyond the limit it does not grow.
+  // gives back what it can; and beyond the limit it does not go.
   void set_limit(size_t bytes);
   Stats stats();
 
@@ -50,16 +50,22 @@ class Arena {
   struct Class {
     int first, second;
   };
+  struct Pages {
+    void* begin;
+    size_t size;
+  };
   static constexpr int steps = 16, powers = 42;  // from 64 bytes up
 
   static Class class_of(size_t size);
   Block* find(size_t size);
+  bool may_take(size_t bytes);
   bool grow(size_t size);
   Block* after(Block* block) const;
   void insert(Block* block);
   void remove(Block* block);
-  void split(Block* block, size_t size);
+  void split(Block* block, size_t size, bool dropped);
   void merge(Block* block, Block* next);
+  static Pages whole_pages(Block* block);
   void drop_free_pages();
 
   std::mutex mutex_;

@@ -76,6 +76,14 @@ int main() {
   if (!whole || arena.stats().held > 2 * end.held) fail("free blocks were not put together");
   arena.free(whole);
   if (arena.allocate(2 * reserved)) fail("more was given than there is");
+  // What was given back is taken again up to the limit, and what is left of a block that was split is not.
+  arena.empty_cache();
+  const size_t little = arena.stats().held;
+  arena.set_limit(little + 65536);
+  void* small = arena.allocate(16384);
+  if (!small || arena.stats().held > little + 65536) fail("pages that were given back were counted wrongly");
+  if (arena.allocate(end.held / 2)) fail("pages that were given back were taken again beyond the limit");
+  arena.free(small);
   arena.set_limit(0);
   if (arena.stats().held > 8192) fail("the limit was not kept");
   if (arena.allocate(size_t(1) << 30)) fail("the arena grew beyond its limit");

@@ -101,8 +101,9 @@ template <Name name, class Stock>
 struct MulTensor {
   static void call(TensorList self, const Tensor& other) {
     // Gradients that need no clipping are multiplied by one.
-    if (other.dim() == 0 && other.is_cpu() && other.scalar_type() == at::kFloat &&
-        *other.const_data_ptr<float>() == 1) {
+    const auto is_float = [](const Tensor& t) { return at::isFloatingType(t.scalar_type()); };
+    const bool is_number = other.dim() == 0 && other.is_cpu() && is_float(other);
+    if (is_number && std::all_of(self.begin(), self.end(), is_float) && other.item<double>() == 1) {
       return stats<name>.count(Handed::no);
     }
     run_each<name, Stock>(self, [&](size_t i) { return Always<pointwise::mul>::request(self[i], other); }, other);

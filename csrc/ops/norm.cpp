@@ -182,11 +182,20 @@ double default_eps(const Tensor& input, std::optional<double> eps) {
                                             : std::numeric_limits<float>::epsilon();
 }
 
+// aten makes it of six ops on a CPU, where it has no backward either.
+#ifdef RUSTTORCH_CUDA
+using StockRmsNorm = Stock<&at::compositeimplicitautograd::_fused_rms_norm, &at::cuda::_fused_rms_norm>;
+#else
+using StockRmsNorm = Stock<&at::compositeimplicitautograd::_fused_rms_norm>;
+#endif
+
 struct FusedRmsNorm {
   static Two call(const Tensor& input, at::IntArrayRef normalized, MaybeTensor weight, std::optional<double> eps) {
     const Handed reason = reason_of(input, normalized, weight, std::nullopt);
     stats<"_fused_rms_norm">.count(reason);
-    if (reason != Handed::no) return at::compositeimplicitautograd::_fused_rms_norm(input, normalized, weight, eps);
+    if (reason != Handed::no) {
+      return StockRmsNorm::call(device_type(input), input, normalized, weight, eps);
+    }
     const Two result(empty_beside(input, input.sizes(), input.scalar_type()), statistics(input, normalized));
     NormArgs a = arguments(input, normalized, weight, std::nullopt);
     a.eps = default_eps(input, eps);
@@ -197,15 +206,19 @@ struct FusedRmsNorm {
   }
 };
 
-// aten has no kernel of this for the CPU.
 struct FusedRmsNormBackward {
   static Two call(const Tensor& grad, const Tensor& input, at::IntArrayRef normalized, const Tensor& rstd,
                   MaybeTensor weight, std::array<bool, 2> wanted) {
     const Tensor dense = grad.contiguous();
     const Handed reason = reason_of(input, normalized, weight, std::nullopt);
-    TORCH_CHECK(reason == Handed::no && belong(dense, input, {&rstd}, input.numel() / row_length(normalized)),
-                "_fused_rms_norm_backward: expected the input, gradient and rstd of a forward that ran here");
-    stats<"_fused_rms_norm_backward">.count(reason);
+    const bool ours = reason == Handed::no && belong(dense, input, {&rstd}, input.numel() / row_length(normalized));
+    stats<"_fused_rms_norm_backward">.count(ours ? Handed::no : Handed::option);
+#ifdef RUSTTORCH_CUDA
+    if (!ours && input.is_cuda()) {
+      return at::cuda::_fused_rms_norm_backward(grad, input, normalized, rstd, weight, wanted);
+    }
+#endif
+    TORCH_CHECK(ours, "_fused_rms_norm_backward: expected the input, gradient and rstd of a forward that ran here");
     const Tensor grad_x = empty_beside(input, input.sizes(), input.scalar_type());
     NormArgs a = arguments(input, normalized, weight, std::nullopt);
     a.grad = dense.const_data_ptr();
@@ -216,7 +229,6 @@ struct FusedRmsNormBackward {
   }
 };
 
-// aten's is made of six ops on a CPU.
 struct RmsNorm {
   static Tensor call(const Tensor& input, c10::SymIntArrayRef normalized, MaybeTensor weight,
                      std::optional<double> eps) {
