@@ -79,3 +79,13 @@ def test_log_sigmoid_backward():
         f = lambda g, x: rusttorch.log_sigmoid_backward(g, x, buffer(x) if callable(buffer) else buffer)  # noqa: B023, E731
         assert torch.autograd.gradcheck(f, (g, x))
         assert torch.autograd.gradgradcheck(f, (g, x))
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64, torch.bfloat16, torch.float16), ids=str)
+@pytest.mark.parametrize("offset", (0, 1))
+def test_log_sigmoid_backward_without_a_buffer(dtype, offset):
+    """As a device has it; from an address that is a vector's, and from one that is not."""
+    x, g = (torch.randn(101, dtype=torch.float64).to(dtype)[offset:] for _ in range(2))
+    exact = g.double() * torch.sigmoid(-x.double())
+    ours = rusttorch.log_sigmoid_backward(g, x, torch.empty(0, dtype=dtype))
+    torch.testing.assert_close(ours.double(), exact, rtol=2 * torch.finfo(dtype).eps, atol=torch.finfo(dtype).tiny)

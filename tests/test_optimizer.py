@@ -186,15 +186,36 @@ def test_gradient_scale_and_found_inf():
         assert (both[0][0] == 1).all() == bool(found)
 
 
-def test_16_bit_parameters_with_float_state():
-    p = torch.randn(1000).bfloat16()
-    g, m, v = torch.randn(1000).bfloat16(), torch.rand(1000), torch.rand(1000)
-    reference = [t.double() for t in (p, g, m, v)]
-    rusttorch.adamw_update(p, g, m, v, 3, lr=0.1)
-    rusttorch.adamw_update(*reference, 3, lr=0.1)
-    torch.testing.assert_close(m.double(), reference[2], rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(v.double(), reference[3], rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(p.double(), reference[0], rtol=2**-8, atol=1e-3)
+def fused(name, p, g, state, decay):
+    """One call of the fused op for lists of one tensor."""
+    ops, step = torch.ops.rusttorch, [torch.tensor(3.0)]
+    options = {"weight_decay": decay, "maximize": False}
+    if name == "adagrad":
+        return ops._fused_adagrad_([p], [g], state[:1], step, lr=0.1, lr_decay=0.1, eps=1e-3, **options)
+    if name.startswith("adam"):
+        amsgrad = name == "adam_amsgrad"
+        options |= {"beta1": 0.8, "beta2": 0.9, "eps": 1e-3, "amsgrad": amsgrad}
+        return ops._fused_adam_([p], [g], state[:1], state[1:2], state[2:] if amsgrad else [], step, lr=0.1, **options)
+    momentum = 0.0 if name == "sgd" else 0.9
+    options |= {"momentum": momentum, "dampening": 0.1, "nesterov": name == "sgd_nesterov", "is_first_step": False}
+    return ops._fused_sgd_([p], [g], state[:1] if momentum else [], lr=0.1, **options)
+
+
+@pytest.mark.parametrize("name", ("sgd", "sgd_momentum", "sgd_nesterov", "adam", "adam_amsgrad", "adagrad"))
+@pytest.mark.parametrize("decay", (0.0, 0.1))
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16), ids=str)
+@pytest.mark.parametrize("state_dtype", (None, torch.float32), ids=str)
+def test_16_bits(name, decay, dtype, state_dtype):
+    """As with the same numbers in float64, rounded once; the state too, which may be float."""
+    draws = [torch.randn(1003), torch.randn(1003), *(torch.rand(1003) for _ in range(3))]
+    p, g, *state = (t.to(dtype) for t in draws)
+    state = [t.to(state_dtype or dtype) for t in state]
+    exact = [t.double() for t in (p, g, *state)]
+    fused(name, p, g, state, decay)
+    fused(name, *exact[:2], exact[2:], decay)
+    for ours, wanted in zip((p, *state), (exact[0], *exact[2:]), strict=True):
+        eps = torch.finfo(ours.dtype).eps
+        torch.testing.assert_close(ours.double(), wanted, rtol=2 * eps, atol=2 * eps)
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float64, torch.bfloat16), ids=str)

@@ -140,9 +140,9 @@ void backward(const NormArgs& a) {
   with_options<centered, dtypes>(a, a.weight, a.grad_bias, [&](auto norm) { norm.backward(a); });
 }
 
-constexpr uint8_t singles_and_doubles = 0b0000011;  // of 16 bits, stock has the statistics rounded too
-constexpr NormKernel norm_kernels[] = {{&forward<true, singles_and_doubles>},
-                                       {&backward<true, singles_and_doubles>},
+// Layer norms of 16 bits have statistics of 16 bits in stock.
+constexpr NormKernel norm_kernels[] = {{&forward<true, wide_floats>},
+                                       {&backward<true, wide_floats>},
                                        {&forward<false, floats>},
                                        {&backward<false, floats>}};
 const NormKernel* norm_table() { return norm_kernels; }

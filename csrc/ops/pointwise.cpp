@@ -64,8 +64,6 @@ struct Rounded {
   static Request request(const Tensor& self, const Other& other, Mode mode) {
     Request r = Always<plain>::request(self, other);
     if (mode) r.kernel = *mode == "trunc" ? &resolve<trunc> : nullptr;
-    // Stock rounds a bf16 or f16 quotient before it truncates it.
-    if (mode && at::isReducedFloatingType(self.scalar_type())) r.kernel = nullptr;
     return r;
   }
 };

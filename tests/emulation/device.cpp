@@ -1,5 +1,6 @@
 #include "device.h"
 
+#include <dlfcn.h>
 #include <setjmp.h>
 #include <ucontext.h>
 
@@ -103,9 +104,14 @@ struct Report {
     const char* path = std::getenv("RUSTTORCH_EMULATION_REPORT");
     std::FILE* file = path ? std::fopen(path, "w") : nullptr;
     if (!file) return;
-    std::fprintf(file, "%zu kernels ran\n%zu launchers ran\n", kernels.size(), ran.size());
+    std::fprintf(file, "%zu launchers ran\n", ran.size());
     for (const auto& name : known) {
       if (!ran.count(name)) std::fprintf(file, "did not run: %s\n", name.c_str());
+    }
+    for (const void* kernel : kernels) {
+      Dl_info library{};
+      dladdr(kernel, &library);
+      std::fprintf(file, "kernel at %tx\n", static_cast<const char*>(kernel) - static_cast<char*>(library.dli_fbase));
     }
     std::fclose(file);
   }
