@@ -51,7 +51,7 @@ void run(const OptimizerArgs& a) {
     with_type<floats>(e.dtype, [&](auto t) {
       using T = decltype(t);
       const formula::Step<Compute<T>> step(a, a.lr, rates);
-      if constexpr (sizeof(T) == 2) {
+      if constexpr (sizeof(T) == 2 && F::states > 0) {
         if (e.state_dtype == Dtype::f32) return update_types<F, T, float>(e, step);
       }
       update_types<F, T, T>(e, step);
