@@ -187,6 +187,21 @@ def test_autograd_vmap_and_compile_reach_the_kernels():
     torch.testing.assert_close(x.grad, y.grad)
 
 
+def test_tracing_after_a_swap_finds_stock_again():
+    """torch.compile's tracers keep the dispatch key at which they found a kernel: clone has none for the CPU but ours."""
+
+    def traced(f):
+        torch._dynamo.reset()
+        return torch.compile(f, fullgraph=True, backend="aot_eager")
+
+    x = torch.randn(100)
+    expected = F.mish(x)
+    for _ in range(2):
+        with rusttorch.use():
+            torch.testing.assert_close(traced(F.mish)(x), expected)
+        torch.testing.assert_close(traced(F.mish)(x), expected)
+
+
 def test_data_loader_workers_may_be_forked():
     data = torch.utils.data.DataLoader(_Squares(), batch_size=4, num_workers=2, multiprocessing_context="fork")
     with rusttorch.use():

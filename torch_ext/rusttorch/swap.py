@@ -6,6 +6,8 @@ import threading
 from collections import Counter
 from typing import NamedTuple
 
+import torch
+
 from . import _C
 from .optim import Hooks
 
@@ -71,11 +73,20 @@ def _resolve(names, exclude):
     return frozenset(wanted.difference(*map(overloads, exclude)))
 
 
+def _forget_dispatch(name):
+    """Has torch look up an op's kernels anew: its tracers remember the key of one that may be gone, and call null."""
+    packet, _, overload = name.partition(".")
+    seen = vars(vars(torch.ops.aten).get(packet, object)).get(overload or "default")
+    if seen:
+        seen._dispatch_cache.clear()
+
+
 class _Swapped:
     """What is swapped now: what enable() asked for, and what each open use() asks for."""
 
     def __init__(self):
         self.lock = threading.Lock()
+        self.now = frozenset()
         self.enabled = frozenset()
         self.used = Counter()
         self.hooks = Hooks()
@@ -89,11 +100,13 @@ class _Swapped:
             self.used = +self.used
             swapped = self.enabled.union(self.used)
             _C.set_swapped(sorted(swapped))
+            for name in swapped ^ self.now:
+                _forget_dispatch(name)
+            self.now = swapped
             self.hooks.install(any(name.startswith("_fused_") for name in swapped))
 
     def any(self):
-        with self.lock:
-            return bool(self.enabled or self.used)
+        return bool(self.now)
 
 
 _swapped = _Swapped()
