@@ -88,8 +88,16 @@ def our_rms_norm(x):
     return rusttorch.rms_norm(x, x.shape[-1:])
 
 
-def summed(f):
-    return lambda x: f(x).sum()
+def normalization(name, stock, ours):
+    """Forward, and with the backward of the sum."""
+
+    def summed(f):
+        return with_backward(lambda x: f(x).sum())
+
+    return [
+        Row(name, stock, ours, "n", shapes=ROWS_OF),
+        Row(f"{name} and backward", summed(stock), summed(ours), "n", shapes=ROWS_OF),
+    ]
 
 
 CLASSES = ((64, 10), (1024, 1024), (128, 50257))
@@ -193,22 +201,8 @@ ROWS = [
     ),
     Row("dropout(0.1)", F.dropout, rusttorch.dropout, "n", (0.1, True)),
     Row("dropout(0.5)", F.dropout, rusttorch.dropout, "n", (0.5, True)),
-    Row("layer_norm", layer_norm, our_layer_norm, "n", shapes=ROWS_OF),
-    Row(
-        "layer_norm and backward",
-        with_backward(summed(layer_norm)),
-        with_backward(summed(our_layer_norm)),
-        "n",
-        shapes=ROWS_OF,
-    ),
-    Row("rms_norm", rms_norm, our_rms_norm, "n", shapes=ROWS_OF),
-    Row(
-        "rms_norm and backward",
-        with_backward(summed(rms_norm)),
-        with_backward(summed(our_rms_norm)),
-        "n",
-        shapes=ROWS_OF,
-    ),
+    *normalization("layer_norm", layer_norm, our_layer_norm),
+    *normalization("rms_norm", rms_norm, our_rms_norm),
     Row("contiguous", torch.Tensor.contiguous, rusttorch.contiguous, "t", shapes=((1024, 1024), (1000, 1000))),
     Row("mm", torch.mm, rusttorch.mm, "nn", shapes=((256, 256), (1024, 1024))),
 ]

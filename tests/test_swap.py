@@ -188,7 +188,7 @@ def test_autograd_vmap_and_compile_reach_the_kernels():
 
 
 def test_tracing_after_a_swap_finds_stock_again():
-    """torch.compile's tracers keep the dispatch key at which they found a kernel: clone has none for the CPU but ours."""
+    """torch.compile's tracers keep the key at which they found a kernel: clone has none for the CPU but ours."""
 
     def traced(f):
         torch._dynamo.reset()

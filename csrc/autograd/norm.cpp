@@ -3,8 +3,7 @@
 #include <ATen/ops/rsqrt.h>
 #include <c10/core/GradMode.h>
 
-#include <limits>
-
+#include "../kernels/norm.h"
 #include "derivative.h"
 
 namespace rusttorch::autograd {
@@ -47,9 +46,8 @@ const std::vector<Formula>& norm_formulas() {
          if (c10::GradMode::is_enabled()) {
            at::DimVector dims;
            for (size_t k = c.argument(1).toIntVector().size(); k > 0; --k) dims.push_back(-int64_t(k));
-           const double own = x.scalar_type() == at::kDouble ? std::numeric_limits<double>::epsilon()
-                                                             : std::numeric_limits<float>::epsilon();
-           return of_rms_norm(g, x, maybe(c, 2), dims, c.given(3) ? c.number(3) : own);
+           const double eps = c.given(3) ? c.number(3) : rms_norm_eps(x.scalar_type() == at::kDouble);
+           return of_rms_norm(g, x, maybe(c, 2), dims, eps);
          }
          return call_all("_fused_rms_norm_backward",
                          {g, x, c.argument(1), c.result(1), c.argument(2), c10::List<bool>({true, c.given(2)})});

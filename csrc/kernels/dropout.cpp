@@ -10,27 +10,27 @@ namespace {
 using W = Vector<uint32_t, vector_bytes>;
 constexpr int words_at_once = vector_bytes / 4;
 
+template <class V>
+RT_INLINE V twisted(V low, V high, V other) {
+  const V mixed = (low & 0x80000000u) | (high & 0x7fffffffu);
+  return other ^ (mixed >> 1) ^ (-(high & 1u) & 0x9908b0dfu);
+}
+
 // state[j] of the next 624 words, from state[j], state[j + 1] and state[j + 397], for the j in [begin, end). What lies
 // before j is of the next words already, so j + 397 wraps around.
 void twist(uint32_t* state, int begin, int end, int far) {
-  const auto next = [](auto low, auto high, auto other) {
-    const auto mixed = (low & 0x80000000u) | (high & 0x7fffffffu);
-    return other ^ (mixed >> 1) ^ (-(high & 1u) & 0x9908b0dfu);
-  };
   int j = begin;
   for (; j + words_at_once <= end; j += words_at_once) {
-    store(state + j, W(next(load<W>(state + j), load<W>(state + j + 1), load<W>(state + j + far))));
+    store(state + j, twisted(load<W>(state + j), load<W>(state + j + 1), load<W>(state + j + far)));
   }
-  for (; j < end; ++j) state[j] = next(state[j], state[j + 1], state[j + far]);
+  for (; j < end; ++j) state[j] = twisted(state[j], state[j + 1], state[j + far]);
 }
 
 void next_state(uint32_t* state) {
   constexpr int n = Twister::size, m = 397;
   twist(state, 0, n - m, m);
   twist(state, n - m, n - 1, m - n);
-  uint32_t last[2] = {state[n - 1], state[0]};
-  const uint32_t mixed = (last[0] & 0x80000000u) | (last[1] & 0x7fffffffu);
-  state[n - 1] = state[m - 1] ^ (mixed >> 1) ^ (-(last[1] & 1u) & 0x9908b0dfu);
+  state[n - 1] = twisted(state[n - 1], state[0], state[m - 1]);
 }
 
 template <class V>

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <limits>
+
 #include "stub.h"
 
 namespace rusttorch {
@@ -35,6 +37,11 @@ struct DeviceNorm {
 
   int64_t column_blocks, rows_of_part, parts;
 };
+
+// RMS norm's own eps: the step of the type that is computed in.
+constexpr double rms_norm_eps(bool is_double) {
+  return is_double ? std::numeric_limits<double>::epsilon() : std::numeric_limits<float>::epsilon();
+}
 
 struct NormKernel {
   void (*run)(const NormArgs&);

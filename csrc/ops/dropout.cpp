@@ -17,13 +17,15 @@ namespace {
 
 using Two = std::tuple<Tensor, Tensor>;
 
-Handed dropout_reason(const Tensor& input, double p) {
-  if (!(p > 0 && p < 1) || !on_cpu(input)) return Handed::option;
+// Whether the kernels take the tensor.
+Handed reason_of(const Tensor& input) {
+  if (!on_cpu(input)) return Handed::option;
   if (input.numel() == 0) return Handed::size;
   const bool dense = input.layout() == at::kStrided && input.is_non_overlapping_and_dense() && !has_names(input);
   if (!dense) return Handed::layout;
-  return at::isFloatingType(input.scalar_type()) ? Handed::no : Handed::dtype;
+  return dtype_of(input) && at::isFloatingType(input.scalar_type()) ? Handed::no : Handed::dtype;
 }
+Handed dropout_reason(const Tensor& input, double p) { return p > 0 && p < 1 ? reason_of(input) : Handed::option; }
 
 DropoutArgs arguments(const Tensor& in, const Tensor& mask, const Tensor& out, double scale) {
   DropoutArgs a{};
@@ -69,7 +71,7 @@ struct NativeDropout {
 
 struct NativeDropoutBackward {
   static Tensor call(const Tensor& grad, const Tensor& mask, double scale) {
-    Handed reason = dropout_reason(grad, 0.5);
+    Handed reason = reason_of(grad);
     if (reason == Handed::no && mask.scalar_type() != at::kBool) reason = Handed::dtype;
     if (reason == Handed::no && !(grad.sizes().equals(mask.sizes()) && grad.strides().equals(mask.strides()))) {
       reason = Handed::layout;

@@ -39,20 +39,18 @@ class Each {
 
   // Small tensors share a parallel region; a large one has its own.
   void run() {
-    constexpr int64_t large = at::internal::GRAIN_SIZE;
     std::vector<size_t> small;
     int64_t total = 0;
     for (size_t i = 0; i < self_.size(); ++i) {
-      if (self_[i].numel() >= large || !on_cpu(self_[i])) {
+      if (self_[i].numel() >= at::internal::GRAIN_SIZE || !on_cpu(self_[i])) {
         plans_[i].run(self_[i]);
       } else {
         small.push_back(i);
         total += self_[i].numel();
       }
     }
-    if (small.empty()) return;
-    const int64_t count = int64_t(small.size()), grain = count * large / std::max<int64_t>(1, total);
-    at::parallel_for(0, count, std::max<int64_t>(1, grain), [&](int64_t begin, int64_t end) {
+    const int64_t count = int64_t(small.size());
+    at::parallel_for(0, count, items_for_a_thread(count, total), [&](int64_t begin, int64_t end) {
       for (int64_t k = begin; k < end; ++k) plans_[small[k]].run(self_[small[k]]);
     });
   }
@@ -147,7 +145,7 @@ class Norms {
     const auto type = tensors[0].scalar_type();
     for (const Tensor& t : tensors) {
       const bool dense = t.layout() == at::kStrided && t.is_non_overlapping_and_dense();
-      if (!dense || !on_cpu(t) || t.scalar_type() != type || !at::isFloatingType(type)) return;
+      if (!dense || !on_cpu(t) || t.scalar_type() != type || !dtype_of(t) || !at::isFloatingType(type)) return;
       if (inf && t.numel() == 0) return;  // stock refuses
       parts_.add(t.numel());
     }

@@ -10,6 +10,11 @@
 
 namespace rusttorch {
 
+// Of so many items with so many elements in all: how many come together to be worth a thread.
+inline int64_t items_for_a_thread(int64_t count, int64_t elements) {
+  return std::max<int64_t>(1, count * at::internal::GRAIN_SIZE / std::max<int64_t>(1, elements));
+}
+
 class Parts {
  public:
   // Another tensor, of n elements.
@@ -25,9 +30,7 @@ class Parts {
   // run(k, i, first, n) for the k-th part: n elements of the i-th tensor, from its first on.
   template <class Run>
   void run(Run run) const {
-    // Small tensors come together, until they are worth a thread.
-    const int64_t grain = std::max<int64_t>(1, count() * most / std::max<int64_t>(1, total_));
-    at::parallel_for(0, count(), grain, [&](int64_t begin, int64_t end) {
+    at::parallel_for(0, count(), items_for_a_thread(count(), total_), [&](int64_t begin, int64_t end) {
       size_t i = std::upper_bound(before_.begin(), before_.end(), begin) - before_.begin() - 1;
       for (int64_t k = begin; k < end; ++k) {
         while (k >= before_[i + 1]) ++i;

@@ -142,9 +142,7 @@ struct LayerNorm {
 
 // Whether these are the gradient and the statistics that belong to the input.
 bool belong(const Tensor& grad, const Tensor& input, std::initializer_list<const Tensor*> each_row, int64_t rows) {
-  if (!grad.is_contiguous() || !grad.sizes().equals(input.sizes()) || grad.scalar_type() != input.scalar_type()) {
-    return false;
-  }
+  if (!grad.sizes().equals(input.sizes()) || grad.scalar_type() != input.scalar_type()) return false;
   return std::all_of(each_row.begin(), each_row.end(), [&](const Tensor* t) {
     return t->is_contiguous() && t->numel() == rows && t->scalar_type() == compute_type(input);
   });
@@ -153,9 +151,8 @@ bool belong(const Tensor& grad, const Tensor& input, std::initializer_list<const
 struct LayerNormBackward {
   static Three call(const Tensor& grad, const Tensor& input, at::IntArrayRef normalized, const Tensor& mean,
                     const Tensor& rstd, MaybeTensor weight, MaybeTensor bias, std::array<bool, 3> wanted) {
-    const Tensor dense = grad.contiguous();
     Handed reason = layer_reason(input, normalized, weight, bias);
-    if (reason == Handed::no && !belong(dense, input, {&mean, &rstd}, input.numel() / row_length(normalized))) {
+    if (reason == Handed::no && !belong(grad, input, {&mean, &rstd}, input.numel() / row_length(normalized))) {
       reason = Handed::layout;
     }
     stats<"native_layer_norm_backward">.count(reason);
@@ -163,7 +160,7 @@ struct LayerNormBackward {
       return STOCK(native_layer_norm_backward)::call(device_type(input), grad, input, normalized, mean, rstd, weight,
                                                      bias, wanted);
     }
-    const Tensor grad_x = empty_beside(input, input.sizes(), input.scalar_type());
+    const Tensor dense = grad.contiguous(), grad_x = empty_beside(input, input.sizes(), input.scalar_type());
     NormArgs a = arguments(input, normalized, weight, bias);
     a.grad = dense.const_data_ptr();
     a.mean = const_cast<void*>(mean.const_data_ptr());
@@ -175,12 +172,6 @@ struct LayerNormBackward {
     return {or_nothing(wanted[0], grad_x), or_nothing(wanted[1], grad_weight), grad_bias};
   }
 };
-
-double default_eps(const Tensor& input, std::optional<double> eps) {
-  if (eps) return *eps;
-  return input.scalar_type() == at::kDouble ? std::numeric_limits<double>::epsilon()
-                                            : std::numeric_limits<float>::epsilon();
-}
 
 // aten makes it of six ops on a CPU, where it has no backward either.
 #ifdef RUSTTORCH_CUDA
@@ -198,7 +189,7 @@ struct FusedRmsNorm {
     }
     const Two result(empty_beside(input, input.sizes(), input.scalar_type()), statistics(input, normalized));
     NormArgs a = arguments(input, normalized, weight, std::nullopt);
-    a.eps = default_eps(input, eps);
+    a.eps = eps.value_or(rms_norm_eps(input.scalar_type() == at::kDouble));
     a.y = std::get<0>(result).mutable_data_ptr();
     a.rstd = std::get<1>(result).mutable_data_ptr();
     run_forward(norm::rms_norm, a, input);
@@ -209,9 +200,8 @@ struct FusedRmsNorm {
 struct FusedRmsNormBackward {
   static Two call(const Tensor& grad, const Tensor& input, at::IntArrayRef normalized, const Tensor& rstd,
                   MaybeTensor weight, std::array<bool, 2> wanted) {
-    const Tensor dense = grad.contiguous();
     const Handed reason = reason_of(input, normalized, weight, std::nullopt);
-    const bool ours = reason == Handed::no && belong(dense, input, {&rstd}, input.numel() / row_length(normalized));
+    const bool ours = reason == Handed::no && belong(grad, input, {&rstd}, input.numel() / row_length(normalized));
     stats<"_fused_rms_norm_backward">.count(ours ? Handed::no : Handed::option);
 #ifdef RUSTTORCH_CUDA
     if (!ours && input.is_cuda()) {
@@ -219,7 +209,7 @@ struct FusedRmsNormBackward {
     }
 #endif
     TORCH_CHECK(ours, "_fused_rms_norm_backward: expected the input, gradient and rstd of a forward that ran here");
-    const Tensor grad_x = empty_beside(input, input.sizes(), input.scalar_type());
+    const Tensor dense = grad.contiguous(), grad_x = empty_beside(input, input.sizes(), input.scalar_type());
     NormArgs a = arguments(input, normalized, weight, std::nullopt);
     a.grad = dense.const_data_ptr();
     a.rstd = const_cast<void*>(rstd.const_data_ptr());

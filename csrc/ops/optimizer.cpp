@@ -6,6 +6,7 @@
 #include <ATen/ops/full.h>
 
 #include "families.h"
+#include "lists.h"
 #include "stock.h"
 
 namespace rusttorch {
@@ -59,15 +60,16 @@ Handed fit(const Lists& lists, const Lr& lr, MaybeTensor grad_scale, MaybeTensor
       if (!fits || state_type != lists.state[0][i].scalar_type()) return Handed::dtype;
     }
     if (on_cpu(p)) continue;
-    // One launch for all, which reads the step, lr and the scale where they are.
+    // One launch for all, which reads the step where it is.
     const Tensor& first = lists.parameters[0];
     if (p.device() != first.device() || type != first.scalar_type()) return Handed::dtype;
-    if (!lists.state.empty() && lists.state[0][i].scalar_type() != lists.state[0][0].scalar_type())
-      return Handed::dtype;
+    const bool has_state = !lists.state.empty();
+    if (has_state && lists.state[0][i].scalar_type() != lists.state[0][0].scalar_type()) return Handed::dtype;
     if (!lists.steps.empty() && !is_there(lists.steps[i], p)) return Handed::option;
-    if (!is_there(lr, p) || !is_there(grad_scale, p) || !is_there(found_inf, p)) return Handed::option;
   }
-  return Handed::no;
+  if (count == 0 || on_cpu(lists.parameters[0])) return Handed::no;
+  const auto there = [&](const auto& number) { return is_there(number, lists.parameters[0]); };
+  return there(lr) && there(grad_scale) && there(found_inf) ? Handed::no : Handed::option;
 }
 
 double number(double x) { return x; }
@@ -91,8 +93,12 @@ OptimizerEntry entry_of(const Lists& lists, size_t i) {
     e.state_dtype = *dtype_of(lists.state[k][i]);
     e.state[k] = lists.state[k][i].mutable_data_ptr();
   }
-  if (!lists.steps.empty())
-    (on_cpu(p) ? void(e.step = number(lists.steps[i])) : void(e.step_there = pointer(lists.steps[i])));
+  if (lists.steps.empty()) return e;
+  if (on_cpu(p)) {
+    e.step = number(lists.steps[i]);
+  } else {
+    e.step_there = pointer(lists.steps[i]);
+  }
   return e;
 }
 
@@ -134,10 +140,9 @@ void step_on_cpu(const Lists& lists, OptimizerArgs a, const Lr& lr, MaybeTensor 
       for (auto*& s : part.state) advance(s, most * element_size(part.state_dtype));
     }
   }
-  if (parts.empty()) return;
   const auto run = kernel(lists.kernel, c10::DeviceType::CPU).run;
-  const int64_t count = int64_t(parts.size()), grain = std::max<int64_t>(1, count * most / total);
-  at::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
+  const int64_t count = int64_t(parts.size());
+  at::parallel_for(0, count, items_for_a_thread(count, total), [&](int64_t begin, int64_t end) {
     OptimizerArgs some = a;
     some.entries = &parts[begin];
     some.count = end - begin;

@@ -8,9 +8,9 @@ fault for each 4 KiB. A training step can take thousands of them.
     rusttorch.memory.stats()
 
 The pool holds about what was ever in use at a time: before it grows beyond a quarter more, it gives free pages back.
-set_limit() bounds it. Tensors that were
-allocated before it was enabled, or after it was disabled, are stock's and stay so; those of the pool are freed to it
-whenever they go. It may be shared by all threads. A process forked from this one (a DataLoader's worker) has a copy.
+set_limit() bounds it. Tensors that were allocated before it was enabled, or after it was disabled, are stock's and stay
+so; those of the pool are freed to it whenever they go. It may be shared by all threads. A process forked from this one
+(a DataLoader's worker) has a copy.
 """
 
 from typing import NamedTuple
