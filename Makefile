@@ -3,9 +3,10 @@
 # make bench   ops, optimizers and training loops against stock; writes bench/results.json, the README's tables and plots
 # make lint    formatting, lint, and a build with warnings as errors
 # make cuda    compiles and strictly links the CUDA sources; needs nvcc, no GPU
+# make gpu     builds, tests, sanitizes and times everything on a GPU, with the torch of PYTHON; downloads nothing
 # make emulate runs the CUDA kernels on the CPU, in the families' tests; needs CUDA's headers, no GPU
 #
-# Each makes .venv if it is missing and builds what has changed. TORCH chooses the torch to build against.
+# Each but gpu makes .venv if it is missing and builds what has changed. TORCH chooses the torch to build against.
 
 TORCH ?= torch==2.13.0
 PYTHON ?= python3
@@ -18,7 +19,7 @@ SOURCES := $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc_cuda/*' 'tests/emu
 FAMILIES := pointwise activation reduction scan copy softmax loss cross_entropy norm dropout optimizer foreach
 KERNEL_TESTS := $(FAMILIES:%=tests/test_%.py) -k "not (opcheck or compile or vmap or derivatives or swapped or complete)"
 
-.PHONY: demo test bench lint cuda emulate build clean
+.PHONY: demo test bench lint cuda gpu emulate build clean
 
 demo: build
 	python examples/digits.py
@@ -43,6 +44,9 @@ lint: build
 
 cuda: .venv/made
 	python tools/cuda_check.py
+
+gpu:
+	$(PYTHON) tools/gpu.py
 
 emulate: build
 	python tools/emulate.py

@@ -50,7 +50,7 @@ K kernel_of() {
   K kernel{};
   kernel.run = &on_current_stream<launchers, k>;
 #ifdef RUSTTORCH_EMULATION
-  emulation::exists(name<launchers, k>());
+  if (launchers()[k].dtypes) emulation::exists(name<launchers, k>());
 #endif
   if constexpr (requires { kernel.dtypes; }) kernel.dtypes = launchers()[k].dtypes;
   return kernel;

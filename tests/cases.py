@@ -130,7 +130,7 @@ REFERENCE = {
 
 
 def values(letter, shape, dtype, seed):
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
     if not dtype.is_floating_point:
         low = 1 if letter in "pu" else -50
         return torch.randint(low, 50, shape, generator=generator, dtype=dtype)

@@ -1,4 +1,42 @@
+"""The tests run where RUSTTORCH_DEVICE says, on the CPU if it says nothing: what they make is made there."""
+
+import importlib.util
+import os
 import sys
 from pathlib import Path
 
+import pytest
+import torch
+
 sys.path.insert(0, str(Path(__file__).parent))
+
+DEVICE = torch.device(os.environ.get("RUSTTORCH_DEVICE", "cpu"))
+if "RUSTTORCH_DEVICE" in os.environ:
+    torch.set_default_device(DEVICE)
+
+# What is about the CPU, by a part of a test's name.
+OF_THE_CPU = {
+    "test_memory.py": "the CPU's memory pool",
+    "test_math.py": "the CPU's elementary functions",
+    "test_compat.py": "the CPU's constructors",
+    "test_dropout.py": "the CPU's random numbers; a device has stock's dropout",
+    "threads": "the CPU's threads",
+    "_errors": "what the CPU refuses by an exception, a device refuses by an assertion, after which it is of no use",
+    "test_a_list_runs_here_or_in_stock_as_a_whole": "lists of tensors are stock's on a device",
+    "test_stock_clips_through_our_kernels": "lists of tensors are stock's on a device",
+    "test_zero_grad_of_a_fused_optimizer": "lists of tensors are stock's on a device",
+    "test_data_loader_workers_may_be_forked": "a process that has used a device cannot be forked",
+    "test_sizes_at_which_stock_is_faster": "the CPU's sizes",
+    "test_what_ran": "a device has layer norms of 16 bits too",
+    "test_gelu_at_infinity_is_its_limit": "the CPU's gelu",
+}
+
+
+def pytest_collection_modifyitems(items):
+    skipped = {} if DEVICE.type == "cpu" else OF_THE_CPU
+    if importlib.util.find_spec("expecttest") is None:
+        skipped = skipped | {"opcheck": "torch.library.opcheck needs expecttest"}
+    for item in items:
+        for part, why in skipped.items():
+            if part in item.nodeid:
+                item.add_marker(pytest.mark.skip(reason=why))

@@ -10,7 +10,7 @@ IGNORED = -100
 
 
 def data(rows, classes, dtype, probabilities, seed=0):
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
     x = (torch.randn(rows, classes, generator=generator, dtype=torch.float64) * 4).to(dtype)
     weight = (torch.rand(classes, generator=generator, dtype=torch.float64) + 0.1).to(dtype)
     if probabilities:

@@ -14,7 +14,7 @@ INF = float("inf")
 
 
 def tensors(dtype, seed=0):
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
     all_ = [torch.randn(shape, generator=generator, dtype=torch.float64).mul(3).to(dtype) for shape in SHAPES]
     all_[3] = all_[3].t().contiguous().t()  # dense, and not contiguous
     return all_

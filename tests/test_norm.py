@@ -22,7 +22,7 @@ NORMS = {
 
 
 def inputs(shape, rank, dtype, affine, name):
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(0)
     draw = lambda s: torch.randn(s, generator=generator, dtype=torch.float64)  # noqa: E731
     normalized = shape[len(shape) - rank :]
     x, grad, weight, bias = draw(shape) * 3 + 1, draw(shape), draw(normalized), draw(normalized)

@@ -27,7 +27,7 @@ OPTIMIZERS = [
 
 
 def parameters(dtype, seed=0):
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
     all_ = [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in SHAPES]
     all_[3] = all_[3].t().contiguous().t()  # dense, and not contiguous
     return [torch.nn.Parameter(p) for p in all_]
@@ -36,7 +36,7 @@ def parameters(dtype, seed=0):
 def train(optimizer, params, steps, first=0):
     """Steps with gradients that depend on the step alone."""
     for k in range(first, first + steps):
-        generator = torch.Generator().manual_seed(k)
+        generator = torch.Generator(torch.get_default_device()).manual_seed(k)
         for p in params:
             g = torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.dtype)
             p.grad = torch.empty_like(p).copy_(g)

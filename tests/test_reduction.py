@@ -105,7 +105,7 @@ def compare(op, exact, x, dims):
 
 
 def data(shape, dtype, seed=0):
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
     if dtype == torch.bool:
         return torch.rand(shape, generator=generator) < 0.3
     if not dtype.is_floating_point:

@@ -48,7 +48,7 @@ def softmax_of(x, dim, log):
 )
 def test_forward_and_backward(shape, dim, log, dtype):
     """Against float64: at most twice stock's largest error, and one ulp of a probability near 1."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(0)
     x, g = ((torch.randn(shape, generator=generator, dtype=torch.float64) * 4).to(dtype) for _ in range(2))
     name = "_log_softmax" if log else "_softmax"
 

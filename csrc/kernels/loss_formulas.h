@@ -4,7 +4,19 @@
 // kernels. Semantics are those of the aten op of the same name before its reduction. x is the input, t the target, w
 // the weight; g the gradient of the result, and scale what the reduction makes of it (1, or 1 / n for a mean).
 
+#include "kernel.h"
 #include "math.h"
+
+namespace rusttorch {
+
+// The types of what a device has no use for: there an assertion takes the place of a look beforehand.
+#if defined(__CUDACC__) || defined(RUSTTORCH_ASSERT)
+constexpr uint8_t floats_on_cpu = 0;
+#else
+constexpr uint8_t floats_on_cpu = floats;
+#endif
+
+}  // namespace rusttorch
 
 namespace rusttorch::formula {
 
@@ -17,7 +29,7 @@ namespace rusttorch::formula {
   X(bce, 2, 0, floats, compute)                        \
   X(bce_weight, 3, 0, floats, compute)                 \
   X(bce_epsilon, 2, 2, floats, compute)                \
-  X(outside_unit, 2, 0, floats, memory)                \
+  X(outside_unit, 2, 0, floats_on_cpu, memory)         \
   X(bce_with_logits, 2, 0, floats, compute)            \
   X(bce_with_logits_weight, 3, 0, floats, compute)     \
   X(bce_with_logits_pos_weight, 3, 0, floats, compute) \

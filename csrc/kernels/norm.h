@@ -3,6 +3,7 @@
 #include <limits>
 
 #include "stub.h"
+#include "tiles.h"
 
 namespace rusttorch {
 
@@ -21,21 +22,20 @@ struct NormArgs {
   // Backward: the gradient of y, and those of weight and bias, or nullptr. On the CPU these are added to.
   const void* grad;
   void *grad_weight, *grad_bias;
-  void* workspace;  // on a device: a pair of doubles for each of DeviceNorm's parts and each column
+  void* workspace;  // on a device: a pair of sums for each of DeviceNorm's parts and each column
 };
 
-// How a device's blocks share the sums over all rows.
-struct DeviceNorm {
-  static constexpr int width = 32;  // columns of a block
+// How a device's blocks share the sums over all rows, for the gradients of weight and bias: each leaves its part.
+struct DeviceNorm : DeviceTiles {
+  static constexpr int columns = 32;  // of a block, where a row is too long for a block to keep its sums
 
-  DeviceNorm(int64_t rows, int64_t n) : column_blocks((n + width - 1) / width) {
-    constexpr int64_t least = 64, most = 128;  // rows of a part, and parts
-    rows_of_part = (rows + most - 1) / most;
-    if (rows_of_part < least) rows_of_part = least;
+  DeviceNorm(int64_t rows, int64_t n) : DeviceTiles(rows, n, 1), blocks_of_columns((n + columns - 1) / columns) {
+    constexpr int64_t most = 256;  // parts: two blocks for each multiprocessor of a large device
+    rows_of_part = (rows + most * runs - 1) / (most * runs) * runs;
     parts = (rows + rows_of_part - 1) / rows_of_part;
   }
 
-  int64_t column_blocks, rows_of_part, parts;
+  int64_t blocks_of_columns, rows_of_part, parts;
 };
 
 // RMS norm's own eps: the step of the type that is computed in.

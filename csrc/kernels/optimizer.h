@@ -11,7 +11,7 @@ struct OptimizerEntry {
   void* p;
   void* g;         // written where it is unscaled, on a device
   void* state[3];  // momentum; or mean, mean square and the largest so far of that; or sum of squares
-  double step;     // how many steps this one makes; on a device it is there, in *step_there
+  double step;     // how many steps this one makes; or, on a device, in *step_there
   const float* step_there;
 };
 

@@ -92,12 +92,12 @@ Two run_backward(norm which, const NormArgs& a, const Tensor& input, at::IntArra
     const Two result(parameter(weight), parameter(bias));
     if (weight) all.grad_weight = std::get<0>(result).mutable_data_ptr();
     if (bias) all.grad_bias = std::get<1>(result).mutable_data_ptr();
-    const Tensor workspace = empty_beside(input, {DeviceNorm(a.rows, a.n).parts, a.n, 2}, at::kDouble);
+    const Tensor workspace = empty_beside(input, {DeviceNorm(a.rows, a.n).parts, a.n, 2}, compute_type(input));
     all.workspace = workspace.mutable_data_ptr();
     run_on_device(input, run, all);
     return result;
   }
-  constexpr int64_t each = 128;
+  const int64_t each = std::clamp<int64_t>(2 * at::internal::GRAIN_SIZE / a.n, 16, 128);
   const int64_t parts = at::divup(a.rows, each);
   const auto zeros = [&](bool wanted) {
     if (!wanted) return Tensor();

@@ -60,12 +60,12 @@ Handed fit(const Lists& lists, const Lr& lr, MaybeTensor grad_scale, MaybeTensor
       if (!fits || state_type != lists.state[0][i].scalar_type()) return Handed::dtype;
     }
     if (on_cpu(p)) continue;
-    // One launch for all, which reads the step where it is.
+    // One launch for all, which is given the steps that are on the CPU, and reads the others where they are.
     const Tensor& first = lists.parameters[0];
     if (p.device() != first.device() || type != first.scalar_type()) return Handed::dtype;
     const bool has_state = !lists.state.empty();
     if (has_state && lists.state[0][i].scalar_type() != lists.state[0][0].scalar_type()) return Handed::dtype;
-    if (!lists.steps.empty() && !is_there(lists.steps[i], p)) return Handed::option;
+    if (!lists.steps.empty() && !is_there(lists.steps[i], p) && !lists.steps[i].is_cpu()) return Handed::option;
   }
   if (count == 0 || on_cpu(lists.parameters[0])) return Handed::no;
   const auto there = [&](const auto& number) { return is_there(number, lists.parameters[0]); };
@@ -94,10 +94,10 @@ OptimizerEntry entry_of(const Lists& lists, size_t i) {
     e.state[k] = lists.state[k][i].mutable_data_ptr();
   }
   if (lists.steps.empty()) return e;
-  if (on_cpu(p)) {
-    e.step = number(lists.steps[i]);
-  } else {
+  if (!on_cpu(p) && is_there(lists.steps[i], p)) {
     e.step_there = pointer(lists.steps[i]);
+  } else {
+    e.step = number(lists.steps[i]);
   }
   return e;
 }
@@ -150,6 +150,15 @@ void step_on_cpu(const Lists& lists, OptimizerArgs a, const Lr& lr, MaybeTensor 
   });
 }
 
+// For stock's kernels, which read the steps where the parameters are, and do not look whether they are there.
+std::vector<Tensor> steps_beside(TensorList steps, TensorList parameters) {
+  std::vector<Tensor> beside;
+  for (size_t i = 0; i < steps.size(); ++i) {
+    beside.push_back(i < parameters.size() ? steps[i].to(parameters[i].device()) : steps[i]);
+  }
+  return beside;
+}
+
 // Runs the step here, or says that it is stock's to do.
 template <class Lr>
 bool runs_here(Stats& stats, const Lists& lists, const OptimizerArgs& a, const Lr& lr, MaybeTensor grad_scale,
@@ -180,8 +189,8 @@ struct Adam {
     a.beta2 = beta2;
     a.eps = eps;
     if (runs_here(stats<name>, lists, a, lr, grad_scale, found_inf)) return;
-    Stock::call(device_type(self[0]), self, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps, lr, beta1, beta2,
-                weight_decay, eps, amsgrad, maximize, grad_scale, found_inf);
+    Stock::call(device_type(self[0]), self, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps_beside(steps, self),
+                lr, beta1, beta2, weight_decay, eps, amsgrad, maximize, grad_scale, found_inf);
   }
 };
 
@@ -219,8 +228,8 @@ struct Adagrad {
     a.weight_decay = weight_decay;
     a.eps = eps;
     if (runs_here(stats<name>, lists, a, lr, grad_scale, found_inf)) return;
-    Stock::call(device_type(self[0]), self, grads, sums, steps, lr, lr_decay, weight_decay, eps, maximize, grad_scale,
-                found_inf);
+    Stock::call(device_type(self[0]), self, grads, sums, steps_beside(steps, self), lr, lr_decay, weight_decay, eps,
+                maximize, grad_scale, found_inf);
   }
 };
 

@@ -47,7 +47,8 @@ template <class T>
 __global__ void __launch_bounds__(block_threads) cross_entropy_forward(CrossEntropyArgs a, DeviceTiles tiles) {
   const CrossEntropyRow<T> row{a, tiles};
   row.check_target();
-  const ExpSumState all = exp_sum(row.x, a.classes, 1, row.me, tiles);
+  Share<false, T, 1> share({row.x}, a.classes, 1, row.me, tiles.height);
+  const ExpSumState all = exp_sum(share, tiles);
   const double lse = all.largest + ::log(all.sum);
   double loss = 0;
   if (row.spread) {
@@ -65,17 +66,26 @@ __global__ void __launch_bounds__(block_threads) cross_entropy_forward(CrossEntr
   if (a.row_weights) a.row_weights[r] = row.target_weight();
 }
 
-// One block adds all rows, in an order that is always the same.
+constexpr int64_t rows_added = 4096;  // by a block
+
+// Each block adds the losses and weights of some rows, `apart` from each other, and leaves the sums in the first one's
+// place; the last launch has one block. The order is always the same.
 template <class T>
-__global__ void __launch_bounds__(block_threads) cross_entropy_total(CrossEntropyArgs a) {
+__global__ void __launch_bounds__(block_threads) cross_entropy_total(CrossEntropyArgs a, int64_t apart) {
+  const int64_t begin = int64_t(blockIdx.x) * rows_added * apart, end = std::min(a.rows, begin + rows_added * apart);
   double loss = 0, weight = 0;
-  for (int64_t r = threadIdx.x; r < a.rows; r += block_threads) {
+  for (int64_t r = begin + int64_t(threadIdx.x) * apart; r < end; r += block_threads * apart) {
     loss += a.row_losses[r];
     weight += a.row_weights[r];
   }
   loss = sum_threads(loss, 1, block_threads);
   weight = sum_threads(weight, 1, block_threads);
   if (threadIdx.x != 0) return;
+  if (gridDim.x > 1) {
+    a.row_losses[begin] = loss;
+    a.row_weights[begin] = weight;
+    return;
+  }
   *a.total_weight = weight;
   if (a.result) *static_cast<T*>(a.result) = narrow<T>(a.mean ? loss / weight : loss);
 }
@@ -123,7 +133,11 @@ void launch_cross_entropy(const CrossEntropyArgs& a, cudaStream_t stream) {
     const dim3 blocks(unsigned(tiles.blocks));
     if constexpr (forward) {
       start(&cross_entropy_forward<T>, blocks, block_threads, stream, a, tiles);
-      if (a.total_weight) start(&cross_entropy_total<T>, dim3(1), block_threads, stream, a);
+      if (!a.total_weight) return;
+      for (int64_t apart = 1, left = 0; left != 1; apart *= rows_added) {
+        left = (a.rows - 1) / (apart * rows_added) + 1;
+        start(&cross_entropy_total<T>, dim3(unsigned(left)), block_threads, stream, a, apart);
+      }
     } else {
       start(&cross_entropy_backward<T>, blocks, block_threads, stream, a, tiles);
     }

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
 #include <utility>
 
@@ -60,7 +61,7 @@ struct alignas(count * sizeof(T)) Pack {
 template <class T>
 constexpr int pack = 16 / sizeof(T);
 
-constexpr int block_threads = DeviceTiles::threads;
+constexpr int block_threads = DeviceTiles::threads, warp_threads = 32;
 
 #if !defined(RUSTTORCH_EMULATION)  // which has its own (tests/emulation)
 // An array that the threads of a block share. (The emulation fills it with rubbish before each block.)
@@ -69,6 +70,17 @@ constexpr int block_threads = DeviceTiles::threads;
 template <class... P, class... A>
 void start(void (*kernel)(P...), dim3 grid, int threads, cudaStream_t stream, A... args) {
   kernel<<<grid, threads, 0, stream>>>(args...);
+}
+
+// That of a thread of the same warp. All of its threads must call it.
+template <class State>
+__device__ __forceinline__ State of_lane(State mine, int lane) {
+  unsigned words[(sizeof mine + 3) / 4] = {};
+  memcpy(words, &mine, sizeof mine);
+#pragma unroll
+  for (unsigned& word : words) word = __shfl_sync(0xffffffff, word, lane);
+  memcpy(&mine, words, sizeof mine);
+  return mine;
 }
 #endif
 
@@ -125,20 +137,19 @@ struct Place {
         inside(run < outer && column < inner) {}
 };
 
-// The states of the threads that share a column, put together: every one of them gets the whole. add(a, b) adds b to a.
-// All threads of the block must call it.
+// The states of the `height` threads that stand `width` apart, put together: every one of them gets the whole. Both are
+// powers of 2, and their product is at least a warp. add(a, b) adds b to a. All threads of the block must call it.
 template <class State, class Add>
 __device__ __forceinline__ State join_threads(State mine, int width, int height, Add add) {
   RUSTTORCH_SHARED(double, room, [block_threads * sizeof(State) / sizeof(double) + 1]);
   State* const states = reinterpret_cast<State*>(room);
-  const int me = int(threadIdx.x), step = me / width % height;
+  const int me = int(threadIdx.x), first = me - me / width % height * width;
+  for (int apart = warp_threads / 2; apart >= width; apart /= 2) add(mine, of_lane(mine, me % warp_threads + apart));
   states[me] = mine;
   __syncthreads();
-  for (int apart = height / 2; apart > 0; apart /= 2) {
-    if (step < apart) add(states[me], states[me + apart * width]);
-    __syncthreads();
-  }
-  const State whole = states[me - step * width];
+  const int next = width < warp_threads ? warp_threads : width;
+  State whole = states[first];
+  for (int k = first + next; k < first + width * height; k += next) add(whole, states[k]);
   __syncthreads();  // before the room is used again
   return whole;
 }

@@ -4,7 +4,7 @@
 
 #include "../../csrc/kernels/math.h"
 #include "../../csrc/kernels/reduction_formulas.h"
-#include "device.cuh"
+#include "share.cuh"
 
 namespace rusttorch {
 
@@ -32,18 +32,11 @@ struct ExpSum {
   __device__ __forceinline__ ExpSumState state() const { return {double(largest), sum}; }
 };
 
-// That of the run in which `me` stands, for each of its threads. x is the run's column.
-template <class T>
-__device__ __forceinline__ ExpSumState exp_sum(const T* x, int64_t n, int64_t row, const Place& me,
-                                               const DeviceTiles& tiles) {
+// That of the run that threads share, for each of them.
+template <bool kept, class T>
+__device__ __forceinline__ ExpSumState exp_sum(Share<kept, T, 1>& share, const DeviceTiles& tiles) {
   ExpSum<Compute<T>> mine;
-  if (me.inside) {
-    each_pack(x, n, row, me.step, tiles.height, [&](int64_t i, auto count) {
-      Compute<T> v[count];
-      load_values<count>(x + i * row, v);
-      mine.take(v);
-    });
-  }
+  share.walk([&](int64_t, const auto& v, int) { mine.take(v[0]); });
   return join_threads(mine.state(), tiles.width, tiles.height, [](ExpSumState& a, const ExpSumState& b) { a.add(b); });
 }
 

@@ -1,151 +1,185 @@
 #pragma once
 
 #include "../../csrc/kernels/norm.h"
-#include "device.cuh"
+#include "share.cuh"
 
 namespace rusttorch {
 
+template <class C>
 struct NormSums {
-  double first, second;
-};
-__device__ __forceinline__ NormSums sum_rows(NormSums mine, int width, int height) {
-  return join_threads(mine, width, height, [](NormSums& a, const NormSums& b) {
+  C first, second;
+
+  static __device__ void add(NormSums& a, const NormSums& b) {
     a.first += b.first;
     a.second += b.second;
-  });
-}
+  }
+};
 
 // A row's sums are of x less its first element, so that little is lost where the mean is far from 0.
-template <bool centered, class T>
+template <bool kept, bool centered, class T>
 __global__ void __launch_bounds__(block_threads) norm_forward(NormArgs a, DeviceTiles tiles) {
   using C = Compute<T>;
+  using Sums = NormSums<double>;
   const Place me(tiles, a.rows, 1);
   const T* const x = static_cast<const T*>(a.x) + me.run * a.n;
   const C origin = centered && me.inside ? widen<T>(x[0]) : C(0);
-  NormSums mine{};
-  if (me.inside) {
-    each_pack(x, a.n, 1, me.step, tiles.height, [&](int64_t i, auto count) {
-      C v[count], sum = 0, square = 0;
-      load_values<count>(x + i, v);
+  Share<kept, T, 1> share({x}, a.n, 1, me, tiles.height);
+  Sums mine{};
+  share.walk([&](int64_t, const auto& v, int) {
+    C sum = 0, square = 0;
 #pragma unroll
-      for (C& d : v) {
-        d -= origin;
-        sum += d;
-        square += d * d;
-      }
-      mine.first += double(sum);
-      mine.second += double(square);
-    });
-  }
-  const NormSums all = sum_rows(mine, tiles.width, tiles.height);
-  if (!me.inside) return;
+    for (const C& value : v[0]) {
+      const C d = value - origin;
+      sum += d;
+      square += d * d;
+    }
+    mine.first += double(sum);
+    mine.second += double(square);
+  });
+  const Sums all = join_threads(mine, 1, tiles.height, Sums::add);
   const double from_origin = centered ? all.first / double(a.n) : 0;
   const double variance = all.second / double(a.n) - from_origin * from_origin;
   const C mean = C(double(origin) + from_origin), rstd = C(1 / ::sqrt((variance < 0 ? 0 : variance) + a.eps));
-  if (me.step == 0) {
+  if (me.inside && me.step == 0) {
     if (centered) static_cast<C*>(a.mean)[me.run] = mean;
     static_cast<C*>(a.rstd)[me.run] = rstd;
   }
   const T *const weight = static_cast<const T*>(a.weight), *const bias = static_cast<const T*>(a.bias);
   T* const y = static_cast<T*>(a.y) + me.run * a.n;
-  each_pack(x, a.n, 1, me.step, tiles.height, [&](int64_t i, auto count) {
-    C v[count], w[count];
-    load_values<count>(x + i, v);
+  share.walk_again([&](int64_t i, auto& v, int) {
+    constexpr int count = count_of<decltype(v)>;
+    C w[count];
 #pragma unroll
-    for (C& d : v) d = (d - mean) * rstd;
+    for (C& d : v[0]) d = (d - mean) * rstd;
     if (weight) {
       load_values<count>(weight + i, w);
 #pragma unroll
-      for (int j = 0; j < count; ++j) v[j] *= w[j];
+      for (int j = 0; j < count; ++j) v[0][j] *= w[j];
     }
     if (bias) {
       load_values<count>(bias + i, w);
 #pragma unroll
-      for (int j = 0; j < count; ++j) v[j] += w[j];
+      for (int j = 0; j < count; ++j) v[0][j] += w[j];
     }
-    store_values<count>(y + i, v);
+    store_values(y + i, v[0]);
   });
 }
 
-// The gradient of x (the formula is in csrc/kernels/norm.cpp).
-template <bool centered, class T>
-__global__ void __launch_bounds__(block_threads) norm_backward(NormArgs a, DeviceTiles tiles) {
+// The gradient of x (the formula is in csrc/kernels/norm.cpp), of rows_of_block rows. Where the rows are kept, each
+// thread has the same columns of all of them, and adds up its part of the gradients of weight and bias too.
+template <bool kept, bool centered, class T>
+__global__ void __launch_bounds__(block_threads, 2) norm_backward(NormArgs a, DeviceNorm d, int64_t rows_of_block) {
   using C = Compute<T>;
-  const Place me(tiles, a.rows, 1);
-  const T *const x = static_cast<const T*>(a.x) + me.run * a.n, *const g = static_cast<const T*>(a.grad) + me.run * a.n;
+  using Sums = NormSums<double>;
+  using Parts = NormSums<C>;
+  using Rows = Share<kept, T, 2>;
+  constexpr int packs = kept ? Rows::most : 1;
   const T* const weight = static_cast<const T*>(a.weight);
-  const C mean = centered && me.inside ? static_cast<const C*>(a.mean)[me.run] : C(0);
-  const C rstd = me.inside ? static_cast<const C*>(a.rstd)[me.run] : C(0);
-  // f(i, d, h), with d = grad weight and h = (x - mean) rstd.
-  const auto walk = [&](auto f) {
-    if (!me.inside) return;
-    each_pack(x, a.n, 1, me.step, tiles.height, [&](int64_t i, auto count) {
-      C d[count], h[count], w[count];
-      load_values<count>(g + i, d);
-      load_values<count>(x + i, h);
+  Parts columns[packs][pack<T>] = {};
+  Place me(d, a.rows, 1);
+  const int64_t begin = int64_t(blockIdx.x) * rows_of_block, end = std::min(a.rows, begin + rows_of_block);
+  const int mine_of_block = int(threadIdx.x) / d.height;
+  for (int64_t row = begin; row < end; row += d.runs) {
+    me.run = row + mine_of_block;
+    me.inside = me.run < end;
+    const int64_t at = me.run * a.n;
+    const C mean = centered && me.inside ? static_cast<const C*>(a.mean)[me.run] : C(0);
+    const C rstd = me.inside ? static_cast<const C*>(a.rstd)[me.run] : C(0);
+    Rows rows({static_cast<const T*>(a.grad) + at, static_cast<const T*>(a.x) + at}, a.n, 1, me, d.height);
+    // v becomes the gradient of the normalized x, and that x.
+    const auto prepare = [&](int64_t i, auto& v) {
+      constexpr int count = count_of<decltype(v)>;
+      C w[count];
       if (weight) load_values<count>(weight + i, w);
 #pragma unroll
       for (int j = 0; j < count; ++j) {
-        if (weight) d[j] *= w[j];
-        h[j] = (h[j] - mean) * rstd;
+        if (weight) v[0][j] *= w[j];
+        v[1][j] = (v[1][j] - mean) * rstd;
       }
-      f(i, d, h);
+    };
+    Sums mine{};
+    rows.walk([&](int64_t i, auto& v, int) {
+      prepare(i, v);
+      C sum = 0, product = 0;
+#pragma unroll
+      for (int j = 0; j < count_of<decltype(v)>; ++j) {
+        sum += v[0][j];
+        product += v[0][j] * v[1][j];
+      }
+      mine.first += double(sum);
+      mine.second += double(product);
     });
-  };
-  NormSums mine{};
-  walk([&](int64_t, const auto& d, const auto& h) {
-    C sum = 0, product = 0;
+    const Sums all = join_threads(mine, 1, d.height, Sums::add);
+    const C mean_d = centered ? C(all.first / double(a.n)) : C(0), mean_dh = C(all.second / double(a.n));
+    T* const grad_x = static_cast<T*>(a.y) + at;
+    rows.walk_again([&](int64_t i, auto& v, int k) {
+      constexpr int count = count_of<decltype(v)>;
+      C g[count];
 #pragma unroll
-    for (int j = 0; j < int(std::extent_v<std::remove_reference_t<decltype(d)>>); ++j) {
-      sum += d[j];
-      product += d[j] * h[j];
+      for (int j = 0; j < count; ++j) g[j] = v[0][j];
+      prepare(i, v);
+#pragma unroll
+      for (int j = 0; j < count; ++j) {
+        if constexpr (kept) Parts::add(columns[k][j], {g[j] * v[1][j], g[j]});
+        v[0][j] = rstd * (v[0][j] - mean_d - v[1][j] * mean_dh);
+      }
+      store_values(grad_x + i, v[0]);
+    });
+  }
+  if constexpr (kept) {
+    if (!a.grad_weight && !a.grad_bias) return;
+    Parts* const out = static_cast<Parts*>(a.workspace) + int64_t(blockIdx.x) * a.n;
+#pragma unroll
+    for (int k = 0; k < packs; ++k) {
+      const int64_t i = (int64_t(k) * d.height + me.step) * pack<T>;
+#pragma unroll
+      for (int j = 0; j < pack<T>; ++j) {
+        const Parts all = join_threads(columns[k][j], d.height, d.runs, Parts::add);
+        if (mine_of_block == 0 && i < a.n) out[i + j] = all;
+      }
     }
-    mine.first += double(sum);
-    mine.second += double(product);
-  });
-  const NormSums all = sum_rows(mine, tiles.width, tiles.height);
-  const C mean_d = centered ? C(all.first / double(a.n)) : C(0), mean_dh = C(all.second / double(a.n));
-  T* const grad_x = static_cast<T*>(a.y) + me.run * a.n;
-  walk([&](int64_t i, auto& d, const auto& h) {
-    constexpr int count = std::extent_v<std::remove_reference_t<decltype(d)>>;
-#pragma unroll
-    for (int j = 0; j < count; ++j) d[j] = rstd * (d[j] - mean_d - h[j] * mean_dh);
-    store_values<count>(grad_x + i, d);
-  });
+  }
 }
 
-// The gradients of weight and bias: each block sums some rows of 32 columns, and a second launch adds what they left,
-// in order.
+// The gradients of weight and bias, of rows that are not kept: each block sums some rows of some columns.
 template <bool centered, class T>
-__global__ void __launch_bounds__(block_threads) norm_parameters(NormArgs a, DeviceNorm parts) {
+__global__ void __launch_bounds__(block_threads) norm_parameters(NormArgs a, DeviceNorm d) {
   using C = Compute<T>;
-  constexpr int width = DeviceNorm::width, height = block_threads / width;
-  const int64_t part = blockIdx.x / parts.column_blocks;
-  const int64_t column = blockIdx.x % parts.column_blocks * width + threadIdx.x % width;
-  const int64_t begin = part * parts.rows_of_part, end = std::min(a.rows, begin + parts.rows_of_part);
-  NormSums mine{};
+  using Sums = NormSums<double>;
+  constexpr int width = DeviceNorm::columns, height = block_threads / width;
+  const int64_t part = blockIdx.x / d.blocks_of_columns;
+  const int64_t column = blockIdx.x % d.blocks_of_columns * width + threadIdx.x % width;
+  const int64_t begin = part * d.rows_of_part, end = std::min(a.rows, begin + d.rows_of_part);
+  Sums mine{};
   if (column < a.n) {
     for (int64_t r = begin + threadIdx.x / width; r < end; r += height) {
       const C g = widen<T>(static_cast<const T*>(a.grad)[r * a.n + column]);
       const C mean = centered ? static_cast<const C*>(a.mean)[r] : C(0), rstd = static_cast<const C*>(a.rstd)[r];
-      mine.first += double(g * ((widen<T>(static_cast<const T*>(a.x)[r * a.n + column]) - mean) * rstd));
-      mine.second += double(g);
+      const C x = widen<T>(static_cast<const T*>(a.x)[r * a.n + column]);
+      Sums::add(mine, {double(g * ((x - mean) * rstd)), double(g)});
     }
   }
-  const NormSums all = sum_rows(mine, width, height);
-  if (column < a.n && int(threadIdx.x) < width) static_cast<NormSums*>(a.workspace)[part * a.n + column] = all;
+  const Sums all = join_threads(mine, width, height, Sums::add);
+  if (column < a.n && int(threadIdx.x) < width) {
+    static_cast<NormSums<C>*>(a.workspace)[part * a.n + column] = {C(all.first), C(all.second)};
+  }
 }
 
+// Adds what the blocks left, in order.
 template <class T>
-__global__ void __launch_bounds__(block_threads) norm_add_parts(NormArgs a, DeviceNorm parts) {
-  const int64_t column = int64_t(blockIdx.x) * block_threads + threadIdx.x;
-  if (column >= a.n) return;
-  NormSums all{};
-  for (int64_t k = 0; k < parts.parts; ++k) {
-    const NormSums part = static_cast<const NormSums*>(a.workspace)[k * a.n + column];
-    all.first += part.first;
-    all.second += part.second;
+__global__ void __launch_bounds__(block_threads) norm_add_parts(NormArgs a, DeviceNorm d) {
+  using Sums = NormSums<double>;
+  constexpr int width = DeviceNorm::columns, height = block_threads / width;
+  const int64_t column = int64_t(blockIdx.x) * width + threadIdx.x % width;
+  Sums mine{};
+  if (column < a.n) {
+    for (int64_t k = threadIdx.x / width; k < d.parts; k += height) {
+      const auto part = static_cast<const NormSums<Compute<T>>*>(a.workspace)[k * a.n + column];
+      Sums::add(mine, {double(part.first), double(part.second)});
+    }
   }
+  const Sums all = join_threads(mine, width, height, Sums::add);
+  if (column >= a.n || int(threadIdx.x) >= width) return;
   if (a.grad_weight) static_cast<T*>(a.grad_weight)[column] = narrow<T>(all.first);
   if (a.grad_bias) static_cast<T*>(a.grad_bias)[column] = narrow<T>(all.second);
 }
@@ -153,8 +187,11 @@ __global__ void __launch_bounds__(block_threads) norm_add_parts(NormArgs a, Devi
 template <bool centered>
 void launch_norm(const NormArgs& a, cudaStream_t stream) {
   with_type<floats>(a.dtype, [&](auto t) {
+    using T = decltype(t);
     const DeviceTiles tiles(a.rows, a.n, 1);
-    start(&norm_forward<centered, decltype(t)>, dim3(unsigned(tiles.blocks)), block_threads, stream, a, tiles);
+    auto* const kernel =
+        can_keep<T>(tiles, a.n, 1, {a.x}) ? &norm_forward<true, centered, T> : &norm_forward<false, centered, T>;
+    start(kernel, dim3(unsigned(tiles.blocks)), block_threads, stream, a, tiles);
   });
 }
 
@@ -162,14 +199,18 @@ template <bool centered>
 void launch_norm_backward(const NormArgs& a, cudaStream_t stream) {
   with_type<floats>(a.dtype, [&](auto t) {
     using T = decltype(t);
-    const DeviceTiles tiles(a.rows, a.n, 1);
-    start(&norm_backward<centered, T>, dim3(unsigned(tiles.blocks)), block_threads, stream, a, tiles);
-    if (!a.grad_weight && !a.grad_bias) return;
-    const DeviceNorm parts(a.rows, a.n);
-    start(&norm_parameters<centered, T>, dim3(unsigned(parts.column_blocks * parts.parts)), block_threads, stream, a,
-          parts);
-    start(&norm_add_parts<T>, dim3(unsigned((a.n + block_threads - 1) / block_threads)), block_threads, stream, a,
-          parts);
+    const DeviceNorm d(a.rows, a.n);
+    const bool parameters = a.grad_weight || a.grad_bias;
+    if (can_keep<T>(d, a.n, 1, {a.grad, a.x})) {
+      start(&norm_backward<true, centered, T>, dim3(unsigned(d.parts)), block_threads, stream, a, d, d.rows_of_part);
+    } else {
+      start(&norm_backward<false, centered, T>, dim3(unsigned(d.blocks)), block_threads, stream, a, d, int64_t(d.runs));
+      const dim3 blocks(unsigned(d.blocks_of_columns * d.parts));
+      if (parameters) start(&norm_parameters<centered, T>, blocks, block_threads, stream, a, d);
+    }
+    if (parameters) {
+      start(&norm_add_parts<T>, dim3(unsigned(d.blocks_of_columns)), block_threads, stream, a, d);
+    }
   });
 }
 

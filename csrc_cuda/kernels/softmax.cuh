@@ -5,56 +5,52 @@
 
 namespace rusttorch {
 
-template <bool log, class T>
+template <bool kept, bool log, class T>
 __global__ void __launch_bounds__(block_threads) softmax_forward(SoftmaxArgs a, DeviceTiles tiles) {
   using C = Compute<T>;
   const Place me(tiles, a.outer, a.inner);
   const int64_t at = me.run * a.n * a.inner + me.column;
-  const T* const x = static_cast<const T*>(a.in[0]) + at;
-  const ExpSumState all = exp_sum(x, a.n, a.inner, me, tiles);
-  if (!me.inside) return;
+  Share<kept, T, 1> share({static_cast<const T*>(a.in[0]) + at}, a.n, a.inner, me, tiles.height);
+  const ExpSumState all = exp_sum(share, tiles);
   const C largest = C(all.largest), by = log ? C(::log(all.sum)) : C(1 / all.sum);
   T* const out = static_cast<T*>(a.out) + at;
-  each_pack(x, a.n, a.inner, me.step, tiles.height, [&](int64_t i, auto count) {
-    C v[count];
-    load_values<count>(x + i * a.inner, v);
+  share.walk_again([&](int64_t i, auto& v, int) {
 #pragma unroll
-    for (C& y : v) y = log ? (y - largest) - by : math::exp(y - largest) * by;
-    store_values<count>(out + i * a.inner, v);
+    for (C& y : v[0]) y = log ? (y - largest) - by : math::exp(y - largest) * by;
+    store_values(out + i * a.inner, v[0]);
   });
 }
 
 // (g - sum(g y)) y, and g - exp(y) sum(g).
-template <bool log, class T>
-__global__ void __launch_bounds__(block_threads) softmax_backward(SoftmaxArgs a, DeviceTiles tiles) {
+template <bool kept, bool log, class T>
+__global__ void __launch_bounds__(block_threads, 2) softmax_backward(SoftmaxArgs a, DeviceTiles tiles) {
   using C = Compute<T>;
   const Place me(tiles, a.outer, a.inner);
   const int64_t at = me.run * a.n * a.inner + me.column;
   const T *const g = static_cast<const T*>(a.in[0]) + at, *const y = static_cast<const T*>(a.in[1]) + at;
-  const auto walk = [&](auto f) {
-    if (!me.inside) return;
-    each_pack(g, a.n, a.inner, me.step, tiles.height, [&](int64_t i, auto count) {
-      C v[count], w[count];
-      load_values<count>(g + i * a.inner, v);
-      load_values<count>(y + i * a.inner, w);
-      f(i, v, w);
-    });
-  };
+  Share<kept, T, 2> share({g, y}, a.n, a.inner, me, tiles.height);
   double total = 0;
-  walk([&](int64_t, const auto& v, const auto& w) {
+  share.walk([&](int64_t, const auto& v, int) {
     C more = 0;
 #pragma unroll
-    for (int j = 0; j < int(std::extent_v<std::remove_reference_t<decltype(v)>>); ++j) more += log ? v[j] : v[j] * w[j];
+    for (int j = 0; j < count_of<decltype(v)>; ++j) more += log ? v[0][j] : v[0][j] * v[1][j];
     total += double(more);
   });
   const C sum = C(sum_threads(total, tiles.width, tiles.height));
   T* const out = static_cast<T*>(a.out) + at;
-  walk([&](int64_t i, auto& v, const auto& w) {
-    constexpr int count = std::extent_v<std::remove_reference_t<decltype(v)>>;
+  share.walk_again([&](int64_t i, auto& v, int) {
 #pragma unroll
-    for (int j = 0; j < count; ++j) v[j] = log ? v[j] - math::exp(w[j]) * sum : (v[j] - sum) * w[j];
-    store_values<count>(out + i * a.inner, v);
+    for (int j = 0; j < count_of<decltype(v)>; ++j) {
+      v[0][j] = log ? v[0][j] - math::exp(v[1][j]) * sum : (v[0][j] - sum) * v[1][j];
+    }
+    store_values(out + i * a.inner, v[0]);
   });
+}
+
+template <bool forward, bool log, bool kept, class T>
+void launch_softmax_kernel(const SoftmaxArgs& a, const DeviceTiles& tiles, cudaStream_t stream) {
+  auto* const kernel = forward ? &softmax_forward<kept, log, T> : &softmax_backward<kept, log, T>;
+  start(kernel, dim3(unsigned(tiles.blocks)), block_threads, stream, a, tiles);
 }
 
 template <bool forward, bool log>
@@ -62,8 +58,10 @@ void launch_softmax(const SoftmaxArgs& a, cudaStream_t stream) {
   with_type<floats>(a.dtype, [&](auto t) {
     using T = decltype(t);
     const DeviceTiles tiles(a.outer, a.n, a.inner);
-    auto* const kernel = forward ? &softmax_forward<log, T> : &softmax_backward<log, T>;
-    start(kernel, dim3(unsigned(tiles.blocks)), block_threads, stream, a, tiles);
+    const bool kept =
+        forward ? can_keep<T>(tiles, a.n, a.inner, {a.in[0]}) : can_keep<T>(tiles, a.n, a.inner, {a.in[0], a.in[1]});
+    kept ? launch_softmax_kernel<forward, log, true, T>(a, tiles, stream)
+         : launch_softmax_kernel<forward, log, false, T>(a, tiles, stream);
   });
 }
 

@@ -5,6 +5,7 @@
 #include <ucontext.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdio>
 #include <cstdlib>
 #include <deque>
@@ -28,6 +29,7 @@ dim3 grid, threads;
 namespace {
 
 constexpr size_t stack_bytes = 128 << 10;
+constexpr int warp = 32, of_warp = -1;  // where a fiber waits for its warp
 
 // Starts on a stack of its own; from then on a jump is enough, which unlike swapcontext asks nothing of the system.
 struct Fiber {
@@ -35,8 +37,11 @@ struct Fiber {
   jmp_buf left;  // where it waits
   std::unique_ptr<char[]> stack{new char[stack_bytes]};
   bool started = false;
-  int waits_at = 0;  // which barrier: its line
+  int waits_at = 0;  // which barrier: its line, or of_warp
+  bool may_run = true;
   bool done = false;
+  std::array<char, 64> given[2];  // to the warp, at this exchange and at the last one
+  int exchanges = 0;
 };
 
 std::mutex one_launch_at_a_time;
@@ -67,13 +72,12 @@ void resume(Fiber& f) {
   setcontext(&f.start);
 }
 
-// Every fiber until its next barrier, or its end.
-void run_round(std::vector<int>& order) {
-  std::shuffle(order.begin(), order.end(), random_numbers);
-  for (const int k : order) {
-    thread.x = unsigned(k);
-    resume(fibers[k]);
-  }
+// Lets the fibers [begin, end) go on, if all of them wait at this barrier.
+bool release(int begin, int end, int barrier) {
+  const auto first = fibers.begin() + begin, last = fibers.begin() + end;
+  if (!std::all_of(first, last, [&](const Fiber& f) { return !f.done && f.waits_at == barrier; })) return false;
+  std::for_each(first, last, [](Fiber& f) { f.may_run = true; });
+  return true;
 }
 
 void run_block(int count) {
@@ -81,17 +85,25 @@ void run_block(int count) {
   for (int k = 0; k < count; ++k) {
     Fiber& f = fibers[k];
     f.done = f.started = false;
+    f.exchanges = 0;
+    f.may_run = true;
     makecontext(&f.start, &enter, 0);
   }
   std::vector<int> order(count);
   std::iota(order.begin(), order.end(), 0);
   while (failure.empty()) {
-    run_round(order);
-    const auto done = std::count_if(order.begin(), order.end(), [](int k) { return fibers[k].done; });
-    if (done == count || !failure.empty()) return;
-    const bool together = std::all_of(
-        order.begin(), order.end(), [](int k) { return !fibers[k].done && fibers[k].waits_at == fibers[0].waits_at; });
-    if (!together) failure = "a barrier that only some threads of a block reach";
+    // Every fiber until its next barrier, or its end.
+    std::shuffle(order.begin(), order.end(), random_numbers);
+    for (const int k : order) {
+      if (!fibers[k].may_run || fibers[k].done) continue;
+      fibers[k].may_run = false;
+      thread.x = unsigned(k);
+      resume(fibers[k]);
+    }
+    if (!failure.empty() || std::all_of(order.begin(), order.end(), [](int k) { return fibers[k].done; })) return;
+    bool released = fibers[0].waits_at != of_warp && release(0, count, fibers[0].waits_at);
+    for (int k = 0; k < count; k += warp) released |= release(k, std::min(k + warp, count), of_warp);
+    if (!released) failure = "a barrier that only some threads of a block reach";
   }
 }
 
@@ -129,6 +141,14 @@ void launched(const char* launcher) { report().ran.insert(launcher); }
 void barrier(int line) {
   current->waits_at = line;
   leave();
+}
+
+// Each exchange has the place that the last one had not: a fiber that has gone on may give again, before others took.
+const void* exchange(const void* given, size_t bytes, int lane) {
+  const int place = ++current->exchanges % 2, first = int(thread.x) / warp * warp;
+  std::memcpy(current->given[place].data(), given, bytes);
+  barrier(of_warp);
+  return fibers[first + lane % warp].given[place].data();
 }
 
 void failed(const char* assertion, const char* file, int line) {

@@ -2,11 +2,12 @@
 
 // CUDA on the CPU, for tests: what a .cu needs to be compiled as C++ and run without a GPU. Each thread of a block is a
 // fiber; the fibers of a block run one after the other, in an order that is random but the same in each run, each until
-// the next barrier. So a missing barrier shows as a wrong result, and a barrier that only some threads reach as an
-// error. Included before all else (g++ -include).
+// the next barrier (of the block, or of a warp that exchanges numbers). So a missing barrier shows as a wrong result,
+// and a barrier that only some threads reach as an error. Included before all else (g++ -include).
 
 #include <cuda_runtime_api.h>
 
+#include <cstring>
 #include <functional>
 
 namespace emulation {
@@ -18,6 +19,8 @@ extern Index thread, block;  // of the fiber that runs
 extern dim3 grid, threads;   // of the launch
 
 void barrier(int line);
+// What the thread `lane` of the same warp gives; the pointer is good until the next barrier.
+const void* exchange(const void* given, size_t bytes, int lane);
 // Ends the fiber; the launch then throws.
 void failed(const char* assertion, const char* file, int line);
 // What the threads of a block share under a key: rubbish, when the block begins.
@@ -47,6 +50,13 @@ namespace rusttorch {
 template <class... P, class... A>
 void start(void (*kernel)(P...), dim3 grid, int threads, cudaStream_t, A... args) {
   ::emulation::run(grid, threads, reinterpret_cast<const void*>(kernel), [&] { kernel(args...); });
+}
+
+template <class State>
+State of_lane(State mine, int lane) {
+  State other;
+  std::memcpy(&other, ::emulation::exchange(&mine, sizeof mine, lane), sizeof other);
+  return other;
 }
 
 }  // namespace rusttorch

@@ -208,7 +208,7 @@ class AB:
         for arm in ARMS:
             with self._use if arm == "swapped" else contextlib.nullcontext():
                 step()
-                with torch.profiler.profile() as profiler:
+                with torch.profiler.profile(acc_events=True) as profiler:
                     for _ in range(steps):
                         step()
             totals[arm] = {

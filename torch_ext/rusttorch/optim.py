@@ -28,7 +28,11 @@ def _is_open(group):
 
 
 def _fits(params):
-    return all(p.is_cpu and p.is_floating_point() for p in params)
+    """Whether the kernels take the parameters: on the CPU any floats; on a GPU all of one dtype on one device."""
+    if all(p.is_cpu and p.is_floating_point() for p in params):
+        return True
+    p = params[0]
+    return p.is_cuda and p.is_floating_point() and all((q.device, q.dtype) == (p.device, p.dtype) for q in params)
 
 
 class _OnePass:
@@ -38,9 +42,10 @@ class _OnePass:
         """Whether the kernels take the group. Its parameters are looked at once: a thousand take 0.2 ms."""
         params = group["params"]
         known = self.__dict__.setdefault("_known", {})
-        if known.get(id(params), (0, 0))[0] != len(params):
-            known[id(params)] = (len(params), _fits(params))
-        return _is_open(group) and known[id(params)][1] and (not params or params[0].is_cpu)
+        seen = (len(params), params[0].device) if params else None
+        if id(params) not in known or known[id(params)][0] != seen:
+            known[id(params)] = (seen, _fits(params))
+        return _is_open(group) and known[id(params)][1]
 
     def step(self, closure=None):
         """One step, as torch.optim's. closure: reevaluates the model and returns the loss, which is returned."""
@@ -51,6 +56,7 @@ class _OnePass:
         if not all(map(self._takes, self.param_groups)):
             super().step()
             return loss
+        self._accelerator_graph_capture_health_check()
         with torch.no_grad():
             for group in self.param_groups:
                 self._update(group)
@@ -148,7 +154,16 @@ class Hooks:
         if type(optimizer) in kinds:
             self.fused = [group for group in optimizer.param_groups if _is_open(group) and self.takes(group["params"])]
             for group in self.fused:
+                self.count_on_the_cpu(optimizer, group)
                 group["fused"] = True
+
+    @staticmethod
+    def count_on_the_cpu(optimizer, group):
+        """Adam's steps begin there, as without fused: stock's own step would wait for a GPU to read each of them."""
+        if isinstance(optimizer, torch.optim.Adam) and any(
+            p.is_cuda and p.grad is not None and p not in optimizer.state for p in group["params"]
+        ):
+            optimizer._init_group(group, *([] for _ in range(6)))
 
     @staticmethod
     def takes(params):
