@@ -1,6 +1,7 @@
 # make demo    trains on real digits, stock torch against rusttorch, and says what the swap is worth
 # make test    every test, and the op tests once more at each instruction set
 # make bench   ops, optimizers and training loops against stock; writes bench/results.json, the README's tables and plots
+# make accuracy  errors in ulp over every float32 there is, ours and stock's: docs/accuracy.md; an hour on two cores
 # make lint    formatting, lint, and a build with warnings as errors
 # make cuda    compiles and strictly links the CUDA sources; needs nvcc, no GPU
 # make gpu     builds, tests, sanitizes and times everything on a GPU, with the torch of PYTHON; downloads nothing
@@ -19,7 +20,7 @@ SOURCES := $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc_cuda/*' 'tests/emu
 FAMILIES := pointwise activation reduction scan copy softmax loss cross_entropy norm dropout optimizer foreach
 KERNEL_TESTS := $(FAMILIES:%=tests/test_%.py) -k "not (opcheck or compile or vmap or derivatives or swapped or complete)"
 
-.PHONY: demo test bench lint cuda gpu emulate build clean
+.PHONY: demo test bench accuracy lint cuda gpu emulate build clean
 
 demo: build
 	python examples/digits.py
@@ -35,6 +36,9 @@ bench: build
 	taskset -c 1 python bench/train.py --threads 1 --curves --out bench/results.json
 	python bench/train.py --threads 2 --out bench/results.json
 	python bench/report.py --into README.md --plots docs
+
+accuracy: build
+	python tools/accuracy.py
 
 lint: build
 	ruff check .

@@ -7,8 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parent))
+
+settings.register_profile("default", max_examples=200, derandomize=True)  # the same in each run
+settings.register_profile("full", max_examples=20_000)
 
 DEVICE = torch.device(os.environ.get("RUSTTORCH_DEVICE", "cpu"))
 if "RUSTTORCH_DEVICE" in os.environ:

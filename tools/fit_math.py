@@ -104,8 +104,15 @@ FITS = {
         10,
         sqrt,
     ),
-    # log(1 + t) = t g(t) for t in [0, 1]
-    "log1p_unit": (near_zero(lambda t: log1p(t) / t, mpf(1)), 0, 1, 8, None),
+    # log(1 + t) = t + t^2 g(t) for t in [0, 1]
+    "log1p_unit": (
+        near_zero(lambda t: (log1p(t) - t) / t**2, -mpf(1) / 2, "1e-8"),
+        0,
+        1,
+        8,
+        None,
+        lambda t: t**2 / log1p(t),
+    ),
     # log(1 + r) = r + r^2 g(r), r as log_table() leaves it
     "log_table": (
         near_zero(lambda r: (log1p(r) - r) / r**2, -mpf(1) / 2, "1e-8"),
@@ -129,7 +136,7 @@ FITS = {
     "erfc2": (lambda x: log(erfc(x)) / LN2, mpf("0.9"), 4, 6, None, erfc),
     "erfc": (lambda x: log(erfc(x)), mpf("0.9"), 6, None, 18, erfc),
     # normal_cdf(-t) = 2^g(t)
-    "cdf": (lambda t: log(cdf(t)) / LN2, 0, mpf("13.5"), 9, None, lambda t: cdf(t) + mpf("1e-9")),
+    "cdf": (lambda t: log(cdf(t)) / LN2, 0, mpf("14.5"), 10, None, lambda t: cdf(t) + mpf("3e-8")),
     # normal_cdf(-t) - t normal_pdf(t) = exp(-t^2 / 2) g(t)
     "slope": (
         lambda t: cdf(t) * exp(t**2 / 2) - t / sqrt(2 * pi),

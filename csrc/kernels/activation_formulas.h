@@ -81,7 +81,7 @@ RT_INLINE V tanh_backward(V g, V y) {
 template <class V>
 RT_INLINE V gelu(V x) {
   if constexpr (math::is_float<V>) {
-    const V t = at_most(abs(x), 13.5f);
+    const V t = at_most(abs(x), 14.5f);
     return at_least(x, 0.0f) - t * math::exp2(math::log2_normal_cdf(t));
   } else {
     return 0.5 * x * (1.0 + math::erf(V(x * 0.70710678118654752440)));
@@ -202,21 +202,23 @@ template <class V>
 RT_INLINE V softsign(V x) {
   return x / (lane_t<V>(1) + abs(x));
 }
+// min(max(x + 3, 0), 6) / 6: times a sixth, and then what that lacks, where the product's rounding can be known.
+template <class V>
+RT_INLINE V hardsigmoid(V x) {
+  using T = lane_t<V>;
+  constexpr T sixth = T(1.0 / 6);
+  const V c = at_most(at_least(V(x + T(3)), T(0)), T(6)), y = c * sixth;
+  return fused ? V(y + (c - y * T(6)) * sixth) : V(c / T(6));
+}
 template <class V>
 RT_INLINE V hardswish(V x) {
-  using T = lane_t<V>;
-  return x * at_most(at_least(V(x + T(3)), T(0)), T(6)) * T(1.0 / 6);
+  return x * hardsigmoid(x);
 }
 template <class V>
 RT_INLINE V hardswish_backward(V g, V x) {
   using T = lane_t<V>;
   const V above = select(x >= T(3), g, V(g * (x * T(1.0 / 3) + T(0.5))));
   return select(x <= T(-3), V{}, above);
-}
-template <class V>
-RT_INLINE V hardsigmoid(V x) {
-  using T = lane_t<V>;
-  return at_most(at_least(V(x + T(3)), T(0)), T(6)) * T(1.0 / 6);
 }
 template <class V>
 RT_INLINE V hardsigmoid_backward(V g, V x) {

@@ -25,6 +25,13 @@
 
 namespace rusttorch {
 
+// Whether a product and a sum have one rounding: the compiler joins them wherever it can.
+#if defined(__FMA__) || defined(__CUDACC__)
+constexpr bool fused = true;
+#else
+constexpr bool fused = false;
+#endif
+
 template <class V>
 struct Lane {
   using type = V;  // of one number

@@ -161,7 +161,8 @@ RT_INLINE V expm1(V x) {
   // 2^k in halves, since 2^128 is inf where exp(x) - 1 is not yet.
   const V half = pow2(V(k + (C::round_magic - 1)));
   const V y = (q * half + (half - T(0.5))) * T(2);
-  return select(x == T(0), x, y);  // keeps -0
+  // So small a number is its own result, -0 too, and a denormal would lose a digit in the halves.
+  return select(abs(x) < T(1) / T(int64_t(4) << C::mantissa_bits), x, y);
 }
 
 // x = 2^(up + k) (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)), for normal x > 0.
@@ -260,8 +261,10 @@ RT_INLINE Vector<float> log1m_unit(Vector<float> x) {
 template <class V>
 RT_INLINE V log1p_unit(V t) {
   if constexpr (is_float<V>) {
-    return t * polynomial(t, 0x1.fffffep-1f, -0x1.fffe38p-2f, 0x1.5528dap-2f, -0x1.fc66d4p-3f, 0x1.85ef2cp-3f,
-                          -0x1.152208p-3f, 0x1.3a6574p-4f, -0x1.d53b5ap-6f, 0x1.493ce6p-8f);
+    return t * t *
+               polynomial(t, -0x1.ffffccp-2f, 0x1.554d22p-2f, -0x1.ff160ap-3f, 0x1.9305f6p-3f, -0x1.39818cp-3f,
+                          0x1.b23326p-4f, -0x1.d1f56ap-5f, 0x1.443a38p-6f, -0x1.a6f30ap-9f) +
+           t;
   } else {
     const V s = t / (2.0 + t), z = s * s;
     return 2.0 * s + s * z *
@@ -342,11 +345,12 @@ RT_INLINE V sigmoid(V x) {
   return y - y * lost;
 }
 
-// float: log2 of the standard normal distribution function at -t, for t in [0, 13.5]
+// float: log2 of the standard normal distribution function at -t, for t in [0, 14.5], beyond which t 2^that is 0.
 template <class V>
 RT_INLINE V log2_normal_cdf(V t) {
-  return polynomial(t, -0x1.fffffep-1f, -0x1.26aefp+0f, -0x1.d637aap-2f, -0x1.ae509p-5f, 0x1.d1b8a6p-8f,
-                    -0x1.566186p-13f, -0x1.7c7a6p-13f, 0x1.5cbfd6p-15f, -0x1.07db94p-18f, 0x1.1d73bcp-23f);
+  return polynomial(t, -0x1.fffffep-1f, -0x1.26aef2p+0f, -0x1.d6374cp-2f, -0x1.ae5b28p-5f, 0x1.d2358cp-8f,
+                    -0x1.5f08a8p-13f, -0x1.7dbf18p-13f, 0x1.6a8b56p-15f, -0x1.3532p-18f, 0x1.00505ap-22f,
+                    -0x1.4ba992p-28f);
 }
 
 // float: (cdf(-t) - t pdf(t)) exp(t^2 / 2) of the standard normal distribution, for t in [0, 6]
