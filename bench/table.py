@@ -140,6 +140,7 @@ ROWS = [
     activation("mish"),
     activation("softplus"),
     activation("softsign"),
+    activation("squareplus", lambda x: (x + (x * x + 4).sqrt()) / 2),
     activation("hardswish"),
     activation("hardsigmoid"),
     activation("log_sigmoid", F.logsigmoid),

@@ -149,6 +149,7 @@ const std::vector<Family>& families() {
           R"(log_sigmoid_backward(Tensor grad_output, Tensor self, Tensor buffer) -> Tensor)",
           R"(log_sigmoid_backward.grad_input(Tensor grad_output, Tensor self, Tensor buffer, *, Tensor(a!) grad_input) -> Tensor(a!))",
           R"(softsign(Tensor self) -> Tensor)",
+          R"(squareplus(Tensor self, Scalar b=4) -> Tensor)",
       }},
       {"reduction", {
           R"(sum(Tensor self, *, ScalarType? dtype=None) -> Tensor)",

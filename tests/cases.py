@@ -80,6 +80,11 @@ def _bce_loss(x, t, epsilon, reduction):
     return torch.ops.aten.binary_cross_entropy(x.clamp(epsilon, 1 - epsilon), t, None, reduction)
 
 
+def _squareplus(x, b=4):
+    root = (x * x + b).sqrt()
+    return torch.where(x < 0, b / 2 / (root - x), (root + x) / 2)
+
+
 # Ops that aten does not have, in its terms.
 OWN = {
     "l1_loss_backward": _gradient(torch.ops.aten.l1_loss),
@@ -88,6 +93,7 @@ OWN = {
     "binary_cross_entropy_with_logits_backward": _gradient(torch.ops.aten.binary_cross_entropy_with_logits),
     "kl_div_backward": _gradient(torch.ops.aten.kl_div),
     "softsign": lambda x: x / (x.abs() + 1),
+    "squareplus": _squareplus,
     "fused_multiply_add": lambda a, b, c: torch.addcmul(c, a, b),
     "add_scalar": torch.ops.aten.add.Scalar,
     "mul_scalar": torch.ops.aten.mul.Scalar,

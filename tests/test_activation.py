@@ -33,6 +33,8 @@ CASES = [
     Case("softplus_backward", "nn", (1, 20)),
     Case("softplus_backward", "nw", (2, 5)),
     Case("softsign"),
+    Case("squareplus"),
+    Case("squareplus", args=(0.5,)),
     Case("hardswish"),
     Case("hardswish_backward", "nn"),
     Case("hardsigmoid"),

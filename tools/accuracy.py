@@ -97,6 +97,12 @@ FUNCTIONS = {
     "mish": Function(F.mish, r.mish, lambda x: x * x.exp().log1p().tanh(), lambda x: x * mp.tanh(mp.log1p(mp.exp(x)))),
     "softplus": Function(F.softplus, r.softplus, F.softplus, lambda x: x if x > 20 else mp.log1p(mp.exp(x))),
     "softsign": Function(F.softsign, r.softsign, F.softsign),
+    "squareplus": Function(
+        lambda x: (x + (x * x + 4).sqrt()) / 2,
+        r.squareplus,
+        lambda x: torch.where(x < 0, 2 / ((x * x + 4).sqrt() - x), ((x * x + 4).sqrt() + x) / 2),
+        lambda x: (x + mp.sqrt(x * x + 4)) / 2,
+    ),
     "log_sigmoid": Function(
         F.logsigmoid,
         r.log_sigmoid,

@@ -128,6 +128,11 @@ const std::vector<Formula>& activation_formulas() {
          const Tensor d = 1 + c.tensor(0).abs();
          return {g / (d * d)};
        }},
+      {"squareplus", Save::inputs,
+       [](const Call& c, const Tensor& g) -> Grads {
+         const Tensor& x = c.tensor(0);
+         return {g * call("squareplus", {x, c.scalar(1)}) / (x * x + c.scalar(1)).sqrt()};
+       }},
       {"hardswish", Save::inputs,
        [](const Call& c, const Tensor& g) -> Grads { return {call("hardswish_backward", {g, c.tensor(0)})}; }},
       {"hardswish_backward", Save::inputs,

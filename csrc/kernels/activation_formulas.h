@@ -32,6 +32,7 @@ namespace rusttorch::formula {
   X(softplus_default, 1, 0, floats, compute)     \
   X(softplus_backward, 2, 2, floats, compute)    \
   X(softsign, 1, 0, floats, compute)             \
+  X(squareplus, 1, 1, floats, compute)           \
   X(hardswish, 1, 0, floats, memory)             \
   X(hardswish_backward, 2, 0, floats, memory)    \
   X(hardsigmoid, 1, 0, floats, memory)           \
@@ -202,6 +203,14 @@ template <class V>
 RT_INLINE V softsign(V x) {
   return x / (lane_t<V>(1) + abs(x));
 }
+// (x + sqrt(x^2 + b)) / 2 (J. T. Barron, Squareplus, 2021), without the difference that cancels below 0
+template <class V>
+RT_INLINE V squareplus(V x, lane_t<V> b) {
+  using T = lane_t<V>;
+  const V sum = sqrt(V(x * x + b)) + abs(x);
+  return select(x < T(0), V((b * T(0.5)) / sum), V(sum * T(0.5)));
+}
+
 // min(max(x + 3, 0), 6) / 6: times a sixth, and then what that lacks, where the product's rounding can be known.
 template <class V>
 RT_INLINE V hardsigmoid(V x) {

@@ -1,7 +1,10 @@
 #include "../kernels/activation.h"
 
+#include <ATen/TensorOperators.h>
 #include <ATen/ops/celu.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/full_like.h>
+#include <ATen/ops/where.h>
 
 #include "elementwise.h"
 #include "families.h"
@@ -91,6 +94,10 @@ Tensor& log_sigmoid_backward_stock_out(const Tensor& grad, const Tensor& self, c
 }
 
 Tensor softsign_stock(const Tensor& x) { return x.div(x.abs().add(1)); }
+Tensor squareplus_stock(const Tensor& x, const Scalar& b) {
+  const Tensor root = x.square().add(b).sqrt(), half = at::full_like(root, 0.5);
+  return at::where(x.lt(0), half * b / (root - x), half * (root + x));
+}
 
 // selu and celu are elu with other constants (G. Klambauer et al., Self-Normalizing Neural Networks, 2017;
 // J. T. Barron, Continuously Differentiable Exponential Linear Units, 2017).
@@ -150,6 +157,7 @@ const Rows& activation_rows() {
       ROW("softplus.out", Softplus, STOCK(softplus_outf)),
       BACKWARD(softplus_backward, Always<activation::softplus_backward>),
       ROW("softsign", Always<activation::softsign>, AnyDevice<&softsign_stock>),
+      ROW("squareplus", Always<activation::squareplus>, AnyDevice<&squareplus_stock>),
       FORWARD(hardswish, Always<activation::hardswish>),
       ROW("hardswish_backward", Always<activation::hardswish_backward>, STOCK(hardswish_backward)),
       ROW("hardswish_backward.out", Always<activation::hardswish_backward>, CEA(hardswish_backward_outf)),

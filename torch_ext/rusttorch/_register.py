@@ -44,6 +44,7 @@ FAKE = {
     "log_sigmoid_forward": _log_sigmoid_forward,
     "log_sigmoid_backward": lambda g, x, buffer: g * x,  # aten's wants the buffer, which may be empty here
     "softsign": lambda x: x / (x.abs() + 1),
+    "squareplus": lambda x, b=4: torch.sqrt(x),
     # aten's take alpha by keyword only, where its schema lets it be given by position
     "add.Scalar_out": lambda x, s, alpha=1, *, out: torch.add(x, s, alpha=alpha, out=out),
     "sub.Scalar_out": lambda x, s, alpha=1, *, out: torch.sub(x, s, alpha=alpha, out=out),
