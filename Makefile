@@ -2,6 +2,7 @@
 # make test    every test, and the op tests once more at each instruction set
 # make bench   ops, optimizers and training loops against stock; writes bench/results.json, the README's tables and plots
 # make accuracy  errors in ulp over every float32 there is, ours and stock's: docs/accuracy.md; an hour on two cores
+# make wheel   dist/*.whl, tagged manylinux, and a look that no AVX-512 instruction stands outside its kernels
 # make lint    formatting, lint, and a build with warnings as errors
 # make cuda    compiles and strictly links the CUDA sources; needs nvcc, no GPU
 # make gpu     builds, tests, sanitizes and times everything on a GPU, with the torch of PYTHON; downloads nothing
@@ -20,7 +21,7 @@ SOURCES := $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc_cuda/*' 'tests/emu
 FAMILIES := pointwise activation reduction scan copy softmax loss cross_entropy norm dropout optimizer foreach
 KERNEL_TESTS := $(FAMILIES:%=tests/test_%.py) -k "not (opcheck or compile or vmap or derivatives or swapped or complete)"
 
-.PHONY: demo test bench accuracy lint cuda gpu emulate build clean
+.PHONY: demo test bench accuracy wheel lint cuda gpu emulate build clean
 
 demo: build
 	python examples/digits.py
@@ -39,6 +40,12 @@ bench: build
 
 accuracy: build
 	python tools/accuracy.py
+
+wheel: build
+	rm -rf build/wheel dist
+	pip wheel -q --no-build-isolation --no-deps -w build/wheel .
+	auditwheel repair -w dist --exclude 'libtorch*' --exclude 'libc10*' --exclude 'libgomp*' build/wheel/*.whl
+	python tools/instruction_sets.py
 
 lint: build
 	ruff check .
