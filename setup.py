@@ -17,6 +17,9 @@ from torch.utils import cpp_extension
 
 ROOT = Path(__file__).resolve().parent
 
+SANITIZE = os.environ.get("SANITIZE")  # "address,undefined": for make asan
+SANITIZERS = [f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=undefined", "-O1"] if SANITIZE else []
+
 FLAGS = [
     "-std=c++20",
     "-O3",
@@ -28,6 +31,7 @@ FLAGS = [
     "-Wextra",
     "-Wno-unused-parameter",  # torch's headers
     *(["-Werror"] if os.environ.get("WERROR") == "1" else []),
+    *SANITIZERS,
 ]
 KERNEL_FLAGS = [
     "-ffp-contract=fast",  # FMA: what the formulas in csrc/kernels are written for
@@ -114,7 +118,7 @@ def with_cuda():
 def extension():
     sources = torch_sources()
     headers = sorted(str(f.relative_to(ROOT)) for f in ROOT.glob("csrc*/**/*.[hc]*"))
-    link = ["-fopenmp", "-Wl,--exclude-libs,ALL"]
+    link = ["-fopenmp", "-Wl,--exclude-libs,ALL", *SANITIZERS]
     if EMULATION or not with_cuda():
         return cpp_extension.CppExtension(
             "rusttorch._C",

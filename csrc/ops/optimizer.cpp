@@ -24,10 +24,12 @@ struct Lists {
   TensorList steps;
 };
 
-// Stock's CPU kernels read beyond the end of what is smaller than its parameter.
-bool same_place(const Tensor& a, const Tensor& b) {
+// Stock's CPU kernels read beyond the end of what is smaller than its parameter: refused before anything is handed on.
+void check_shape(const Tensor& a, const Tensor& b) {
   TORCH_CHECK(a.sizes().equals(b.sizes()), "expected a gradient and a state of the parameter's shape ", a.sizes(),
               ", but got ", b.sizes());
+}
+bool same_place(const Tensor& a, const Tensor& b) {
   return b.layout() == at::kStrided && a.strides().equals(b.strides()) && a.device() == b.device();
 }
 
@@ -45,6 +47,10 @@ Handed fit(const Lists& lists, const Lr& lr, MaybeTensor grad_scale, MaybeTensor
   if (!lists.steps.empty() && lists.steps.size() != count) return Handed::option;
   for (const auto& list : lists.state) {
     if (list.size() != count) return Handed::option;
+  }
+  for (size_t i = 0; i < count; ++i) {
+    check_shape(lists.parameters[i], lists.grads[i]);
+    for (const auto& list : lists.state) check_shape(lists.parameters[i], list[i]);
   }
   for (size_t i = 0; i < count; ++i) {
     const Tensor& p = lists.parameters[i];
