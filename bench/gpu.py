@@ -18,11 +18,10 @@ import statistics
 import time
 from pathlib import Path
 
-import numpy as np
+import ops
 import rusttorch
 import torch
 import torch.nn.functional as F
-from ops import make_inputs
 from table import ROWS
 from train import Text
 
@@ -33,10 +32,7 @@ BLOCKS = 15
 def block(f, calls, device):
     """Seconds per call."""
     if device.type == "cpu":
-        start = time.perf_counter()
-        for _ in range(calls):
-            f()
-        return (time.perf_counter() - start) / calls
+        return ops.block(f, (), {}, calls)
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     begin.record()
     for _ in range(calls):
@@ -59,16 +55,10 @@ def race(contenders, device):
             context, f = contenders[name]
             with context():
                 times[name].append(block(f, calls[name], device))
-    results = {}
-    for name, seconds in times.items():
-        ratios = np.array(times["stock"]) / np.array(seconds)
-        draws = np.median(np.random.default_rng(0).choice(ratios, (1000, BLOCKS)), axis=1)
-        results[name] = {
-            "us": statistics.median(seconds) * 1e6,
-            "ratio": float(np.median(ratios)),
-            "interval": [float(q) for q in np.quantile(draws, [0.025, 0.975])],
-        }
-    return results
+    return {
+        name: {"us": statistics.median(seconds) * 1e6} | ops.paired(times["stock"], seconds)
+        for name, seconds in times.items()
+    }
 
 
 def optional(name):
@@ -107,14 +97,14 @@ def report(label, results, share=None):
     print(f"{label:48} {figures}" + (f"  {share:.0%} of the copy's bandwidth" if share else ""), flush=True)
 
 
-def ops(options, device, bandwidth):
+def table(options, device, bandwidth):
     """The table's rows, until the time is up for torch.compile, which takes seconds for each."""
     until = time.time() + options.seconds
     found = []
     for row in ROWS:
         for dtype in (torch.float32, torch.bfloat16):
             for shape in row.shapes or [(n,) for n in options.sizes]:
-                inputs = make_inputs(row, shape, dtype)
+                inputs = ops.make_inputs(row, shape, dtype)
                 compiled = None
                 if time.time() < until and shape == (row.shapes or [(max(options.sizes),)])[-1]:
                     torch._dynamo.reset()
@@ -251,7 +241,7 @@ def main():
         case(f"cross_entropy 8192 x 32000, backward too, {name}", cross_entropy, 8192 // scale, 32_000, dtype)
         case(f"layer_norm's backward 8192 x 4096, {name}", layer_norm_backward, 8192 // scale, 4096, dtype)
     results["training"] = {"gpt": training(device, max(48, 160 // scale))}
-    results["ops"] = ops(options, device, bandwidth)
+    results["ops"] = table(options, device, bandwidth)
     options.out.parent.mkdir(exist_ok=True)
     options.out.write_text(json.dumps(results, indent=1) + "\n")
 

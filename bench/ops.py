@@ -66,6 +66,13 @@ def block(f, args, kwargs, calls):
     return (time.perf_counter() - start) / calls
 
 
+def paired(stock, ours):
+    """The ratio of the seconds of pairs, and its interval."""
+    ratios = np.array(stock) / np.array(ours)
+    draws = np.median(np.random.default_rng(0).choice(ratios, (1000, len(ratios))), axis=1)
+    return {"ratio": float(np.median(ratios)), "interval": [float(q) for q in np.quantile(draws, [0.025, 0.975])]}
+
+
 def compare(stock, ours, pairs, setup=None):
     """Paired ratios and the median seconds of both: stock and ours are (f, args, kwargs).
 
@@ -86,11 +93,7 @@ def compare(stock, ours, pairs, setup=None):
                 times[arm].append(seconds)
     if setup:
         setup("stock")
-    ratios = np.array(times["stock"]) / np.array(times["ours"])
-    draws = np.median(np.random.default_rng(0).choice(ratios, (1000, len(ratios))), axis=1)
-    return {
-        "ratio": float(np.median(ratios)),
-        "interval": [float(q) for q in np.quantile(draws, [0.025, 0.975])],
+    return paired(times["stock"], times["ours"]) | {
         "stock_us": statistics.median(times["stock"]) * 1e6,
         "ours_us": statistics.median(times["ours"]) * 1e6,
     }

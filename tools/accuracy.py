@@ -1,6 +1,6 @@
 """How far each function is from the exact result, in ulp: ours and stock's. Writes docs/accuracy.md.
 
-    python tools/accuracy.py                          # every float32 there is, 2^32 of them: hours
+    python tools/accuracy.py                          # every float32 there is, 2^32 of them: an hour
     python tools/accuracy.py --every 64 --others 512  # one of each 64, and of 512
     python tools/accuracy.py --functions mish --levels default avx2
 
@@ -31,6 +31,10 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from cases import OWN, REFERENCE  # noqa: E402
+
 FOLDER = ROOT / "build" / "accuracy"
 LEVELS = ("avx512", "avx2", "default")  # as ATEN_CPU_CAPABILITY has them
 CHUNK = 1 << 15  # numbers at a time: what the cache holds
@@ -49,10 +53,6 @@ class Function(NamedTuple):
 
 def _sigmoid(x):
     return 1 / (1 + mp.exp(-x))
-
-
-def _gelu_tanh(x):
-    return x * torch.sigmoid(2 * (2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3))
 
 
 def _gelu_tanh_mp(x):
@@ -74,11 +74,14 @@ FUNCTIONS = {
     "gelu": Function(
         F.gelu,
         r.gelu,
-        lambda x: 0.5 * x * torch.special.erfc(-x * 0.5**0.5),
+        REFERENCE["gelu"],
         lambda x: x * mp.erfc(-x / mp.sqrt(2)) / 2,
     ),
     "gelu(tanh)": Function(
-        lambda x: F.gelu(x, approximate="tanh"), lambda x: r.gelu(x, approximate="tanh"), _gelu_tanh, _gelu_tanh_mp
+        lambda x: F.gelu(x, approximate="tanh"),
+        lambda x: r.gelu(x, approximate="tanh"),
+        REFERENCE["gelu-approximate=tanh"],
+        _gelu_tanh_mp,
     ),
     "elu": Function(F.elu, r.elu, lambda x: torch.where(x > 0, x, x.expm1()), lambda x: x if x > 0 else mp.expm1(x)),
     "selu": Function(
@@ -100,7 +103,7 @@ FUNCTIONS = {
     "squareplus": Function(
         lambda x: (x + (x * x + 4).sqrt()) / 2,
         r.squareplus,
-        lambda x: torch.where(x < 0, 2 / ((x * x + 4).sqrt() - x), ((x * x + 4).sqrt() + x) / 2),
+        OWN["squareplus"],
         lambda x: (x + mp.sqrt(x * x + 4)) / 2,
     ),
     "log_sigmoid": Function(
@@ -178,16 +181,14 @@ def measure(name, dtype, every, path):
             tallies["stock"].add(x, function.stock(x), exact)
         state = {"done": min(begin + shard, total), "total": total} | {who: vars(t) for who, t in tallies.items()}
         path.write_text(json.dumps(state))
-    return state
 
 
 def measure_double(name, path, count=3000):
     """float64 at numbers of all magnitudes, and float64's own formula above, by mpmath."""
     function = FUNCTIONS[name]
     generator = torch.Generator().manual_seed(0)
-    power = (
-        torch.rand(count, generator=generator, dtype=torch.float64) * 40 - 30
-    )  # most of them where something happens
+    # Most of them where something happens.
+    power = torch.rand(count, generator=generator, dtype=torch.float64) * 40 - 30
     x = torch.randn(count, generator=generator, dtype=torch.float64).sign() * power.exp2()
     if name in ("log", "sqrt"):
         x = x.abs()
@@ -213,10 +214,13 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def file_of(level, dtype, name, every):
-    return FOLDER / f"{level}-{dtype}-{name}-{every if dtype == 'float32' else 1}.json"
+    return FOLDER / f"{level}-{dtype}-{name}-{every}.json"
 
 
-def every_of(options, level):
+def every_of(options, level, dtype):
+    """Which part of the numbers: all of those of 16 bits."""
+    if dtype != "float32":
+        return 1
     return options.every if level == options.levels[0] else options.others
 
 
@@ -231,14 +235,14 @@ def work(level, dtype, name, every):
     if dtype == "float64":
         measure_double(name, path)
     else:
-        measure(name, DTYPES[dtype], every if dtype == "float32" else 1, path)
+        measure(name, DTYPES[dtype], every, path)
 
 
 def cases(options):
     """What there is to do. float64's digits come from mpmath, where a function is more than one rounding."""
     for level, name, dtype in itertools.product(options.levels, options.functions, DTYPES):
         if dtype != "float64" or FUNCTIONS[name].by_mpmath:
-            yield level, dtype, name, every_of(options, level)
+            yield level, dtype, name, every_of(options, level, dtype)
 
 
 def run_all(options):
@@ -278,7 +282,7 @@ def report(options, path):
     ]
     good = True
     for level, dtype in itertools.product(options.levels, DTYPES):
-        files = {n: file_of(level, dtype, n, every_of(options, level)) for n in options.functions}
+        files = {n: file_of(level, dtype, n, every_of(options, level, dtype)) for n in options.functions}
         states = {n: json.loads(file.read_text()) for n, file in files.items() if file.exists()}
         count = next(iter(states.values()))["total"]
         what = f"{count:,} numbers of all magnitudes" if dtype == "float64" else f"{count:,} of all inputs"

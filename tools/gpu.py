@@ -18,22 +18,12 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import torch
+from emulate import TESTS
 
 ROOT = Path(__file__).parents[1]
 # A few elements of each kernel: the sanitizer makes a launch ten to a hundred times as long.
 SANITIZED = "float32 and (tail or strided or misaligned or test_in_parts or test_accuracy and both) and not threads"
-FAMILIES = (
-    "pointwise",
-    "activation",
-    "reduction",
-    "scan",
-    "copy",
-    "softmax",
-    "loss",
-    "cross_entropy",
-    "norm",
-    "optimizer",
-)
+ON_THE_GPU = {"RUSTTORCH_DEVICE": "cuda", "PYTHONPATH": str(ROOT / "torch_ext")}
 
 
 def run(command, seconds, **environment):
@@ -47,9 +37,8 @@ def run(command, seconds, **environment):
 
 def build(out):
     jobs = os.environ.get("MAX_JOBS", str(os.cpu_count()))
-    return {
-        "status": run([sys.executable, "setup.py", "-q", "build_ext", "--inplace"], 300, FORCE_CUDA="1", MAX_JOBS=jobs)
-    }
+    command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+    return {"status": run(command, 300, FORCE_CUDA="1", MAX_JOBS=jobs)}
 
 
 def counted(report):
@@ -67,18 +56,8 @@ def counted(report):
 
 def tests(out):
     report = out / "tests.xml"
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "tests",
-        "-q",
-        "--tb=short",
-        "-p",
-        "no:cacheprovider",
-        f"--junitxml={report}",
-    ]
-    status = run(command, 280, RUSTTORCH_DEVICE="cuda", PYTHONPATH=str(ROOT / "torch_ext"))
+    command = [sys.executable, "-m", "pytest", "tests", "-q", "--tb=short", f"--junitxml={report}"]
+    status = run([*command, "-p", "no:cacheprovider"], 280, **ON_THE_GPU)
     return {"status": status} | (counted(report) if report.exists() else {})
 
 
@@ -86,20 +65,13 @@ def sanitizer(out):
     if shutil.which("compute-sanitizer") is None:
         return {"status": 0, "left_out": "compute-sanitizer is not installed"}
     results = {"status": 0}
-    for tool, families in (
-        ("memcheck", FAMILIES),
-        ("racecheck", ("reduction", "softmax", "norm", "cross_entropy", "scan")),
-    ):
+    shared = ("reduction", "softmax", "norm", "cross_entropy", "scan")  # families whose blocks share memory
+    for tool, families in (("memcheck", TESTS), ("racecheck", shared)):
         report = out / f"{tool}.xml"
         command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", sys.executable, "-m", "pytest", "-q"]
         command += [*(f"tests/test_{family}.py" for family in families), "-k", SANITIZED, f"--junitxml={report}"]
         # Each tensor is an allocation of its own, so that what lies beyond its end is not another's.
-        environment = {
-            "RUSTTORCH_DEVICE": "cuda",
-            "PYTHONPATH": str(ROOT / "torch_ext"),
-            "PYTORCH_NO_CUDA_MEMORY_CACHING": "1",
-        }
-        status = run(command, 90, **environment)
+        status = run(command, 90, **ON_THE_GPU, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
         results[tool] = {"status": status} | (counted(report) if report.exists() else {})
         results["status"] = results["status"] or status
     return results
@@ -107,7 +79,7 @@ def sanitizer(out):
 
 def bench(out):
     path = out / "bench.json"
-    status = run([sys.executable, "bench/gpu.py", "--out", path], 240, PYTHONPATH=str(ROOT / "torch_ext"))
+    status = run([sys.executable, "bench/gpu.py", "--out", path], 240, **ON_THE_GPU)
     return {"status": status} | (json.loads(path.read_text()) if path.exists() else {})
 
 

@@ -160,9 +160,11 @@ class Hooks:
     @staticmethod
     def count_on_the_cpu(optimizer, group):
         """Adam's steps begin there, as without fused: stock's own step would wait for a GPU to read each of them."""
-        if isinstance(optimizer, torch.optim.Adam) and any(
-            p.is_cuda and p.grad is not None and p not in optimizer.state for p in group["params"]
-        ):
+        params = group["params"]
+        on_gpu = bool(params) and params[0].is_cuda  # and so are the others
+        if not on_gpu or not isinstance(optimizer, torch.optim.Adam):
+            return
+        if any(p.grad is not None and p not in optimizer.state for p in params):
             optimizer._init_group(group, *([] for _ in range(6)))
 
     @staticmethod

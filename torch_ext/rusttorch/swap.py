@@ -76,7 +76,9 @@ def _resolve(names, exclude):
 def _forget_dispatch(name):
     """Has torch look up an op's kernels anew: its tracers remember the key of one that may be gone, and call null."""
     packet, _, overload = name.partition(".")
-    seen = vars(vars(torch.ops.aten).get(packet, object)).get(overload or "default")
+    # Looked up without torch's __getattr__, which would make what no tracer has seen.
+    overloads = vars(torch.ops.aten).get(packet)
+    seen = overloads and vars(overloads).get(overload or "default")
     if seen:
         seen._dispatch_cache.clear()
 
@@ -86,27 +88,30 @@ class _Swapped:
 
     def __init__(self):
         self.lock = threading.Lock()
-        self.now = frozenset()
         self.enabled = frozenset()
         self.used = Counter()
         self.hooks = Hooks()
 
+    def names(self):
+        return self.enabled.union(self.used)
+
     def change(self, enabled=None, use=frozenset(), unuse=frozenset()):
         with self.lock:
+            before = self.names()
             if enabled is not None:
                 self.enabled = enabled(self.enabled)
             self.used.update(use)
             self.used.subtract(unuse)
             self.used = +self.used
-            swapped = self.enabled.union(self.used)
+            swapped = self.names()
             _C.set_swapped(sorted(swapped))
-            for name in swapped ^ self.now:
+            for name in swapped ^ before:
                 _forget_dispatch(name)
-            self.now = swapped
             self.hooks.install(any(name.startswith("_fused_") for name in swapped))
 
     def any(self):
-        return bool(self.now)
+        with self.lock:
+            return bool(self.names())
 
 
 _swapped = _Swapped()
