@@ -68,13 +68,18 @@ def run(f, case, tensors, **kwargs):
     return f(*case.arguments(tensors), **case.kwargs, **kwargs)
 
 
+def steps(x):
+    """The strides that are ever taken."""
+    return [stride for stride, n in zip(x.stride(), x.shape, strict=True) if n > 1]
+
+
 def assert_as_right(ours, stock, case, tensors):
     """err(ours) <= 2 err(stock) + 1 ulp against float64; to the bit where stock is exact or float64 itself."""
     assert ours.dtype == stock.dtype
     assert ours.shape == stock.shape
     if ours.numel() == 0:
         return
-    assert ours.stride() == stock.stride() or case.op in OWN
+    assert steps(ours) == steps(stock) or case.op in OWN
     assert torch.equal(ours.isnan(), stock.isnan())
     if case.exact or not ours.dtype.is_floating_point:
         assert torch.equal(ours.nan_to_num(), stock.nan_to_num())

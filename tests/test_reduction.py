@@ -250,3 +250,17 @@ def test_dtype():
     assert rusttorch.sum(x, dtype=torch.float64).equal(x.sum(dtype=torch.float64))
     assert rusttorch.mean(x, [0], dtype=torch.float64).equal(x.mean(0, dtype=torch.float64))
     assert rusttorch.prod(x.int(), 1).equal(x.int().prod(1))
+
+
+@pytest.mark.parametrize("dim", [0, -1])
+@pytest.mark.parametrize("case", [c for c in DIFFERENTIABLE if c.args], ids=str)
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of a variance of one number
+def test_derivative_of_a_number_by_its_only_dim(case, dim):
+    """Found by tests/test_property.py: a dim of -1 was looked up in no dims."""
+    args = [[dim] if a == [-1] else dim if a == -1 else a for a in case.args]
+    slopes = []
+    for f in (case.overload("rusttorch"), case.stock()):
+        x = torch.tensor(3.0, dtype=torch.float64, requires_grad=True)
+        y = f(x, *args, **case.kwargs)
+        slopes.append(torch.autograd.grad(y[0] if isinstance(y, tuple) else y, x)[0])
+    torch.testing.assert_close(*slopes, equal_nan=True)

@@ -4,6 +4,7 @@
 #include <ATen/ops/scalar_tensor.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros_like.h>
+#include <c10/core/WrapDimMinimal.h>
 #include <c10/util/irange.h>
 
 #include <algorithm>
@@ -22,7 +23,7 @@ std::vector<int64_t> dims_of(const Call& c, size_t position) {
     const auto& given = c.argument(position);
     dims = given.isInt() ? std::vector<int64_t>{given.toInt()} : given.toIntVector();
   }
-  for (auto& dim : dims) dim = dim < 0 ? dim + x.dim() : dim;
+  for (auto& dim : dims) dim = c10::maybe_wrap_dim(dim, x.dim());  // of a number both 0 and -1 are its only dim
   if (dims.empty()) {
     for (const int64_t d : c10::irange(x.dim())) dims.push_back(d);
   }
@@ -39,7 +40,7 @@ Tensor restore(Tensor y, const Call& c, const std::vector<int64_t>& dims) {
 }
 c10::SymInt count(const Tensor& x, const std::vector<int64_t>& dims) {
   c10::SymInt n = 1;
-  for (const int64_t dim : dims) n *= x.sym_size(dim);
+  for (const int64_t dim : dims) n *= x.dim() == 0 ? 1 : x.sym_size(dim);
   return n;
 }
 
@@ -126,7 +127,9 @@ const std::vector<Formula>& reduction_formulas() {
       {"prod.dim_int", Save::inputs,
        [](const Call& c, const Tensor& g) -> Grads {
          const auto dims = dims_of(c, 1);
-         return {restore(g, c, dims) * prod_slope(c.tensor(0), dims[0])};
+         const Tensor& x = c.tensor(0);
+         if (x.dim() == 0) return {g};
+         return {restore(g, c, dims) * prod_slope(x, dims[0])};
        }},
       extreme("max", no_dims),
       extreme("min", no_dims),

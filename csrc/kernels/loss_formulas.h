@@ -178,7 +178,11 @@ RT_INLINE V bce_with_logits_weight_backward(V g, V x, V t, V w, lane_t<V> scale)
 template <class V>
 RT_INLINE V bce_with_logits_pos_weight_backward(V g, V x, V t, V p, lane_t<V> scale) {
   using T = lane_t<V>;
-  return g * scale * ((T(1) - t) - ((p - T(1)) * t + T(1)) * math::sigmoid(V(-x)));
+  // sigmoid(x) and sigmoid(-x), both: one from the other, near 1, would leave few digits of the sum.
+  const V e = math::exp_below(V(-abs(x)));
+  const V large = T(1) / (T(1) + e), small = e * large;
+  const V up = select(x < T(0), small, large), down = select(x < T(0), large, small);
+  return g * scale * ((T(1) - t) * up - p * t * down);
 }
 
 // x is a log of a probability, t a probability or the log of one.
