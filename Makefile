@@ -1,9 +1,10 @@
 # make demo    trains on real digits, stock torch against rusttorch, and says what the swap is worth
 # make test    every test, and the op tests once more at each instruction set
-# make bench   ops, optimizers and training loops against stock; writes bench/results.json, the README's tables and plots
+# make bench   ops, optimizers and training loops against stock: bench/results.jsonl, the README's tables, docs/benchmarks.md
 # make accuracy  errors in ulp over every float32 there is, ours and stock's: docs/accuracy.md; an hour on two cores
 # make wheel   dist/*.whl, tagged manylinux, and a look that no AVX-512 instruction stands outside its kernels
 # make asan    the op tests and a fuzz run under AddressSanitizer and UBSan; its build takes 10 minutes
+# make tsan    threads that call, switch and allocate under ThreadSanitizer; its build takes 10 minutes
 # make lint    formatting, lint, and a build with warnings as errors
 # make cuda    compiles and strictly links the CUDA sources; needs nvcc, no GPU
 # make gpu     builds, tests, sanitizes and times everything on a GPU, with the torch of PYTHON; downloads nothing
@@ -22,7 +23,7 @@ SOURCES := $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc_cuda/*' 'tests/emu
 FAMILIES := pointwise activation reduction scan copy softmax loss cross_entropy norm dropout optimizer foreach
 KERNEL_TESTS := $(FAMILIES:%=tests/test_%.py) -k "not (opcheck or compile or vmap or derivatives or swapped or complete)"
 
-.PHONY: demo test bench accuracy wheel asan lint cuda gpu emulate build clean
+.PHONY: demo test bench accuracy wheel asan tsan lint cuda gpu emulate build clean
 
 demo: build
 	python examples/digits.py
@@ -32,12 +33,19 @@ test: build
 	ATEN_CPU_CAPABILITY=avx2 pytest $(KERNEL_TESTS)
 	ATEN_CPU_CAPABILITY=default pytest $(KERNEL_TESTS)
 
+# One core, all sizes; then 10k and 1M in other dtypes and layouts; more threads; and the page on scale.
+MEASURE := python -m rusttorch.bench --out bench/results.jsonl
 bench: build
-	python bench/ops.py --pairs 21 --out bench/results.json
-	taskset -c 1 python bench/optimizer.py --out bench/results.json
-	taskset -c 1 python bench/train.py --threads 1 --curves --out bench/results.json
-	python bench/train.py --threads 2 --out bench/results.json
-	python bench/report.py --into README.md --plots docs
+	$(MEASURE) --contenders
+	for dtype in bfloat16 float16 float64; do $(MEASURE) --dtype $$dtype --sizes 10000 1000000 || exit 1; done
+	for layout in transposed strided; do $(MEASURE) --layout $$layout --sizes 10000 1000000 || exit 1; done
+	$(MEASURE) --threads 2 --sizes 10000 1000000
+	for threads in 1 2; do $(MEASURE) $(SCALE) --threads $$threads || exit 1; done
+	taskset -c 1 python bench/optimizer.py --out bench/results.jsonl
+	taskset -c 1 python bench/train.py --threads 1 --curves --out bench/results.jsonl
+	python bench/train.py --threads 2 --out bench/results.jsonl
+	python bench/report.py
+SCALE := add mish sum mse_loss --pairs 9 --sizes 16 128 1024 8192 65536 524288 4194304 33554432 268435456
 
 accuracy: build
 	python tools/accuracy.py
@@ -56,6 +64,15 @@ asan: build
 	    LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	    ASAN_OPTIONS=detect_leaks=0:alloc_dealloc_mismatch=0:allocator_may_return_null=1 \
 	    pytest tests/test_fuzz.py $(KERNEL_TESTS)
+
+# OpenMP's own barriers are not instrumented: one thread for each call. Its shadow memory needs addresses as they were
+# before randomization.
+tsan: build
+	SANITIZE=thread python setup.py -q build_py --build-lib build/tsan \
+	    build_ext --build-lib build/tsan --build-temp build/tsan/temp
+	PYTHONPATH=build/tsan OMP_NUM_THREADS=1 LD_PRELOAD="$$(gcc -print-file-name=libtsan.so)" \
+	    TSAN_OPTIONS=ignore_noninstrumented_modules=1:halt_on_error=1 \
+	    setarch -R python -m pytest tests/test_swap.py tests/test_memory.py -k "threads and not sanitizer"
 
 lint: build
 	ruff check .

@@ -18,11 +18,11 @@ import statistics
 import time
 from pathlib import Path
 
-import ops
 import rusttorch
 import torch
 import torch.nn.functional as F
-from table import ROWS
+from rusttorch.bench import measure
+from rusttorch.bench.table import ROWS
 from train import Text
 
 BLOCK_SECONDS = 1e-3
@@ -32,7 +32,7 @@ BLOCKS = 15
 def block(f, calls, device):
     """Seconds per call."""
     if device.type == "cpu":
-        return ops.block(f, (), {}, calls)
+        return measure.block(f, (), {}, calls)
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     begin.record()
     for _ in range(calls):
@@ -56,7 +56,7 @@ def race(contenders, device):
             with context():
                 times[name].append(block(f, calls[name], device))
     return {
-        name: {"us": statistics.median(seconds) * 1e6} | ops.paired(times["stock"], seconds)
+        name: {"us": statistics.median(seconds) * 1e6} | measure.paired(times["stock"], seconds)
         for name, seconds in times.items()
     }
 
@@ -104,7 +104,7 @@ def table(options, device, bandwidth):
     for row in ROWS:
         for dtype in (torch.float32, torch.bfloat16):
             for shape in row.shapes or [(n,) for n in options.sizes]:
-                inputs = ops.make_inputs(row, shape, dtype)
+                inputs = measure.make_inputs(row, shape, dtype)
                 compiled = None
                 if time.time() < until and shape == (row.shapes or [(max(options.sizes),)])[-1]:
                     torch._dynamo.reset()

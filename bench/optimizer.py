@@ -1,6 +1,6 @@
 """Times whole optimizer steps against torch.optim, and gradient clipping and averages, interleaved in one process.
 
-    python bench/optimizer.py [--pairs 21] [--out bench/results.json]
+    python bench/optimizer.py [--pairs 21] [--out bench/results.jsonl]
 
 Stock's time over ours, where stock is torch.optim's default and torch.optim's fused=True, and ours is rusttorch.optim.
 One thread, f32, the same gradients at every step.
@@ -9,10 +9,9 @@ One thread, f32, the same gradients at every step.
 import argparse
 from pathlib import Path
 
-import ops
-import results as results_file
 import rusttorch
 import torch
+from rusttorch.bench import measure, results
 
 SIZES = {"40 of 512, 4 of 512x512": [(512,)] * 40 + [(512, 512)] * 4, "1000 of 64": [(64,)] * 1000}  # parameters
 OPTIMIZERS = {
@@ -68,22 +67,22 @@ def main():
     parser.add_argument("--pairs", type=int, default=21)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    ops.keep_memory()
+    measure.keep_memory()
     # Long blocks: a loop has one optimizer, whose state may stay in the last cache level. Two in turn, each with 17 MB,
     # would push each other out of it.
-    ops.BLOCK_SECONDS = 60e-3
+    measure.BLOCK_SECONDS = 60e-3
     torch.set_num_threads(1)
-    results = []
+    found = []
 
-    def measure(name, sizes, stock_name, stock, ours):
-        measured = ops.compare((stock, (), {}), (ours, (), {}), options.pairs)
+    def time(name, sizes, stock_name, stock, ours):
+        measured = measure.compare((stock, (), {}), (ours, (), {}), options.pairs)
         low, high = measured["interval"]
         print(
-            f"{name:24} {sizes:24} against {stock_name:10} {measured['stock_us']:8.0f} us "
+            f"{name:24} {sizes:24} against {stock_name:10} {measured['theirs_us']:8.0f} us "
             f"{measured['ratio']:5.2f}x [{low:.2f}, {high:.2f}]",
             flush=True,
         )
-        results.append({"optimizer": name, "sizes": sizes, "stock": stock_name} | measured)
+        found.append({"optimizer": name, "sizes": sizes, "stock": stock_name} | measured)
 
     for name, more in OPTIMIZERS.items():
         kind = name.split(",")[0]
@@ -91,13 +90,12 @@ def main():
             ours = stepper(getattr(rusttorch.optim, kind), shapes, more)
             for stock_name, flags in (("default", {}), ("fused=True", {"fused": True})):
                 stock = stepper(getattr(torch.optim, kind), shapes, {**more, **flags})
-                measure(name, sizes, stock_name, stock, ours)
+                time(name, sizes, stock_name, stock, ours)
     for name, (stock, ours) in UTILITIES.items():
         for sizes, shapes in SIZES.items():
-            measure(name, sizes, "default", stock(shapes), ours(shapes))
+            time(name, sizes, "default", stock(shapes), ours(shapes))
     if options.out:
-        key = lambda r: (r["optimizer"], r["sizes"], r["stock"])  # noqa: E731
-        results_file.save(options.out, "optimizer", results, key, threads=1, dtype="float32")
+        results.save(options.out, "optimizer", found)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,22 @@
-"""Turns bench/results.json into the README's tables and plots.
+"""Turns bench/results.jsonl into the README's tables, docs/benchmarks.md, docs/scale.md and their plots.
 
-python bench/report.py                               # prints the tables
-python bench/report.py --into README.md --plots docs # puts them between the page's markers, and draws the plots
+python bench/report.py
 """
 
-import argparse
+import math
 from pathlib import Path
 
 import matplotlib
-import results as results_file
+import numpy as np
+from rusttorch.bench import results
+from rusttorch.bench.__main__ import SIZES
+from rusttorch.bench.table import ROWS
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "bench" / "results.jsonl"
 DEFECT = 0.97
 BLUE, ORANGE = "#1f77b4", "#ff7f0e"
 
@@ -26,88 +30,158 @@ def ratio(r):
     return f"**{r:.2f}**" if r < DEFECT else f"{r:.2f}" if r < 10 else f"{r:.1f}"
 
 
-def cell(result):
+def cell(line):
     """rusttorch.NAME / under use()."""
-    return f"{ratio(result['name']['ratio'])} / {ratio(result['use']['ratio'])}"
+    return f"{ratio(line['name']['ratio'])} / {ratio(line['use']['ratio'])}"
 
 
-def with_interval(result, key="ratio"):
-    low, high = result["interval"]
-    return f"{ratio(result[key])} [{low:.2f}, {high:.2f}]"
+def with_interval(line, key="ratio"):
+    low, high = line["interval"]
+    return f"{ratio(line[key])} [{low:.2f}, {high:.2f}]"
 
 
-def machine_of(section):
-    facts = section["machine"]
-    text = f"{facts['cpu']}, {facts['instruction_set']}, torch {facts['torch']}"
-    if "dtype" in facts:
-        text += f", {facts['dtype']}"
-    if "threads" in facts:
-        text += f", {facts['threads']} thread"
-    return text
+def machine_of(lines):
+    facts = lines[0]["machine"]
+    dates = sorted({line["date"] for line in lines})
+    when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
+    return f"{facts['cpu']}, {facts['instruction_set']}, torch {facts['torch']}, {when}"
 
 
-def ops_table(section):
-    results = section["results"]
-    by_size = [r for r in results if not r.get("shape")]
-    sizes = sorted({r["n"] for r in by_size})
-    by_key = {(r["op"], r["n"]): r for r in by_size}
-    lines = [
-        f"{machine_of(section)}; a plain streaming copy moves {section['machine']['bandwidth_gb_s']} GB/s.",
-        "",
-        "| op | " + " | ".join(size(n) for n in sizes) + " |",
-        "|---|" + "---|" * len(sizes),
+def table(head, rows):
+    return ["| " + " | ".join(head) + " |", "|---|" + "---|" * (len(head) - 1), *(f"| {' | '.join(r)} |" for r in rows)]
+
+
+def mean(lines, arm):
+    """The geometric mean of ratios."""
+    return math.exp(sum(math.log(line[arm]["ratio"]) for line in lines) / len(lines))
+
+
+def chosen(lines, dtype="float32", threads=1, layout="contiguous"):
+    return [r for r in lines if (r["dtype"], r["threads"], r["layout"]) == (dtype, threads, layout)]
+
+
+def around(lines, n):
+    """Of each op the cell nearest to n elements, and no further from it than a factor of 2.1."""
+    nearest = {}
+    for line in lines:
+        far = abs(math.log(line["n"] / n))
+        if far < math.log(2.1) and far < nearest.get(line["op"], (math.inf,))[0]:
+            nearest[line["op"]] = far, line
+    return [line for _, line in nearest.values()]
+
+
+def name_of(line):
+    return f"{line['op']} ({line['shape']})" if line["shape"] else f"{line['op']} ({size(line['n'])})"
+
+
+def geometric_means(lines):
+    """The whole table at 10k and 1M, and its worst cells."""
+    rows = []
+    for n in (10_000, 1_000_000):
+        cells = around(lines, n)
+        for arm, label in (("name", "rusttorch.NAME"), ("use", "under use()")):
+            worst = min(cells, key=lambda line: line[arm]["ratio"])
+            low, high = worst[arm]["interval"]
+            worst_cell = f"{worst['op']} {ratio(worst[arm]['ratio'])} [{low:.2f}, {high:.2f}]"
+            rows.append((size(n), label, str(len(cells)), f"{mean(cells, arm):.2f}", worst_cell))
+    return table(("size", "", "ops", "geometric mean", "worst"), rows)
+
+
+def by_family(lines):
+    """For the README: geometric means of rusttorch.NAME / under use(), by family and size."""
+    rows = []
+    for family in dict.fromkeys(row.family for row in ROWS):
+        cells = [line for line in lines if line["family"] == family]
+        at_sizes = [around(cells, n) for n in SIZES]
+        means = [f"{mean(c, 'name'):.2f} / {mean(c, 'use'):.2f}" if c else "" for c in at_sizes]
+        rows.append((family, str(len({line["op"] for line in cells})), *means))
+    return table(("family", "ops", *map(size, SIZES)), rows)
+
+
+def losses(lines):
+    """Every cell below 0.97 whose interval is below 1."""
+    rows = []
+    for line in lines:
+        for arm, label in (("name", "rusttorch.NAME"), ("use", "under use()")):
+            if line[arm]["ratio"] < DEFECT and line[arm]["interval"][1] < 1:
+                how = f"{line['dtype']}, {line['threads']} thread(s), {line['layout']}"
+                rows.append((name_of(line), how, label, with_interval(line[arm])))
+    return table(("cell", "", "", "ratio"), rows) if rows else ["None."]
+
+
+def by_size(lines):
+    found = {(r["op"], r["n"]): r for r in lines if not r["shape"]}
+    sizes = [n for n in SIZES if any(n == key[1] for key in found)]
+    rows = [
+        (op, *(cell(found[op, n]) if (op, n) in found else "" for n in sizes))
+        for op in dict.fromkeys(op for op, _ in found)
     ]
-    for op in dict.fromkeys(r["op"] for r in by_size):
-        lines.append(f"| {op} | " + " | ".join(cell(by_key[op, n]) for n in sizes) + " |")
-    lines += ["", "| op | shape | ratio | stock, us | ours, us |", "|---|---|---|---|---|"]
-    for r in results:
-        if r.get("shape"):
-            times = f"{r['name']['stock_us']:.1f} | {r['name']['ours_us']:.1f}"
-            lines.append(f"| {r['op']} | {r['shape']} | {cell(r)} | {times} |")
-    shares = [r for r in results if "share_of_bandwidth" in r and r["n"] == 1_000_000]
-    if shares:
-        named = ", ".join(f"{r['op']} {r['share_of_bandwidth']:.0%}" for r in shares)
-        lines += ["", f"Of the speed at which a plain loop (memchr) reads as many bytes, at 1M: {named}."]
-    return lines
+    return table(("op", *map(size, sizes)), rows)
 
 
-def optimizer_table(section):
-    by_key = {(r["optimizer"], r["sizes"], r["stock"]): r for r in section["results"]}
-    columns = list(dict.fromkeys((r["sizes"], r["stock"]) for r in section["results"]))
-    lines = [
-        f"{machine_of(section)}.",
-        "",
-        "| | " + " | ".join(f"{sizes}, {stock}" for sizes, stock in columns) + " |",
-        "|---|" + "---|" * len(columns),
+def by_shape(lines):
+    rows = [
+        (r["op"], r["shape"], cell(r), f"{r['name']['theirs_us']:.1f}", f"{r['name']['ours_us']:.1f}")
+        for r in lines
+        if r["shape"]
     ]
-    for name in dict.fromkeys(r["optimizer"] for r in section["results"]):
-        cells = [with_interval(by_key[(name, *c)]) if (name, *c) in by_key else "" for c in columns]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return lines
+    return table(("op", "shape", "ratio", "stock, us", "ours, us"), rows)
 
 
-def train_table(section):
-    lines = [
-        f"{machine_of(section)}.",
-        "",
-        "| loop | threads | against | speed-up | ms a step | page faults a step |",
-        "|---|---|---|---|---|---|",
+def against_contenders(lines):
+    found = [r for r in lines if "compile" in r or "numpy" in r]
+    rows = [(name_of(r), *(with_interval(r[c]) if c in r else "" for c in ("compile", "numpy"))) for r in found]
+    means = []
+    for n in (10_000, 1_000_000):
+        for contender, label in (("compile", "torch.compile"), ("numpy", "NumPy")):
+            cells = [r for r in around(found, n) if contender in r]
+            if cells:
+                means.append(f"{label} at {size(n)}: {mean(cells, contender):.2f} over {len(cells)} ops")
+    return ["Geometric means: " + "; ".join(means) + ".", "", *table(("cell", "torch.compile", "NumPy"), rows)]
+
+
+def shares(lines):
+    named = [f"{name_of(r)} {r['share_of_bandwidth']:.0%}" for r in lines if "share_of_bandwidth" in r]
+    return [", ".join(named) + "."]
+
+
+def overhead(lines):
+    """Microseconds of a call on one element."""
+    rows = []
+    for r in lines:
+        if r["n"] == 1 and not r["shape"]:
+            times = (r["name"]["theirs_us"], r["name"]["ours_us"], r["use"]["ours_us"])
+            rows.append((r["op"], *(f"{t:.2f}" for t in times)))
+    return table(("op", "stock", "rusttorch.NAME", "under use()"), rows)
+
+
+def optimizer_table(lines):
+    by_key = {(r["optimizer"], r["sizes"], r["stock"]): r for r in lines}
+    columns = list(dict.fromkeys((r["sizes"], r["stock"]) for r in lines))
+    rows = [
+        (name, *(with_interval(by_key[(name, *c)]) if (name, *c) in by_key else "" for c in columns))
+        for name in dict.fromkeys(r["optimizer"] for r in lines)
     ]
-    for r in section["results"]:
+    head = ("", *(f"{sizes}, {stock}" for sizes, stock in columns))
+    return [f"{machine_of(lines)}, float32, 1 thread.", "", *table(head, rows)]
+
+
+def train_table(lines):
+    rows = []
+    for r in lines:
         change = [
             " to ".join(f"{form(r[key][arm])}" for arm in ("stock", "swapped"))
             for key, form in (("median", lambda s: f"{s * 1e3:.2f}"), ("faults", str))
         ]
-        cells = (r["loop"], str(r["threads"]), r["against"], with_interval(r, "speedup"), *change)
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
+        rows.append((r["loop"], str(r["threads"]), r["against"], with_interval(r, "speedup"), *change))
+    head = ("loop", "threads", "against", "speed-up", "ms a step", "page faults a step")
+    return [f"{machine_of(lines)}.", "", *table(head, rows)]
 
 
-def plot_training(everything, folder):
+def plot_training(train, curves, path):
     """Speed-ups with their intervals, and the losses of both arms."""
-    results, curves = everything["train"]["results"], everything["curves"]["results"]
     figure, axes = plt.subplots(1, 1 + len(curves), figsize=(4 * (1 + len(curves)), 3.6), layout="constrained")
-    shown = [r for r in results if r["against"] in ("default", "fused")]
+    shown = [r for r in train if r["against"] in ("default", "fused")]
     for k, r in enumerate(shown):
         low, high = r["interval"]
         error = [[r["speedup"] - low], [high - r["speedup"]]]
@@ -123,50 +197,138 @@ def plot_training(everything, folder):
         axis.set_xlabel("step")
         axis.set_ylabel("loss")
         axis.legend()
-    figure.savefig(folder / "training.png", dpi=110)
+    figure.savefig(path, dpi=110)
 
 
-def plot_ops(everything, folder):
-    """Every op's ratio at its largest size up to 1M, sorted."""
-    best = {}
-    for r in everything["ops"]["results"]:
-        if r["n"] <= 1_048_576:
-            best[r["op"]] = r
-    ordered = sorted(best.values(), key=lambda r: r["name"]["ratio"])
-    figure, axis = plt.subplots(figsize=(12, 4.5), layout="constrained")
-    axis.bar(range(len(ordered)), [r["name"]["ratio"] for r in ordered], color=BLUE)
-    axis.axhline(1, color="black", linewidth=0.8)
-    axis.set_yscale("log")
-    axis.set_ylabel("stock's time over ours")
-    axis.set_xticks(range(len(ordered)), [r["op"] for r in ordered], rotation=90, fontsize=7)
-    axis.margins(x=0.01)
-    figure.savefig(folder / "ops.png", dpi=110)
+def plot_heat(lines, path):
+    """rusttorch.NAME's ratio of every op at every size; where there is no cell it is grey."""
+    names = list(dict.fromkeys(line["op"] for line in lines))
+    grid = np.full((len(SIZES), len(names)), np.nan)
+    for k, n in enumerate(SIZES):
+        for line in around(lines, n):
+            grid[k, names.index(line["op"])] = math.log2(line["name"]["ratio"])
+    figure, axis = plt.subplots(figsize=(16, 4), layout="constrained")
+    axis.set_facecolor("lightgrey")
+    image = axis.imshow(grid, aspect="auto", cmap="RdBu", vmin=-4, vmax=4, interpolation="nearest")
+    axis.set_yticks(range(len(SIZES)), map(size, SIZES))
+    axis.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
+    bar = figure.colorbar(image, label="stock's time over ours", pad=0.01)
+    bar.set_ticks(range(-4, 5), labels=[f"{2.0**k:g}" for k in range(-4, 5)])
+    figure.savefig(path, dpi=110)
 
 
-TABLES = {"train": train_table, "optimizer": optimizer_table, "ops": ops_table}
+def plot_roofline(lines, roof, path):
+    """Bytes a second of the ops that memory should bound, under what plain loops of the C library reach."""
+    moved = {row.name: row.tensors_moved for row in ROWS}
+    reads_only = {row.name: row.reads_only for row in ROWS}
+    figure, axes = plt.subplots(1, 2, figsize=(12, 4), layout="constrained", sharey=True)
+    for axis, reads, plain in zip(axes, (False, True), ("copy_gb_s", "read_gb_s"), strict=True):
+        axis.plot([r["bytes"] for r in roof], [r[plain] for r in roof], color="black", linewidth=2, label="plain loop")
+        for arm, color, label in (("theirs_us", ORANGE, "stock"), ("ours_us", BLUE, "rusttorch")):
+            cells = [r for r in lines if moved[r["op"]] and reads_only[r["op"]] == reads and not r["shape"]]
+            bytes_moved = [4 * r["n"] * moved[r["op"]] for r in cells]
+            rate = [b / r["name"][arm] / 1e3 for b, r in zip(bytes_moved, cells, strict=True)]
+            axis.scatter(bytes_moved, rate, s=9, color=color, label=label, alpha=0.7)
+        axis.set_title("read" if reads else "read and written")
+        axis.set_xscale("log")
+        axis.set_yscale("log")
+        axis.set_xlabel("bytes moved")
+        axis.legend()
+    axes[0].set_ylabel("GB/s")
+    figure.savefig(path, dpi=110)
+
+
+def is_power_of_two(n):
+    return n & (n - 1) == 0
+
+
+def plot_scale(lines, path):
+    """Nanoseconds an element over the size, stock's and ours, for each number of threads."""
+    names = list(dict.fromkeys(line["op"] for line in lines))
+    figure, axes = plt.subplots(1, len(names), figsize=(3.4 * len(names), 3.6), layout="constrained")
+    for axis, name in zip(axes, names, strict=True):
+        for threads, style in zip(sorted({line["threads"] for line in lines}), ("-", "--", ":"), strict=False):
+            cells = [r for r in lines if (r["op"], r["threads"]) == (name, threads)]
+            for arm, color, label in (("theirs_us", ORANGE, "stock"), ("ours_us", BLUE, "rusttorch")):
+                y = [1e3 * r["name"][arm] / r["n"] for r in cells]
+                axis.plot([r["n"] for r in cells], y, style, color=color, label=f"{label}, {threads}")
+        axis.set_title(name)
+        axis.set_xscale("log", base=2)
+        axis.set_yscale("log")
+        axis.set_xlabel("elements")
+    axes[0].set_ylabel("ns an element")
+    axes[0].legend()
+    figure.savefig(path, dpi=110)
+
+
+def scale_table(lines):
+    """How much faster ours is with all threads than with one, and stock."""
+    most = max(line["threads"] for line in lines)
+    by_cell = {(r["op"], r["n"], r["threads"]): r for r in lines}
+    rows = []
+    for op, n in dict.fromkeys((r["op"], r["n"]) for r in lines):
+        one, all_of_them = by_cell[op, n, 1]["name"], by_cell[op, n, most]["name"]
+        speedups = [one[arm] / all_of_them[arm] for arm in ("ours_us", "theirs_us")]
+        ratios = [ratio(r["ratio"]) for r in (one, all_of_them)]
+        rows.append((op, f"2^{n.bit_length() - 1}", *(f"{s:.2f}" for s in speedups), *ratios))
+    head = ("op", "elements", f"ours, {most} threads over 1", "stock's", "ratio, 1 thread", f"ratio, {most}")
+    return table(head, rows)
+
+
+def put(path, **sections):
+    """Lines between a page's markers."""
+    page = path.read_text()
+    for name, lines in sections.items():
+        begin, end = f"<!-- bench {name} -->", f"<!-- /bench {name} -->"
+        before, rest = page.split(begin)
+        page = f"{before}{begin}\n" + "\n".join(lines) + f"\n{end}{rest.split(end)[1]}"
+    path.write_text(page)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--results", type=Path, default=results_file.FILE)
-    parser.add_argument("--into", type=Path)
-    parser.add_argument("--plots", type=Path)
-    options = parser.parse_args()
-    everything = results_file.load(options.results)
-    page = options.into.read_text() if options.into else None
-    for name, table in TABLES.items():
-        text = "\n".join(table(everything[name]))
-        if page is None:
-            print(text + "\n")
-            continue
-        begin, end = f"<!-- bench {name} -->", f"<!-- /bench {name} -->"
-        before, rest = page.split(begin)
-        page = f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}"
-    if options.into:
-        options.into.write_text(page)
-    if options.plots:
-        plot_training(everything, options.plots)
-        plot_ops(everything, options.plots)
+    everything = results.load(RESULTS)
+    ops, optimizer, train, curves, roof = (
+        [line for line in everything if line["bench"] == name]
+        for name in ("ops", "optimizer", "train", "curves", "roof")
+    )
+    scale = [line for line in ops if not line["shape"] and is_power_of_two(line["n"]) and line["n"] > 1]
+    cells = [line for line in ops if line not in scale or line["n"] in SIZES]
+    scale = [line for line in scale if (line["op"], 1 << 28, 1) in {(r["op"], r["n"], r["threads"]) for r in scale}]
+    plain = chosen(cells)
+    others = {
+        "bf16": chosen(cells, "bfloat16"),
+        "f16": chosen(cells, "float16"),
+        "f64": chosen(cells, "float64"),
+        "threads": chosen(cells, threads=2),
+        "transposed": chosen(cells, layout="transposed"),
+        "strided": chosen(cells, layout="strided"),
+    }
+    docs = ROOT / "docs"
+    facts = [f"{machine_of(plain)}, float32, 1 thread; a plain copy moves {plain[0]['bandwidth_gb_s']} GB/s.", ""]
+    put(
+        ROOT / "README.md",
+        train=train_table(train),
+        optimizer=optimizer_table(optimizer),
+        means=[*facts, *geometric_means(plain)],
+        families=by_family(plain),
+        losses=losses(cells),
+    )
+    put(
+        docs / "benchmarks.md",
+        means=[*facts, *geometric_means(plain)],
+        losses=losses(cells),
+        sizes=by_size(plain),
+        shapes=by_shape(plain),
+        overhead=overhead(plain),
+        contenders=against_contenders(plain),
+        shares=shares(plain),
+        **{name: by_size(lines) for name, lines in others.items()},
+    )
+    put(docs / "scale.md", scale=[f"{machine_of(scale)}.", "", *scale_table(scale)])
+    plot_training(train, curves, docs / "training.png")
+    plot_heat(plain, docs / "heatmap.png")
+    plot_roofline(plain, [r for r in roof if r["threads"] == 1], docs / "roofline.png")
+    plot_scale(scale, docs / "scale.png")
 
 
 if __name__ == "__main__":

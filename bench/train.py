@@ -1,7 +1,7 @@
 """Whole training steps, stock torch against rusttorch, through rusttorch.AB.
 
     python bench/train.py [--loops mlp cnn gpt] [--against default fused compile] [--threads 1 2] [--curves]
-        [--out bench/results.json]
+        [--out bench/results.jsonl]
 
 mlp: an MLP on scikit-learn's handwritten digits, Adam. cnn: a small CNN with BatchNorm and MaxPool on the same images,
 Adam. gpt: a GPT of 4 layers, d 256, on the characters of the Python standard library's sources, AdamW, gradients
@@ -20,10 +20,10 @@ import resource
 import sysconfig
 from pathlib import Path
 
-import results as results_file
 import rusttorch
 import torch
 import torch.nn.functional as F
+from rusttorch.bench import results
 from sklearn.datasets import load_digits
 from torch import nn
 
@@ -226,7 +226,7 @@ def losses_of(name, swapped=False, nudged=False, steps=200):
 def curves(names):
     """How far the losses of stock's run and swapped's are apart, and those of two of stock's where one is nudged."""
     torch.set_num_threads(1)
-    results = []
+    found = []
     for name in names:
         losses = {"stock": losses_of(name), "swapped": losses_of(name, swapped=True)}
         nudged = losses_of(name, nudged=True)
@@ -235,8 +235,8 @@ def curves(names):
             for other in (losses["swapped"], nudged)
         ]
         print(f"{name:4} losses at most {apart[0]:.1e} of their size apart; of stock's with one bit off {apart[1]:.1e}")
-        results.append({"loop": name, "apart": apart[0], "apart_nudged": apart[1], "losses": losses})
-    return results
+        found.append({"loop": name, "apart": apart[0], "apart_nudged": apart[1], "losses": losses})
+    return found
 
 
 def main():
@@ -247,15 +247,15 @@ def main():
     parser.add_argument("--curves", action="store_true", help="and the losses of 200 steps from one seed")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    results = []
+    found = []
     # Each in a process of its own: what the C library keeps of its heap depends on what ran before.
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as fresh:
         for case in itertools.product(options.loops, options.against, options.threads):
-            results.append(fresh.apply(measure, case))
+            found.append(fresh.apply(measure, case))
     if options.out:
-        results_file.save(options.out, "train", results, lambda r: (r["loop"], r["threads"], r["against"]))
+        results.save(options.out, "train", found)
         if options.curves:
-            results_file.save(options.out, "curves", curves(options.loops), lambda r: r["loop"], threads=1)
+            results.save(options.out, "curves", curves(options.loops))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ pytest tests/test_property.py takes a few hundred cases; with --hypothesis-profi
 
 import contextlib
 import math
+import threading
 
 import families
 import pytest
@@ -71,7 +72,7 @@ def calls(draw):
 
 
 @contextlib.contextmanager
-def threads(count):
+def using_threads(count):
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -93,7 +94,7 @@ def outcome(f, case, tensors):
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_as_stock(call, thread_count, requires_grad):
     case, tensors = call
-    with threads(thread_count):
+    with using_threads(thread_count):
         stock = outcome(case.stock(), case, tensors)
         op = case.overload("rusttorch")
         ours = outcome(op, case, tensors)
@@ -154,13 +155,34 @@ STEPS = {
 FAMILIES = sorted({op.family for op in rusttorch.ops() if op.swappable})
 
 
+@pytest.fixture
+def caller():
+    """Another thread, which calls all the while, whatever is swapped: it gets stock's results or ours."""
+    x = values("n", (7, 9), torch.float64, 0)
+    expected = {name: step(x) for name, step in STEPS.items()}
+    failures, done = [], threading.Event()
+
+    def call():
+        while not done.is_set():
+            for name, step in STEPS.items():
+                if not torch.allclose(step(x), expected[name], rtol=1e-9, atol=1e-9):
+                    failures.append(name)
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    yield
+    done.set()
+    thread.join()
+    assert not failures
+
+
 @given(
     st.lists(st.tuples(st.sampled_from(sorted(STEPS)), st.sampled_from((None, "", *FAMILIES))), min_size=1, max_size=8),
     st.tuples(st.integers(1, 40), st.integers(1, 40)),
     st.integers(0, 2**20),
 )
 @settings(deadline=None, suppress_health_check=list(HealthCheck))
-def test_sequences_in_and_out_of_use(steps, shape, seed):
+def test_sequences_in_and_out_of_use(caller, steps, shape, seed):
     """Each step outside use() (None), in use() of all ("") or of a family: results and gradients are stock's."""
     x = values("n", shape, torch.float64, seed)
     results = []

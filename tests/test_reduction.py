@@ -264,3 +264,10 @@ def test_derivative_of_a_number_by_its_only_dim(case, dim):
         y = f(x, *args, **case.kwargs)
         slopes.append(torch.autograd.grad(y[0] if isinstance(y, tuple) else y, x)[0])
     torch.testing.assert_close(*slopes, equal_nan=True)
+
+
+def test_derivative_of_a_product_of_nothing():
+    """Found by tests/test_property.py."""
+    x = torch.empty(3, 0, dtype=torch.float64, requires_grad=True)
+    for y in (rusttorch.prod(x), rusttorch.prod(x, 1).sum()):
+        assert torch.autograd.grad(y, x)[0].shape == x.shape

@@ -220,3 +220,47 @@ def test_sizes_at_which_stock_is_faster_are_handed_over():
     x = torch.randn(5000, dtype=torch.bfloat16)
     rusttorch.neg(x[:100]), rusttorch.neg(x)
     assert rusttorch.stats()["neg"] == (1, {"size": 1})
+
+
+def test_threads_call_while_others_switch():
+    """Each call takes stock's kernel or ours; `make tsan` runs this under ThreadSanitizer."""
+    x, classes = torch.randn(33, 17), torch.randint(17, (33,))
+    calls = {
+        "mish": lambda leaf: F.mish(leaf),
+        "add": lambda leaf: leaf + leaf,
+        "max": lambda leaf: leaf.max(0).values,
+        "softmax": lambda leaf: leaf.softmax(-1),
+        "cross_entropy": lambda leaf: F.cross_entropy(leaf, classes),
+        "layer_norm": lambda leaf: F.layer_norm(leaf, (17,)),
+    }
+
+    def results(name):
+        leaf = x.clone().requires_grad_()
+        y = calls[name](leaf)
+        return y.detach(), torch.autograd.grad(y.square().sum(), leaf)[0]
+
+    expected = {name: results(name) for name in calls}
+    failures, done = [], threading.Event()
+
+    def call(name):
+        while not done.is_set():
+            try:
+                torch.testing.assert_close(results(name), expected[name], rtol=1e-4, atol=1e-5)
+            except Exception as failure:
+                failures.append(failure)
+
+    def switch():
+        for _ in range(100):
+            with rusttorch.use("activation"), rusttorch.use():
+                rusttorch.stats()
+
+    callers = [threading.Thread(target=call, args=(name,)) for name in calls]
+    switchers = [threading.Thread(target=switch) for _ in range(2)]
+    for thread in callers + switchers:
+        thread.start()
+    for thread in switchers:
+        thread.join()
+    done.set()
+    for thread in callers:
+        thread.join()
+    assert not failures, failures[0]

@@ -80,8 +80,9 @@ Formula chosen(const char* op) {
 // The product of the others. Where there is a zero that is not y / x, so it is the product of those before and those
 // behind.
 Tensor prod_slope(const Tensor& x, int64_t dim) {
-  const Tensor ones = at::ones_like(x.narrow(dim, 0, 1));
   const int64_t n = x.size(dim);
+  if (n == 0) return x;
+  const Tensor ones = at::ones_like(x.narrow(dim, 0, 1));
   const Tensor before = at::cat({ones, x.narrow(dim, 0, n - 1)}, dim).cumprod(dim);
   const Tensor behind = at::cat({ones, x.flip(dim).narrow(dim, 0, n - 1)}, dim).cumprod(dim).flip(dim);
   return before * behind;

@@ -216,7 +216,7 @@ Tensor l1_loss_backward_stock(const Tensor& grad, const Tensor& self, const Tens
 Tensor bce_with_logits_backward_stock(const Tensor& grad, const Tensor& self, const Tensor& target, MaybeTensor weight,
                                       MaybeTensor pos_weight, int64_t reduction) {
   Tensor slope = at::sigmoid(self) - target;
-  if (given(pos_weight)) slope = (1 - target) - ((*pos_weight - 1) * target + 1) * at::sigmoid(-self);
+  if (given(pos_weight)) slope = (1 - target) * at::sigmoid(self) - *pos_weight * target * at::sigmoid(-self);
   if (given(weight)) slope = slope * *weight;
   return scaled(grad, slope, reduction) * slope;
 }

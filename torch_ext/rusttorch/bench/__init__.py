@@ -1,0 +1,1 @@
+"""Every op against stock torch, torch.compile and NumPy: python -m rusttorch.bench --help."""

@@ -1,0 +1,50 @@
+"""Results are JSON Lines: one measurement a line, with what it depends on beside it.
+
+Every line has `bench` (which benchmark: a key of KEYS), `date` and `machine`, and its own fields.
+"""
+
+import datetime
+import json
+import platform
+from pathlib import Path
+
+import torch
+
+
+def machine():
+    """What the figures depend on, but for the number of threads, which each benchmark says."""
+    cpu = platform.processor()
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            cpu = line.split(":")[1].strip()
+    capability = torch.backends.cpu.get_cpu_capability()
+    return {"cpu": cpu, "torch": torch.__version__, "instruction_set": capability}
+
+
+def load(path, bench=None):
+    """The lines of a file, or those of one benchmark."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [line for line in lines if bench in (None, line["bench"])]
+
+
+# What tells one measurement of a benchmark from another.
+KEYS = {
+    "ops": ("op", "n", "shape", "dtype", "threads", "layout"),
+    "roof": ("bytes", "threads"),
+    "optimizer": ("optimizer", "sizes", "stock"),
+    "train": ("loop", "threads", "against"),
+    "curves": ("loop",),
+}
+
+
+def key(line):
+    return line["bench"], *(line[field] for field in KEYS[line["bench"]])
+
+
+def save(path, bench, results, **facts):
+    """Puts results of a benchmark into a file, in the place of older ones of the same; others stay as they are."""
+    common = {"date": datetime.date.today().isoformat(), "machine": machine()} | facts
+    new = {key(line): line for line in ({"bench": bench} | r | common for r in results)}
+    old = load(path) if path.exists() else []
+    merged = [new.pop(key(line), line) for line in old] + list(new.values())
+    path.write_text("".join(json.dumps(line) + "\n" for line in merged))
