@@ -222,6 +222,26 @@ def test_sizes_at_which_stock_is_faster_are_handed_over():
     assert rusttorch.stats()["neg"] == (1, {"size": 1})
 
 
+@pytest.mark.parametrize("op", [op.name for op in rusttorch.ops() if op.swappable])
+def test_threads_find_no_empty_slot(op):
+    """Ours has SymInts where stock's kernel has: each kind has its slot, and threads may be about to call either.
+
+    Found by tests/test_property.py: native_layer_norm without them emptied the slot that another thread had looked at.
+    """
+    with rusttorch.use():
+        lines = torch._C._dispatch_dump(f"aten::{op}").splitlines()
+    kernels = dict(line.split(": registered at ", 1) for line in lines if ": registered at " in line)
+    replaced = {
+        key: kernels.get(f"{key} (inactive)") or kernels.get("CompositeImplicitAutograd[alias]")
+        for key, kernel in kernels.items()
+        if "swap.cpp" in kernel
+    }
+    assert replaced
+    for key, kernel in replaced.items():
+        kinds = [line.count("SymInt") for line in (kernels[key], kernel or kernels["CompositeExplicitAutograd[alias]"])]
+        assert kinds[0] == kinds[1], lines
+
+
 def test_threads_call_while_others_switch():
     """Each call takes stock's kernel or ours; `make tsan` runs this under ThreadSanitizer."""
     x, classes = torch.randn(33, 17), torch.randint(17, (33,))
@@ -250,9 +270,12 @@ def test_threads_call_while_others_switch():
                 failures.append(failure)
 
     def switch():
-        for _ in range(100):
-            with rusttorch.use("activation"), rusttorch.use():
-                rusttorch.stats()
+        for family in ("activation", "norm", "softmax", "cross_entropy", "reduction"):
+            for _ in range(200):
+                with rusttorch.use(family):
+                    pass
+        with rusttorch.use("activation"), rusttorch.use():
+            rusttorch.stats()
 
     callers = [threading.Thread(target=call, args=(name,)) for name in calls]
     switchers = [threading.Thread(target=switch) for _ in range(2)]

@@ -15,12 +15,14 @@ import rusttorch
 import torch
 from rusttorch._register import overload
 from rusttorch.bench import results
+from rusttorch.swap import VIA
 from tqdm import tqdm
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "bench")]
 
 from cases import values  # noqa: E402
+from families import run  # noqa: E402
 from report import around, chosen, ratio, table  # noqa: E402
 
 DTYPES = {
@@ -32,31 +34,36 @@ DTYPES = {
     torch.int64: "i64",
     torch.bool: "bool",
 }
-SHAPE = (64, 33)
+ROWS, COLUMNS = SHAPE = 64, 330
 # What the bench calls an op that torch has another name for.
 BENCH_NAMES = {
     "_softmax": "softmax",
     "_log_softmax": "log_softmax",
     "cross_entropy_loss": "cross_entropy",
     "native_layer_norm": "layer_norm",
+    "_fused_rms_norm_backward": lambda x: r._fused_rms_norm_backward(
+        x, x, [COLUMNS], normalized(x)[1], None, [True, False]
+    ),
+    "dropout": lambda x: r.dropout(x, 0.5, True),
     "native_dropout": "dropout",
     "clone": "contiguous",
 }
 
 
 def class_of_rows():
-    return torch.arange(64) % 33
+    return torch.arange(ROWS) % COLUMNS
 
 
 def normalized(x):
     """A row's mean and reciprocal of its deviation, as layer norm keeps them."""
-    return torch.zeros(64, 1, dtype=x.dtype), torch.ones(64, 1, dtype=x.dtype)
+    return torch.zeros(ROWS, 1, dtype=x.dtype), torch.ones(ROWS, 1, dtype=x.dtype)
 
 
 def optimizer_lists(x, count):
     return [[x.clone()] for _ in range(count)]
 
 
+OPTIONS = (None, 1, -100, 0.0)  # of cross_entropy_loss: weight, reduction, ignore_index, label_smoothing
 ADAM = {"lr": 0.1, "beta1": 0.9, "beta2": 0.9, "weight_decay": 0, "eps": 1e-8, "amsgrad": False, "maximize": False}
 SGD = {"weight_decay": 0, "momentum": 0.9, "lr": 0.1, "dampening": 0, "nesterov": False, "maximize": False}
 ADAGRAD = {"lr": 0.1, "lr_decay": 0, "weight_decay": 0, "eps": 1e-8, "maximize": False}
@@ -71,19 +78,35 @@ r = torch.ops.rusttorch
 CALLS = {
     "clone": lambda x: r.clone(x.t(), memory_format=torch.contiguous_format),
     "cross_entropy_loss": lambda x: r.cross_entropy_loss(x, class_of_rows()),
-    "linear_cross_entropy": lambda x: r.linear_cross_entropy(x, x, class_of_rows()),
-    "native_layer_norm": lambda x: r.native_layer_norm(x, [33], None, None, 1e-5),
-    "native_layer_norm_backward": lambda x: r.native_layer_norm_backward(
-        x, x, [33], *normalized(x), None, None, [True, False, False]
+    "cross_entropy_loss_forward": lambda x: r.cross_entropy_loss_forward(x, class_of_rows(), *OPTIONS),
+    "cross_entropy_loss_backward": lambda x: r.cross_entropy_loss_backward(
+        x.sum(), x, class_of_rows(), None, *r.cross_entropy_loss_forward(x, class_of_rows(), *OPTIONS)[1:], *OPTIONS[1:]
     ),
-    "rms_norm": lambda x: r.rms_norm(x, [33]),
-    "_fused_rms_norm": lambda x: r._fused_rms_norm(x, [33], None, 1e-5),
+    "linear_cross_entropy": lambda x: r.linear_cross_entropy(x, x, class_of_rows()),
+    "native_layer_norm": lambda x: r.native_layer_norm(x, [COLUMNS], None, None, 1e-5),
+    "native_layer_norm_backward": lambda x: r.native_layer_norm_backward(
+        x, x, [COLUMNS], *normalized(x), None, None, [True, False, False]
+    ),
+    "rms_norm": lambda x: r.rms_norm(x, [COLUMNS]),
+    "_fused_rms_norm": lambda x: r._fused_rms_norm(x, [COLUMNS], None, 1e-5),
+    "_fused_rms_norm_backward": lambda x: r._fused_rms_norm_backward(
+        x, x, [COLUMNS], normalized(x)[1], None, [True, False]
+    ),
+    "dropout": lambda x: r.dropout(x, 0.5, True),
     "native_dropout": lambda x: r.native_dropout(x, 0.5, True),
     "native_dropout_backward": lambda x: r.native_dropout_backward(x, torch.ones(SHAPE, dtype=torch.bool), 2.0),
     "_fused_adam_": lambda x: r._fused_adam_(*optimizer_lists(x, 4), [], [torch.tensor(1.0)], **ADAM),
     "_fused_adamw_": lambda x: r._fused_adamw_(*optimizer_lists(x, 4), [], [torch.tensor(1.0)], **ADAM),
     "_fused_sgd_": lambda x: r._fused_sgd_(*optimizer_lists(x, 3), **SGD, is_first_step=False),
     "_fused_adagrad_": lambda x: r._fused_adagrad_(*optimizer_lists(x, 3), [torch.tensor(1.0)], **ADAGRAD),
+    "sgd_update": lambda x: r.sgd_update(x, x.clone(), lr=0.1),
+    "sgd_momentum_update": lambda x: r.sgd_momentum_update(*(x.clone() for _ in range(3)), lr=0.1, momentum=0.9),
+    "adam_update": lambda x: r.adam_update(*(x.clone() for _ in range(4)), 1),
+    "adamw_update": lambda x: r.adamw_update(*(x.clone() for _ in range(4)), 1),
+    "clip_grad_norm_": lambda x: r.clip_grad_norm_([x], 1.0),
+    "clip_grad_value_": lambda x: r.clip_grad_value_([x], 1.0),
+    "_softmax_backward_data": lambda x: r._softmax_backward_data(x, x, 1, x.dtype),
+    "_log_softmax_backward_data": lambda x: r._log_softmax_backward_data(x, x, 1, x.dtype),
     "_foreach_add_": foreach("_foreach_add_.Scalar", 2),
     "_foreach_mul_": foreach("_foreach_mul_.Scalar", 2),
     "_foreach_clamp_min_": foreach("_foreach_clamp_min_.Scalar", 0),
@@ -103,14 +126,15 @@ def cases():
     return found
 
 
-def took(call):
-    """Whether a kernel of ours ran, and nothing was handed to stock's."""
+def took(base, call):
+    """Whether the op's kernel ran, or that of the op it is made of."""
     rusttorch.reset_stats()
     try:
         call()
     except (RuntimeError, TypeError, NotImplementedError):
         return False
-    return any(ran for ran, _ in rusttorch.stats().values())
+    own = {base, f"_{base}", f"{base}_forward", VIA.get(base)}
+    return any(stats.ran for name, stats in rusttorch.stats().items() if name.partition(".")[0] in own)
 
 
 def dtypes(base, cases):
@@ -119,12 +143,16 @@ def dtypes(base, cases):
     for dtype, name in DTYPES.items():
         calls = []
         for case in cases.get(base, []):
-            tensors = [values(letter, () if letter == "s" else SHAPE, dtype, 0) for letter in case.domain]
-            calls.append(lambda case=case, tensors=tensors: case.overload("rusttorch")(*case.arguments(tensors)))
+            if "loss" in base and not dtype.is_floating_point:
+                continue  # stock's smooth_l1_loss of integers divides by zero, and ends the process
+            shapes = [() if letter == "s" else SHAPE for letter in case.domain]
+            drawn = torch.int64 if dtype == torch.bool else dtype
+            tensors = [values(*of, drawn, 0).to(dtype) for of in zip(case.domain, shapes, strict=True)]
+            calls.append(lambda case=case, tensors=tensors: run(case.overload("rusttorch"), case, tensors))
         if base in CALLS:
             x = torch.ones(SHAPE).to(dtype)
             calls.append(lambda x=x: CALLS[base](x))
-        if any(took(call) for call in calls):
+        if any(took(base, call) for call in calls):
             taken.append(name)
     return " ".join(taken)
 
@@ -172,9 +200,9 @@ def main():
         "",
         "Written by `python tools/ops_page.py`. `twin`: aten has the op, with the same schema; the others are our own.",
         "`dtypes`: those that a CPU kernel takes (whatever else is handed to stock's kernel, and counted in",
-        "`rusttorch.stats()`); none where the op is made of another. `swap`: the dispatch keys at which `use()` puts it",
-        "into aten's place. Then stock's time over that of `rusttorch.NAME`, from the slowest to the fastest row of the",
-        "op in the bench, one core, float32; and the largest error over all float32 inputs, in ulp",
+        "`rusttorch.stats()`); none where the op is made of another. `swap`: the dispatch keys at which `use()` puts",
+        "it into aten's place. Then stock's time over that of `rusttorch.NAME`, from the slowest to the fastest row of",
+        "the op in the bench, one core, float32; and the largest error over all float32 inputs, in ulp",
         "([accuracy.md](accuracy.md)).",
     ]
     for family, bases in tqdm(families.items()):

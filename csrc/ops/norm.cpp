@@ -122,7 +122,8 @@ Two run_backward(norm which, const NormArgs& a, const Tensor& input, at::IntArra
 }
 
 struct LayerNorm {
-  static Three call(const Tensor& input, at::IntArrayRef normalized, MaybeTensor weight, MaybeTensor bias, double eps) {
+  static Three call(const Tensor& input, c10::SymIntArrayRef shape, MaybeTensor weight, MaybeTensor bias, double eps) {
+    const at::IntArrayRef normalized = C10_AS_INTARRAYREF_SLOW(shape);
     const Handed reason = layer_reason(input, normalized, weight, bias);
     stats<"native_layer_norm">.count(reason);
     if (reason != Handed::no) {
@@ -149,8 +150,9 @@ bool belong(const Tensor& grad, const Tensor& input, std::initializer_list<const
 }
 
 struct LayerNormBackward {
-  static Three call(const Tensor& grad, const Tensor& input, at::IntArrayRef normalized, const Tensor& mean,
+  static Three call(const Tensor& grad, const Tensor& input, c10::SymIntArrayRef shape, const Tensor& mean,
                     const Tensor& rstd, MaybeTensor weight, MaybeTensor bias, std::array<bool, 3> wanted) {
+    const at::IntArrayRef normalized = C10_AS_INTARRAYREF_SLOW(shape);
     Handed reason = layer_reason(input, normalized, weight, bias);
     if (reason == Handed::no && !belong(grad, input, {&mean, &rstd}, input.numel() / row_length(normalized))) {
       reason = Handed::layout;

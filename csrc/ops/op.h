@@ -248,6 +248,8 @@ struct Row {
 };
 using Rows = std::vector<Row>;
 
+// A kernel has SymInts where stock's has: the dispatcher keeps kernels with them and kernels without in slots of their
+// own, and a thread that calls while ops are exchanged must find neither of its slots emptied.
 template <class O>
 void impl(torch::Library& m, const char* name) {
   m.impl(name, TORCH_FN(O::call));
