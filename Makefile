@@ -35,17 +35,19 @@ test: build
 
 # One core, all sizes; then 10k and 1M in other dtypes and layouts; more threads; and the page on scale.
 MEASURE := python -m rusttorch.bench --out bench/results.jsonl
+FEW := --pairs 11 --sizes 10000 1000000
+SCALE := add mish sum mse_loss --pairs 9 --sizes 16 128 1024 8192 65536 524288 4194304 33554432 268435456
 bench: build
 	$(MEASURE) --contenders
-	for dtype in bfloat16 float16 float64; do $(MEASURE) --dtype $$dtype --sizes 10000 1000000 || exit 1; done
-	for layout in transposed strided; do $(MEASURE) --layout $$layout --sizes 10000 1000000 || exit 1; done
-	$(MEASURE) --threads 2 --sizes 10000 1000000
+	for dtype in bfloat16 float16 float64; do $(MEASURE) $(FEW) --dtype $$dtype || exit 1; done
+	for layout in transposed strided; do $(MEASURE) $(FEW) --layout $$layout || exit 1; done
+	$(MEASURE) $(FEW) --threads 2
 	for threads in 1 2; do $(MEASURE) $(SCALE) --threads $$threads || exit 1; done
 	taskset -c 1 python bench/optimizer.py --out bench/results.jsonl
 	taskset -c 1 python bench/train.py --threads 1 --curves --out bench/results.jsonl
 	python bench/train.py --threads 2 --out bench/results.jsonl
 	python bench/report.py
-SCALE := add mish sum mse_loss --pairs 9 --sizes 16 128 1024 8192 65536 524288 4194304 33554432 268435456
+	python tools/ops_page.py
 
 accuracy: build
 	python tools/accuracy.py

@@ -184,6 +184,10 @@ def test_linear_cross_entropy_errors():
         rusttorch.linear_cross_entropy(x, w, torch.full((7,), 30))
     with pytest.raises(RuntimeError, match="linear_weight"):
         rusttorch.linear_cross_entropy(x, w.t(), torch.zeros(7, dtype=torch.long))
+    with pytest.raises(RuntimeError, match="C > 0"):
+        rusttorch.linear_cross_entropy(x, w[:0], torch.full((7,), -100))
+    with pytest.raises(NotImplementedError, match="not implemented for 'Int'"):
+        rusttorch.linear_cross_entropy(x.int(), w.int(), torch.zeros(7, dtype=torch.long))
 
 
 def test_linear_cross_entropy_derivatives():

@@ -135,12 +135,13 @@ def gradients(case, op, tensors):
             torch.testing.assert_close(ours, stock, rtol=1e-8, atol=1e-8, equal_nan=True)
 
 
+# Steps that enlarge no rounding: a layer norm of what is nearly constant would.
 STEPS = {
     "mish": F.mish,
     "gelu": F.gelu,
     "silu_": lambda x: F.silu(x.clone(), inplace=True),
     "softmax": lambda x: torch.softmax(x, -1),
-    "layer_norm": lambda x: F.layer_norm(x, x.shape[-1:]),
+    "layer_norm": lambda x: F.layer_norm(x, x.shape[-1:], eps=1),
     "add": lambda x: x + 1.5,
     "mul": lambda x: x * x.mean(),
     "transpose": lambda x: x.transpose(0, -1),

@@ -34,7 +34,7 @@ DTYPES = {
     torch.int64: "i64",
     torch.bool: "bool",
 }
-ROWS, COLUMNS = SHAPE = 64, 330
+ROWS, COLUMNS = SHAPE = 16, 4000
 # What the bench calls an op that torch has another name for.
 BENCH_NAMES = {
     "_softmax": "softmax",
@@ -82,7 +82,9 @@ CALLS = {
     "cross_entropy_loss_backward": lambda x: r.cross_entropy_loss_backward(
         x.sum(), x, class_of_rows(), None, *r.cross_entropy_loss_forward(x, class_of_rows(), *OPTIONS)[1:], *OPTIONS[1:]
     ),
-    "linear_cross_entropy": lambda x: r.linear_cross_entropy(x, x, class_of_rows()),
+    "amax": lambda x: r.amax(x, [0]),
+    "amin": lambda x: r.amin(x, [0]),
+    "linear_cross_entropy": lambda x: r.linear_cross_entropy(x, x, class_of_rows() % ROWS),
     "native_layer_norm": lambda x: r.native_layer_norm(x, [COLUMNS], None, None, 1e-5),
     "native_layer_norm_backward": lambda x: r.native_layer_norm_backward(
         x, x, [COLUMNS], *normalized(x), None, None, [True, False, False]

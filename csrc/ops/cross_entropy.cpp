@@ -208,9 +208,11 @@ FourTensors linear_forward(const Tensor& input, const Tensor& weight, const Tens
                            int64_t reduction, int64_t ignore_index, double smoothing, bool differentiate) {
   stats<"linear_cross_entropy_forward">.count(Handed::no);
   constexpr int64_t logits_at_once = int64_t(1) << 23;
-  TORCH_CHECK(input.dim() == 2 && weight.dim() == 2 && input.size(1) == weight.size(1),
-              "linear_cross_entropy: input must be [N, D] and linear_weight [C, D], got ", input.sizes(), " and ",
-              weight.sizes());
+  TORCH_CHECK(input.dim() == 2 && weight.dim() == 2 && input.size(1) == weight.size(1) && weight.size(0) > 0,
+              "linear_cross_entropy: input must be [N, D] and linear_weight [C, D], C > 0, got ", input.sizes(),
+              " and ", weight.sizes());
+  TORCH_CHECK_NOT_IMPLEMENTED(dtype_of(input) && at::isFloatingType(input.scalar_type()),
+                              "\"linear_cross_entropy\" not implemented for '", input.scalar_type(), "'");
   TORCH_CHECK(target.scalar_type() == at::kLong && target.dim() == 1 && target.size(0) == input.size(0),
               "linear_cross_entropy: target must be int64 classes [N], got ", target.scalar_type(), " ",
               target.sizes());

@@ -122,7 +122,7 @@ def enable(*names, exclude=()):
 
     names are aten op names ("mish", "mish_backward", "add.Tensor"; without an overload, all of them, in-place and
     out= forms included) or family names ("activation"); none means every op. Those of exclude are left out.
-    Raises ValueError for a name that does not exist. Not while another thread runs one of the ops.
+    Raises ValueError for a name that does not exist. A call that another thread makes meanwhile runs either kernel.
     """
     wanted = _resolve(names, exclude)
     _swapped.change(enabled=lambda now: now | wanted)

@@ -85,13 +85,14 @@ def compare(theirs, ours, pairs, setup=None):
     arms = {"theirs": theirs, "ours": ours}
     once = max(block(*theirs, 2), 1e-7)
     calls = max(1, int(BLOCK_SECONDS / once))
+    # An exchange of kernels moves the heap's top, and with it the next outputs to cold memory.
+    warm = max(calls, min(20, int(10 * BLOCK_SECONDS / once))) if setup else calls
     times = {"theirs": [], "ours": []}
     for i in range(pairs + 2):
         for arm in random.sample(("theirs", "ours"), 2):
             if setup:
                 setup(arm)
-            # An exchange of kernels moves the heap's top, and with it the next outputs to cold memory.
-            block(*arms[arm], max(calls, 20) if setup else calls)
+            block(*arms[arm], warm)
             seconds = block(*arms[arm], calls)
             if i >= 2:
                 times[arm].append(seconds)
