@@ -37,6 +37,8 @@ FLAGS = [
 ]
 KERNEL_FLAGS = [
     "-ffp-contract=fast",  # FMA: what the formulas in csrc/kernels are written for
+    # A loop of a few instructions over a cache line's end took 1.3 to 1.7 times as long (relu in L2, Zen 4).
+    "-falign-loops=64",
     "-fno-math-errno",
     "-fno-trapping-math",
     "-fwrapv",  # integer overflow wraps, as in stock
