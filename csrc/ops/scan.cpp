@@ -66,9 +66,10 @@ class ScanPlan {
     args_.n = around->n;
     args_.inner = around->inner;
     args_.row = args_.inner;
-    // Along a row, a largest so far is a chain of comparisons: stock's was measured to be faster. So are few long rows
-    // on a device, each of which one block of threads would walk.
+    // Along a row, a largest so far is a chain of comparisons: stock's was measured to be faster. So are columns of
+    // half floats, and few long rows on a device, each of which one block of threads would walk.
     if (args_.inner == 1 && request_.kernel != scan::cumsum) return Handed::size;
+    if (on_cpu(x) && args_.inner > 1 && *dtype == Dtype::f16) return Handed::size;
     return !on_cpu(x) && args_.n > (1 << 14) && args_.outer * args_.inner < 256 ? Handed::size : Handed::no;
   }
 

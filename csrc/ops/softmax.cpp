@@ -79,9 +79,11 @@ class SoftmaxPlan {
 
   // By measurement: where a row is a few vectors, setting up costs more than it saves.
   bool stock_is_faster() const {
-    const bool along_rows = args_.inner == 1;
+    const bool along_rows = args_.inner == 1, narrow = element_size(args_.dtype) == 2;
+    const int64_t few = narrow ? 512 : 64;
     switch (request_.kernel) {
-      case softmax::log_softmax: return along_rows ? args_.n > 16 && args_.n < 128 : args_.n < 64;
+      case softmax::softmax: return narrow && (args_.n < few || (along_rows && args_.dtype == Dtype::bf16));
+      case softmax::log_softmax: return along_rows ? args_.n > 16 && args_.n < 128 : args_.n < few;
       case softmax::softmax_backward: return along_rows ? args_.n > 16 && args_.n < 1024 : args_.n < 64;
       default: return false;
     }
