@@ -8,7 +8,7 @@
 
 An ulp is the distance from one number of the result's dtype to the next, at the exact result. That is taken for exact
 which the formulas below give in float64; where those would cancel, they are written so that they do not. float64 itself
-is judged by mpmath, at numbers drawn from all magnitudes.
+is judged by mpmath, at numbers drawn from all magnitudes. Functions of several tensors are in tools/several.py.
 
 Goes on where it was stopped: what is done lies in build/accuracy. One process for each instruction set and function.
 """
@@ -33,6 +33,7 @@ from tqdm import tqdm
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
+import several  # noqa: E402
 from cases import OWN, REFERENCE  # noqa: E402
 
 FOLDER = ROOT / "build" / "accuracy"
@@ -232,7 +233,9 @@ def done(path):
 def work(level, dtype, name, every):
     torch.set_num_threads(1)
     path = file_of(level, dtype, name, every)
-    if dtype == "float64":
+    if dtype == "several":
+        several.measure(name, path, Exact)
+    elif dtype == "float64":
         measure_double(name, path)
     else:
         measure(name, DTYPES[dtype], every, path)
@@ -243,6 +246,8 @@ def cases(options):
     for level, name, dtype in itertools.product(options.levels, options.functions, DTYPES):
         if dtype != "float64" or FUNCTIONS[name].by_mpmath:
             yield level, dtype, name, every_of(options, level, dtype)
+    for level, name in itertools.product(options.levels, several.CASES if options.functions == list(FUNCTIONS) else ()):
+        yield level, "several", name, 1
 
 
 def run_all(options):
@@ -299,6 +304,9 @@ def report(options, path):
         if dtype == "float64":
             worst = max(state["formula"]["largest"] for state in states.values())
             lines += ["", f"The float64 formulas that judge float32 err by at most {worst:.1f} ulp of float64 here."]
+    for level in options.levels:
+        files = {name: file_of(level, "several", name, 1) for name in several.CASES}
+        lines += several.report(level, {n: json.loads(file.read_text()) for n, file in files.items() if file.exists()})
     path.write_text("\n".join(lines) + "\n")
     return good
 
