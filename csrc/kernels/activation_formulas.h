@@ -93,8 +93,10 @@ template <class V>
 RT_INLINE V gelu_backward(V g, V x) {
   if constexpr (math::is_float<V>) {
     constexpr float half_log2e = 0.72134752044448170368f;
-    const V t = at_most(abs(x), 13.25f);
-    const V d = math::exp2(V(t * t * -half_log2e)) * math::normal_slope(t);
+    constexpr float end = 13.25f;  // from where on there is no more than denormal numbers
+    const V t = at_most(abs(x), end);
+    const V slope = math::exp2(V(t * t * -half_log2e)) * math::normal_slope(t);
+    const V d = select(abs(x) > end, V{}, slope);
     return g * select(x > 0.0f, V(1.0f - d), d);
   } else {
     const V cdf = 0.5 * (1.0 + math::erf(V(x * 0.70710678118654752440)));
@@ -168,9 +170,9 @@ RT_INLINE V mish(V x) {
 template <class V>
 RT_INLINE V mish_backward(V g, V x) {
   using T = lane_t<V>;
-  const V e = math::exp_below(at_most(x, mish_end<T>));
+  const V held = at_most(x, mish_end<T>), e = math::exp_below(held);
   const V n = e * (e + T(2)), d = n + T(2);
-  return g * ((n * d + ((T(4) * x) * (e * e + e) + (x - x))) / (d * d));  // x - x: NaN at infinity, as in aten
+  return g * ((n * d + (held * (T(4) * (e * e + e)) + (x - x))) / (d * d));  // x - x: NaN at infinity, as in aten
 }
 
 // log(1 + exp(z)) = max(z, 0) + log(1 + exp(-|z|)), z = beta x
