@@ -266,7 +266,7 @@ def scale_table(lines):
     most = max(line["threads"] for line in lines)
     by_cell = {(r["op"], r["n"], r["threads"]): r for r in lines}
     rows = []
-    for op, n in dict.fromkeys((r["op"], r["n"]) for r in lines):
+    for op, n in sorted({(r["op"], r["n"]) for r in lines}):
         one, all_of_them = by_cell[op, n, 1]["name"], by_cell[op, n, most]["name"]
         speedups = [one[arm] / all_of_them[arm] for arm in ("ours_us", "theirs_us")]
         ratios = [ratio(r["ratio"]) for r in (one, all_of_them)]
@@ -311,7 +311,7 @@ def main():
         optimizer=optimizer_table(optimizer),
         means=[*facts, *geometric_means(plain)],
         families=by_family(plain),
-        losses=losses(cells),
+        losses=losses(plain),
     )
     put(
         docs / "benchmarks.md",
