@@ -201,7 +201,7 @@ def main():
         "# Every op",
         "",
         "Written by `python tools/ops_page.py`. `twin`: aten has the op, with the same schema; the others are our own.",
-        "`dtypes`: those that a CPU kernel takes (whatever else is handed to stock's kernel, and counted in",
+        "`dtypes`: those that a CPU kernel takes, at 64,000 elements (the rest is handed to stock's, and counted in",
         "`rusttorch.stats()`); none where the op is made of another. `swap`: the dispatch keys at which `use()` puts",
         "it into aten's place. Then stock's time over that of `rusttorch.NAME`, from the slowest to the fastest row of",
         "the op in the bench, one core, float32; and the largest error over all float32 inputs, in ulp",
