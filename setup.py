@@ -18,9 +18,9 @@ from torch.utils import cpp_extension
 ROOT = Path(__file__).resolve().parent
 
 SANITIZE = os.environ.get("SANITIZE")  # "address,undefined": for make asan
-# The last flag is what contracts to FMA.
-SANITIZERS = ["-fno-sanitize-recover=undefined", "-O1", "-fexpensive-optimizations"]
-SANITIZERS = [f"-fsanitize={SANITIZE}", *SANITIZERS] if SANITIZE else []
+SANITIZERS = []
+if SANITIZE:  # the last flag is what contracts to FMA
+    SANITIZERS = [f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=undefined", "-O1", "-fexpensive-optimizations"]
 
 FLAGS = [
     "-std=c++20",

@@ -4,6 +4,7 @@ python bench/report.py
 """
 
 import math
+import statistics
 from pathlib import Path
 
 import matplotlib
@@ -53,7 +54,7 @@ def table(head, rows):
 
 def mean(lines, arm):
     """The geometric mean of ratios."""
-    return math.exp(sum(math.log(line[arm]["ratio"]) for line in lines) / len(lines))
+    return statistics.geometric_mean(line[arm]["ratio"] for line in lines)
 
 
 def chosen(lines, dtype="float32", threads=1, layout="contiguous"):
@@ -291,9 +292,10 @@ def main():
         [line for line in everything if line["bench"] == name]
         for name in ("ops", "optimizer", "train", "curves", "roof")
     )
-    scale = [line for line in ops if not line["shape"] and is_power_of_two(line["n"]) and line["n"] > 1]
-    cells = [line for line in ops if line not in scale or line["n"] in SIZES]
-    scale = [line for line in scale if (line["op"], 1 << 28, 1) in {(r["op"], r["n"], r["threads"]) for r in scale}]
+    # The page on scale has the ops that were measured up to 2^28, at the powers of two.
+    scaled = {line["op"] for line in ops if line["n"] == 1 << 28}
+    scale = [line for line in ops if line["op"] in scaled and line["n"] > 1 and is_power_of_two(line["n"])]
+    cells = [line for line in ops if line["shape"] or line["n"] in SIZES]
     plain = chosen(cells)
     others = {
         "bf16": chosen(cells, "bfloat16"),
@@ -304,18 +306,19 @@ def main():
         "strided": chosen(cells, layout="strided"),
     }
     docs = ROOT / "docs"
-    facts = [f"{machine_of(plain)}, float32, 1 thread; a plain copy moves {plain[0]['bandwidth_gb_s']} GB/s.", ""]
+    facts = f"{machine_of(plain)}, float32, 1 thread; a plain copy moves {plain[0]['bandwidth_gb_s']} GB/s."
+    means = [facts, "", *geometric_means(plain)]
     put(
         ROOT / "README.md",
         train=train_table(train),
         optimizer=optimizer_table(optimizer),
-        means=[*facts, *geometric_means(plain)],
+        means=means,
         families=by_family(plain),
         losses=losses(plain),
     )
     put(
         docs / "benchmarks.md",
-        means=[*facts, *geometric_means(plain)],
+        means=means,
         losses=losses(cells),
         sizes=by_size(plain),
         shapes=by_shape(plain),

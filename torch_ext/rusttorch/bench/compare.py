@@ -1,6 +1,7 @@
 """What has changed between two files of results: python -m rusttorch.bench.compare old.jsonl new.jsonl."""
 
 import math
+import statistics
 import sys
 from pathlib import Path
 
@@ -14,7 +15,7 @@ def changes(old, new):
     Times are not compared: ratios to stock, measured beside it, are what is the same on a busy machine.
     """
     before = {results.key(line): line for line in old}
-    logs, lines = [], []
+    ratios, lines = [], []
     for line in new:
         then = before.get(results.key(line))
         if then is None:
@@ -22,13 +23,13 @@ def changes(old, new):
         for arm in ("name", "use"):
             a, b = then[arm], line[arm]
             change = b["ratio"] / a["ratio"]
-            logs.append(math.log(change))
+            ratios.append(change)
             apart = a["interval"][1] < b["interval"][0] or b["interval"][1] < a["interval"][0]
             if apart and abs(change - 1) > 0.03:
                 where = f"{line['op']}, {line['shape'] or line['n']}, {line['dtype']}, {line['threads']} thread(s)"
                 lines.append(f"{where}, {arm}: {a['ratio']:.2f}x, now {b['ratio']:.2f}x ({change - 1:+.0%})")
-    mean = math.exp(sum(logs) / len(logs)) if logs else math.nan
-    return [*lines, f"{len(lines)} of {len(logs)} ratios changed; their geometric mean is {mean:.3f} of what it was"]
+    mean = statistics.geometric_mean(ratios) if ratios else math.nan
+    return [*lines, f"{len(lines)} of {len(ratios)} ratios changed; their geometric mean is {mean:.3f} of what it was"]
 
 
 if __name__ == "__main__":
