@@ -86,13 +86,13 @@ Arena::Class Arena::class_of(size_t size) {
   return {power - 6, int(size >> (power - 4)) & (steps - 1)};
 }
 
-// A free block of at least this size: the best of its own class (of the first few there), else one of the next class
-// that has any.
+// A free block of at least this size, if there is one: the best of its own class (of the first few there), else one of
+// the next class that has any, else what is found behind those few.
 Arena::Block* Arena::find(size_t size) {
   const auto [power, step] = class_of(size);
   Block* best = nullptr;
-  int looked_at = 0;
-  for (Block* block = free_[power][step]; block && looked_at < 64; block = block->next, ++looked_at) {
+  Block* block = free_[power][step];
+  for (int looked_at = 0; block && looked_at < 64; block = block->next, ++looked_at) {
     if (block->size == size) return block;
     if (block->size > size && (!best || block->size < best->size)) best = block;
   }
@@ -100,10 +100,12 @@ Arena::Block* Arena::find(size_t size) {
   if (const uint32_t larger = steps_with_free_[power] >> step >> 1) {
     return free_[power][step + 1 + std::countr_zero(larger)];
   }
-  const uint64_t larger = powers_with_free_ >> power >> 1;
-  if (!larger) return nullptr;
-  const int next = power + 1 + std::countr_zero(larger);
-  return free_[next][std::countr_zero(steps_with_free_[next])];
+  if (const uint64_t larger = powers_with_free_ >> power >> 1) {
+    const int next = power + 1 + std::countr_zero(larger);
+    return free_[next][std::countr_zero(steps_with_free_[next])];
+  }
+  while (block && block->size < size) block = block->next;
+  return block;
 }
 
 // Whether so many bytes that the kernel has may be taken again.

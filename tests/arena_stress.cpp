@@ -11,7 +11,7 @@
 
 namespace {
 
-constexpr int threads = 8, rounds = 10'000, slots = 64;
+constexpr int threads = 8, rounds = 10'000, slots = 4096;  // free lists of hundreds of blocks
 constexpr size_t reserved = size_t(1) << 32;
 
 // A block that any thread may free. Its first and last eight bytes say how large it is.
@@ -58,9 +58,33 @@ void work(rusttorch::Arena& arena, std::vector<Slot>& shared, int seed) {
   }
 }
 
+// The only free block that is large enough is the last one, behind more blocks of its class than are looked at for the
+// best: it is found, and the arena does not grow.
+void find_behind_many() {
+  rusttorch::Arena arena(reserved);
+  constexpr int count = 64;
+  void *small[count], *between[count];
+  for (int k = 0; k < count; ++k) {
+    small[k] = arena.allocate(4032);
+    between[k] = arena.allocate(1);
+  }
+  const size_t header = 64, used = count * (4032 + 64 + 2 * header), left = arena.stats().held - used - 2 * header;
+  void* rest = arena.allocate(left - 4224);
+  for (void* p : small) arena.free(p);
+  const size_t held = arena.stats().held;
+  void* p = arena.allocate(4160);
+  if (!p || arena.stats().held != held) fail("a free block was not found");
+  std::memset(p, 1, 4160);
+  for (void* q : between) arena.free(q);
+  arena.free(rest);
+  arena.free(p);
+  if (arena.stats().allocated != 0) fail("bytes are still allocated");
+}
+
 }  // namespace
 
 int main() {
+  find_behind_many();
   rusttorch::Arena arena(reserved);
   std::vector<Slot> shared(slots);
   std::vector<std::thread> all;

@@ -31,6 +31,8 @@ class Case(NamedTuple):
         """The OpOverload of a form: functional, inplace or out; None where there is none."""
         base, _, name = self.op.partition(".")
         packet = getattr(torch.ops, namespace)
+        if not hasattr(packet, base):
+            return None
         if form == "functional":
             return getattr(getattr(packet, base), name or "default")
         functional = self.overload("rusttorch")._schema

@@ -113,29 +113,80 @@ def assert_as_right(ours, stock, case, tensors):
     assert error(ours, reference, ours.dtype, case, tensors) <= bound
 
 
-def layouts_test(cases):
+# In what a kernel is there for, by family; anything may be stock's in the rest of cases.LAYOUTS.
+ONE_RUN = ("contiguous", "tail", "long", "misaligned")
+DENSE = (*ONE_RUN, "transposed", "channels_last")
+NARROW = (torch.bfloat16, torch.float16)
+# And what is stock's nevertheless, because it has no kernel or stock's was measured to be faster: (the beginning of the
+# case's name, layouts, dtypes).
+STOCK_S = (
+    *[(f"div.{op}_mode", DENSE, NARROW) for op in ("Tensor", "Scalar")],
+    ("div.Tensor_mode-rounding_mode=floor", DENSE, DTYPES),
+    ("pow.Tensor_Scalar-2.5", DENSE, DTYPES),
+    ("pow.Tensor_Scalar-0.5", DENSE, NARROW),
+    *[(op, ("contiguous", "long"), NARROW) for op in ("neg", "abs", "pow.Tensor_Scalar-2")],
+    *[(op, ("contiguous", "long"), NARROW) for op in ("sigmoid_backward", "tanh_backward", "gelu")],
+    *[(f"log_sigmoid{op}", ("transposed", "channels_last"), DTYPES) for op in ("", "_forward")],
+    *[(f"{op}_loss_backward", ("transposed", "channels_last"), DTYPES) for op in ("mse", "smooth_l1", "huber")],
+    *[(op, ("contiguous", "channels_last"), DTYPES) for op in ("sum.dim", "mean.dim", "prod.dim", "amax", "amin")],
+    *[(op, ("channels_last",), DTYPES) for op in ("max.dim", "min.dim", "argmax", "any.dim", "all.dim", "logsumexp")],
+    *[(op, ("channels_last",), DTYPES) for op in ("var", "std", "linalg_vector_norm-", "norm.ScalarOpt_dim")],
+    ("argmin", ("transposed", "channels_last"), DTYPES),
+    *[(op, ("tail", "long", "misaligned"), DTYPES) for op in ("cummax", "cummin")],
+    *[(f"{op}--1", ("contiguous",), DTYPES) for op in ("cummax", "cummin")],
+    *[(f"{op}-0", ("contiguous",), (torch.float16,)) for op in ("cumsum", "cummax", "cummin")],
+    *[(op, ONE_RUN, NARROW) for op in ("_softmax", "softmax.int")],
+    *[(op, ("contiguous",), DTYPES) for op in ("_log_softmax-0", "log_softmax.int-0")],
+)
+# Ops that are made of another one, which is what is counted.
+MADE_OF = {"selu": "elu", "celu": "elu", "softmax": "_softmax", "log_softmax": "_log_softmax"}
+
+
+def calls_of(op):
+    """How many calls of an OpOverload a kernel took."""
+    base, overload = op._schema.name.removeprefix("rusttorch::"), op._schema.overload_name
+    inplace = base.endswith("_")
+    via = MADE_OF.get(base.removesuffix("_"))
+    name = via + "_" * inplace if via else f"{base}.{overload}" if overload else base
+    return rusttorch.stats().get(name, (0, {}))[0]
+
+
+def run_here(op, case, layout, dtype, kernels, tensors, **kwargs):
+    """The result of an op of ours; where a kernel is there for the case, it is the kernel that ran."""
+    before = calls_of(op)
+    result = run(op, case, tensors, **kwargs)
+    is_stock_s = any(str(case).startswith(name) and layout in ls and dtype in ds for name, ls, ds in STOCK_S)
+    if layout in kernels and not is_stock_s:
+        assert calls_of(op) == before + 1, "handed to stock"
+    return result
+
+
+def layouts_test(cases, kernels=DENSE):
+    """kernels: the layouts that they take."""
+
     @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
     @pytest.mark.parametrize("layout", LAYOUTS)
     @pytest.mark.parametrize("case", cases, ids=str)
     def test(case, layout, dtype):
         tensors = inputs(case, layout, dtype)
+        where = (case, layout, dtype, kernels)
         try:
             stock = first(run(case.stock(), case, tensors))
         except (RuntimeError, IndexError) as error:
             with pytest.raises(type(error)):
                 run(case.overload("rusttorch"), case, tensors)
             return
-        assert_as_right(first(run(case.overload("rusttorch"), case, tensors)), stock, case, tensors)
+        assert_as_right(first(run_here(case.overload("rusttorch"), *where, tensors)), stock, case, tensors)
 
         out_op = case.overload("rusttorch", "out")
         if out_op is not None:
             out = torch.empty_like(stock)
-            assert run(out_op, case, tensors, **{out_name(out_op): out}) is out
+            assert run_here(out_op, *where, tensors, **{out_name(out_op): out}) is out
             assert_as_right(out, first(run(case.stock(), case, tensors)), case, tensors)
         inplace_op = case.overload("rusttorch", "inplace")
         if inplace_op is not None and layout != "expanded":
             ours, stock = clone(tensors), clone(tensors)
-            assert run(inplace_op, case, ours) is ours[0]
+            assert run_here(inplace_op, *where, ours) is ours[0]
             run(case.overload("aten", "inplace"), case, stock)
             assert_as_right(ours[0], stock[0], case, tensors)
 

@@ -100,3 +100,19 @@ def test_slopes_far_from_zero(name):
     backward = getattr(torch.ops.rusttorch, name)
     assert torch.equal(backward(torch.ones(4), x), torch.ones(4))
     assert backward(torch.ones(3), -x[1:]).abs().max() == 0
+
+
+@pytest.mark.parametrize(
+    ("dtype", "large"), [(torch.float32, 3e38), (torch.float64, 1e308), (torch.float16, 6e4)], ids=str
+)
+def test_squareplus_far_from_zero(dtype, large):
+    """Where x^2 overflows; strided too, which is stock's to do."""
+    x = torch.tensor([1.0, 1e3, 1e4, large**0.5, large / 10, large], dtype=torch.float64).to(dtype)
+    for y in (x, torch.stack([x, x], 1)[:, 0]):
+        assert torch.equal(rusttorch.squareplus(y, b=0), y)
+        torch.testing.assert_close(rusttorch.squareplus(y[1:]), y[1:], rtol=1e-5, atol=0)
+        ours = rusttorch.squareplus(-y).double()
+        torch.testing.assert_close(ours, 1 / x.double(), rtol=0.5, atol=torch.finfo(dtype).smallest_normal)
+    leaf = x[1:].clone().requires_grad_()
+    rusttorch.squareplus(leaf).sum().backward()
+    torch.testing.assert_close(leaf.grad, torch.ones_like(leaf), rtol=1e-4, atol=0)

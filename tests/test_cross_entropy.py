@@ -203,3 +203,59 @@ def test_linear_cross_entropy_derivatives():
     torch.library.opcheck(op, (x, w, target, b, 1, IGNORED, 0.0, True))
     expected = torch.autograd.grad(f(x, w, b), x)[0]
     torch.testing.assert_close(torch.func.grad(f)(x.detach(), w.detach(), b.detach()), expected)
+
+
+@pytest.mark.parametrize("label", [10**9, 4, -1])
+def test_labels_changed_after_forward(label):
+    """By a NumPy array that has their memory: autograd does not see it, and nothing may be written beyond the end."""
+    x, target = torch.randn(3, 4, requires_grad=True), torch.tensor([0, 1, 2])
+    with rusttorch.use():
+        loss = F.cross_entropy(x, target)
+    target.numpy()[1] = label
+    with pytest.raises(IndexError, match=f"Target {label} is out of bounds"):
+        loss.backward()
+
+
+def test_backward_by_name_checks_what_it_is_given():
+    x, target = torch.randn(3, 4), torch.tensor([0, 1, 2])
+    _, lse, total = torch.ops.rusttorch.cross_entropy_loss_forward(x, target, None, 1, IGNORED, 0.0)
+    one = torch.ones(())
+
+    def call(grad=one, lse=lse, total=total, reduction=1):
+        return rusttorch.cross_entropy_loss_backward(grad, x, target, None, lse, total, reduction, IGNORED, 0.0)
+
+    call()
+    for wrong in (
+        {"lse": lse[:2]},
+        {"lse": lse.float()},
+        {"total": total.float()},
+        {"total": torch.ones(2, dtype=torch.float64)},
+        {"grad": torch.ones(2)},
+        {"grad": one.double()},
+        {"grad": one, "reduction": 0},
+    ):
+        with pytest.raises(RuntimeError, match="expected"):
+            call(**wrong)
+    wide = torch.stack([lse, lse], 1)[:, 0]  # strided
+    assert torch.equal(call(lse=wide), call())
+
+
+def test_linear_cross_entropy_sums_16_bits_in_32():
+    """The weight's gradient is a sum over chunks of rows; rounded at each it was five times as far off as stock's."""
+    torch.manual_seed(0)
+    x, w = torch.randn(2048, 32).bfloat16(), torch.randn(20_000, 32).mul_(0.1).bfloat16().requires_grad_()
+    target = torch.randint(20, (2048,))
+    wide = w.detach().double().requires_grad_()
+    exact = torch.autograd.grad(F.cross_entropy(F.linear(x.double(), wide), target), wide)[0]
+    stock = torch.autograd.grad(F.cross_entropy(F.linear(x, w), target), w)[0]
+    ours = torch.autograd.grad(rusttorch.linear_cross_entropy(x, w, target), w)[0]
+    error, allowed = ((g.double() - exact).norm() / exact.norm() for g in (ours, stock))
+    assert error <= 1.5 * allowed
+
+
+def test_linear_cross_entropy_refuses_what_does_not_fit():
+    x, w, target = torch.randn(7, 12), torch.randn(30, 12), torch.zeros(7, dtype=torch.long)
+    with pytest.raises(RuntimeError, match=r"linear_bias must be \[C\]"):
+        rusttorch.linear_cross_entropy(x, w, target, linear_bias=torch.ones(1))
+    with pytest.raises(RuntimeError, match="expected tensors of"):
+        rusttorch.linear_cross_entropy(x, w.bfloat16(), target)

@@ -239,3 +239,65 @@ def test_zero_grad_of_a_fused_optimizer():
         optimizer.zero_grad(set_to_none=False)
     assert all(not p.grad.any() for p in params if p.grad is not None)
     assert rusttorch.stats()["_foreach_zero_"].ran > 0
+
+
+OVERLAPPING = {
+    "twice the same": lambda: (lambda y: [y, y])(torch.ones(20_000)),
+    "a part behind": lambda: (lambda y: [y, y[:100]])(torch.ones(70_000)),
+    "a part before": lambda: (lambda y: [y[:100], y])(torch.ones(70_000)),
+    "shifted": lambda: (lambda y: [y[:-1], y[1:]])(torch.arange(40_001.0)),
+}
+
+
+@pytest.mark.parametrize("make", OVERLAPPING.values(), ids=OVERLAPPING)
+def test_members_that_share_memory(make):
+    """Stock's order, with any number of threads."""
+    threads = torch.get_num_threads()
+    calls = {
+        "_foreach_mul_": lambda a: (a, 2.0),
+        "_foreach_add_": lambda a: (a, 1.5),
+        "_foreach_lerp_": lambda a: (a, [torch.zeros_like(t) for t in a], 0.5),
+        "_foreach_clamp_max_": lambda a: (a, 0.5),
+    }
+    try:
+        torch.set_num_threads(4)
+        for name, arguments in calls.items():
+            stock, ours = make(), make()
+            getattr(torch, name)(*arguments(stock))
+            for _ in range(20):
+                ours = make()
+                getattr(torch.ops.rusttorch, name)(*arguments(ours))
+                assert all(map(torch.equal, stock, ours)), name
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_a_factor_that_is_in_the_list():
+    def result(op):
+        y = torch.full((5,), 3.0)
+        op([y[0], y[1:]], y[0])
+        return y
+
+    assert torch.equal(result(torch.ops.rusttorch._foreach_mul_.Tensor), result(torch._foreach_mul_))
+
+
+@pytest.mark.skipif(not hasattr(torch.Tensor, "refine_names"), reason="named tensors went from torch")
+@pytest.mark.filterwarnings("ignore:.*[Nn]amed tensors:UserWarning")
+def test_a_named_gradient():
+    """Found by a user of torch 2.12: it was no list of the kernels, and read beyond it."""
+    p = torch.nn.Parameter(torch.ones(3))
+    p.grad = torch.full((3,), 4.0).refine_names("n")
+    norm = rusttorch.clip_grad_norm_([p], 1.0)
+    assert norm.item() == pytest.approx(48**0.5)
+    torch.testing.assert_close(p.grad.rename(None), torch.full((3,), 3**-0.5))
+
+
+def test_gradients_that_share_memory_are_clipped_as_by_stock():
+    def clipped(f):
+        y = torch.arange(1.0, 41.0)
+        params = [torch.nn.Parameter(torch.empty(30)), torch.nn.Parameter(torch.empty(30))]
+        params[0].grad, params[1].grad = y[:30], y[10:]
+        f(params, 1.0)
+        return y
+
+    torch.testing.assert_close(clipped(rusttorch.clip_grad_norm_), clipped(torch.nn.utils.clip_grad_norm_))

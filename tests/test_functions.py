@@ -4,6 +4,7 @@ import pytest
 import rusttorch
 import torch
 import torch.nn.functional as F
+from cases import Case, functional_ops
 from rusttorch._register import overload
 from torch.autograd import forward_ad
 
@@ -38,6 +39,22 @@ def test_signatures():
     output, buffer = rusttorch.log_sigmoid_forward(X)
     torch.testing.assert_close(output, F.logsigmoid(X))
     torch.testing.assert_close(buffer, (-X.abs()).exp())
+
+
+# Forms of aten's that are left to it: their own kernels there, or made of a form that is swapped.
+LEFT_TO_ATEN = {"cumsum_", "dropout_", "softmax.int_out", "log_softmax.int_out"}
+
+
+def test_every_form_of_aten_s_is_there():
+    missing = set()
+    for name in functional_ops():
+        case = Case(name)
+        for form in ("inplace", "out"):
+            if case.overload("aten", form) and not case.overload("rusttorch", form):
+                op = case.overload("aten", form)
+                if torch.Tag.generated not in op.tags:
+                    missing.add(op.name().removeprefix("aten::"))
+    assert missing == LEFT_TO_ATEN
 
 
 def test_every_op_has_a_function_with_a_docstring():
@@ -215,3 +232,47 @@ def test_built_for_another_torch(monkeypatch):
     monkeypatch.setattr(rusttorch._build, "TORCH", "1.0.0+cpu")
     with pytest.raises(ImportError, match=r"built against torch 1\.0\.0\+cpu, but torch .* is installed"):
         importlib.reload(rusttorch)
+
+
+BEYOND = {
+    "mul": lambda x, s: x * s,
+    "add": lambda x, s: x + s,
+    "add_": lambda x, s: x.clone().add_(s),
+    "sub": lambda x, s: x - s,
+    "rsub": lambda x, s: s - x,
+    "div": lambda x, s: x / s,
+    "alpha": lambda x, s: torch.add(x, x, alpha=s),
+    "addcmul": lambda x, s: torch.addcmul(x, x, x, value=s),
+    "lerp": lambda x, s: torch.lerp(x, x, s),
+    "clamp": lambda x, s: x.clamp(max=s),
+    "clamp_min": lambda x, s: x.clamp_min(s),
+    "pow": lambda x, s: x**s,
+    "elu": lambda x, s: torch.nn.functional.elu(x, s),
+    "leaky_relu": lambda x, s: torch.nn.functional.leaky_relu(x, s),
+    "softplus": lambda x, s: torch.nn.functional.softplus(x, s),
+    "foreach": lambda x, s: torch._foreach_mul([x, x], s),
+    "foreach_": lambda x, s: torch._foreach_add_([x.clone()], s),
+    "norm": lambda x, s: x.norm(s),
+}
+
+
+@pytest.mark.parametrize("number", [1e39, -1e39, 1e5, float("inf"), float("nan"), 2**40, 2**63, -(2**63), True])
+@pytest.mark.parametrize("name", BEYOND)
+def test_numbers_beyond_a_dtype_s_range(name, number):
+    """Infinite where stock is, an error where stock raises."""
+
+    def outcome(x):
+        try:
+            return BEYOND[name](x, number)
+        except (RuntimeError, TypeError, OverflowError) as error:
+            return type(error)
+
+    for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int32, torch.int64):
+        x = torch.ones(3, dtype=dtype)
+        expected = outcome(x)
+        with rusttorch.use():
+            found = outcome(x)
+        if isinstance(expected, type):
+            assert found == expected, dtype
+        else:
+            torch.testing.assert_close(found, expected, equal_nan=True)

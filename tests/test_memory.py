@@ -49,6 +49,21 @@ def test_blocks_are_kept_and_given_out_again(pool):
     assert y.data_ptr() == address
 
 
+def test_a_block_behind_many_that_are_too_small(pool):
+    """The last block of the arena, free and large enough, behind 64 of its class that are not."""
+
+    def block(n):
+        return torch.empty(n, dtype=torch.uint8)
+
+    pairs = [(block(4032), block(1)) for _ in range(64)]
+    rest = block(249_600)
+    between = [b for _, b in pairs]
+    del pairs
+    found = block(4160).fill_(7)
+    assert (found == 7).all()
+    del rest, between
+
+
 def test_no_page_faults(pool):
     def step():
         return (torch.ones(3 * MB) * 2).sum()

@@ -21,7 +21,7 @@ def test_table_is_complete():
     assert {case.op for case in CASES} == family.intersection(functional_ops())
 
 
-test_layouts = families.layouts_test(CASES)
+test_layouts = families.layouts_test(CASES, families.ONE_RUN)
 test_derivatives = families.derivatives_test(CASES)
 test_opcheck = families.opcheck_test(CASES)
 test_compile = families.compile_test(CASES)

@@ -21,7 +21,7 @@ namespace {
 template <class F>
 Grads of_backward(const Call& c, const Tensor& g, size_t x_position, const Tensor& by_grad, F second) {
   return {c.want(0, [&] { return by_grad; }),
-          c.want(1, [&] { return g * c.tensor(0) * second(c.tensor(x_position)); })};
+          c.want(x_position, [&] { return g * c.tensor(0) * second(c.tensor(x_position)); })};
 }
 
 Tensor inside(const Tensor& x, double low, double high) { return (x > low).logical_and(x < high).to(x.scalar_type()); }
@@ -49,44 +49,55 @@ Grads of_log_sigmoid_backward(const Call& c, const Tensor& g) {
 
 const std::vector<Formula>& activation_formulas() {
   static const std::vector<Formula> formulas = {
-      {"relu", Save::results,
+      {"relu",
+       {result()},
        [](const Call& c, const Tensor& g) -> Grads { return {at::threshold_backward(g, c.result(), 0)}; }},
-      {"leaky_relu", Save::inputs,
+      {"leaky_relu",
+       {argument(0)},
        [](const Call& c, const Tensor& g) -> Grads {
          return {call("leaky_relu_backward", {g, c.tensor(0), c.scalar(1), false})};
        }},
-      {"leaky_relu_backward", Save::inputs,
+      {"leaky_relu_backward",
+       {argument(1)},
        [](const Call& c, const Tensor& g) -> Grads {
          return {c.want(0, [&] { return call("leaky_relu_backward", {g, c.tensor(1), c.scalar(2), c.flag(3)}); }),
                  c.want(1, [&] { return at::zeros_like(g); })};
        }},
-      {"sigmoid", Save::results,
+      {"sigmoid",
+       {result()},
        [](const Call& c, const Tensor& g) -> Grads { return {call("sigmoid_backward", {g, c.result()})}; }},
-      {"sigmoid_backward", Save::inputs,
+      {"sigmoid_backward",
+       {argument(0).for_gradient_of(1), argument(1)},
        [](const Call& c, const Tensor& g) {
          return of_backward(c, g, 1, call("sigmoid_backward", {g, c.tensor(1)}),
                             [](const Tensor& y) { return 1 - 2 * y; });
        }},
-      {"tanh", Save::results,
+      {"tanh",
+       {result()},
        [](const Call& c, const Tensor& g) -> Grads { return {call("tanh_backward", {g, c.result()})}; }},
-      {"tanh_backward", Save::inputs,
+      {"tanh_backward",
+       {argument(0).for_gradient_of(1), argument(1)},
        [](const Call& c, const Tensor& g) {
          return of_backward(c, g, 1, call("tanh_backward", {g, c.tensor(1)}), [](const Tensor& y) { return -2 * y; });
        }},
-      {"gelu", Save::inputs,
+      {"gelu",
+       {argument(0)},
        [](const Call& c, const Tensor& g) -> Grads {
          return {call("gelu_backward", {g, c.tensor(0), c.argument(1)})};
        }},
-      {"gelu_backward", Save::inputs,
+      {"gelu_backward",
+       {argument(0).for_gradient_of(1), argument(1)},
        [](const Call& c, const Tensor& g) {
          return of_backward(c, g, 1, call("gelu_backward", {g, c.tensor(1), c.argument(2)}),
                             [&](const Tensor& x) { return gelu_second(x, c.argument(2).toStringRef() == "tanh"); });
        }},
-      {"elu", Save::inputs,
+      {"elu",
+       {argument(0)},
        [](const Call& c, const Tensor& g) -> Grads {
          return {call("elu_backward", {g, c.scalar(1), c.scalar(2), c.scalar(3), false, c.tensor(0)})};
        }},
-      {"elu_backward", Save::inputs,
+      {"elu_backward",
+       {argument(0).for_gradient_of(5), argument(5)},
        [](const Call& c, const Tensor& g) {
          const double alpha = c.scalar(1).toDouble(), scale = c.scalar(2).toDouble(), in = c.scalar(3).toDouble();
          const Tensor by_grad =
@@ -96,26 +107,32 @@ const std::vector<Formula>& activation_formulas() {
            return at::where(x <= 0, curved, at::zeros_like(x));
          });
        }},
-      {"silu", Save::inputs,
+      {"silu",
+       {argument(0)},
        [](const Call& c, const Tensor& g) -> Grads { return {call("silu_backward", {g, c.tensor(0)})}; }},
-      {"silu_backward", Save::inputs,
+      {"silu_backward",
+       {argument(0).for_gradient_of(1), argument(1)},
        [](const Call& c, const Tensor& g) {
          return of_backward(c, g, 1, call("silu_backward", {g, c.tensor(1)}), [](const Tensor& x) {
            const Tensor s = at::sigmoid(x);
            return s * (1 - s) * (2 + x * (1 - 2 * s));
          });
        }},
-      {"mish", Save::inputs,
+      {"mish",
+       {argument(0)},
        [](const Call& c, const Tensor& g) -> Grads { return {call("mish_backward", {g, c.tensor(0)})}; }},
-      {"mish_backward", Save::inputs,
+      {"mish_backward",
+       {argument(0).for_gradient_of(1), argument(1)},
        [](const Call& c, const Tensor& g) {
          return of_backward(c, g, 1, call("mish_backward", {g, c.tensor(1)}), mish_second);
        }},
-      {"softplus", Save::inputs,
+      {"softplus",
+       {argument(0)},
        [](const Call& c, const Tensor& g) -> Grads {
          return {call("softplus_backward", {g, c.tensor(0), c.scalar(1), c.scalar(2)})};
        }},
-      {"softplus_backward", Save::inputs,
+      {"softplus_backward",
+       {argument(0).for_gradient_of(1), argument(1)},
        [](const Call& c, const Tensor& g) {
          const Tensor by_grad = call("softplus_backward", {g, c.tensor(1), c.scalar(2), c.scalar(3)});
          return of_backward(c, g, 1, by_grad, [&](const Tensor& x) {
@@ -123,39 +140,48 @@ const std::vector<Formula>& activation_formulas() {
            return (s * (1 - s) * c.scalar(2)).masked_fill(z > c.scalar(3), 0);
          });
        }},
-      {"softsign", Save::inputs,
+      {"softsign",
+       {argument(0)},
        [](const Call& c, const Tensor& g) -> Grads {
          const Tensor d = 1 + c.tensor(0).abs();
          return {g / (d * d)};
        }},
-      {"squareplus", Save::inputs,
+      {"squareplus",
+       {argument(0)},
        [](const Call& c, const Tensor& g) -> Grads {
-         const Tensor& x = c.tensor(0);
-         return {g * call("squareplus", {x, c.scalar(1)}) / (x * x + c.scalar(1)).sqrt()};
+         // y / sqrt(x^2 + b), whose root is 2 y - x.
+         const Tensor &x = c.tensor(0), y = call("squareplus", {x, c.scalar(1)});
+         return {g * y / (y + (y - x))};
        }},
-      {"hardswish", Save::inputs,
+      {"hardswish",
+       {argument(0)},
        [](const Call& c, const Tensor& g) -> Grads { return {call("hardswish_backward", {g, c.tensor(0)})}; }},
-      {"hardswish_backward", Save::inputs,
+      {"hardswish_backward",
+       {argument(0).for_gradient_of(1), argument(1)},
        [](const Call& c, const Tensor& g) {
          return of_backward(c, g, 1, call("hardswish_backward", {g, c.tensor(1)}),
                             [](const Tensor& x) { return inside(x, -3, 3) / 3; });
        }},
-      {"hardsigmoid", Save::inputs,
+      {"hardsigmoid",
+       {argument(0)},
        [](const Call& c, const Tensor& g) -> Grads { return {call("hardsigmoid_backward", {g, c.tensor(0)})}; }},
-      {"hardsigmoid_backward", Save::inputs,
+      {"hardsigmoid_backward",
+       {argument(1)},
        [](const Call& c, const Tensor& g) -> Grads {
          return {c.want(0, [&] { return call("hardsigmoid_backward", {g, c.tensor(1)}); }),
                  c.want(1, [&] { return at::zeros_like(g); })};
        }},
-      {"log_sigmoid", Save::inputs,
+      {"log_sigmoid",
+       {argument(0)},
        [](const Call& c, const Tensor& g) -> Grads {
          return {call("log_sigmoid_backward", {g, c.tensor(0), at::empty({0}, g.options())})};
        }},
-      {"log_sigmoid_forward", Save::inputs,
+      {"log_sigmoid_forward",
+       {argument(0)},
        [](const Call& c, const Tensor& g) -> Grads {
          return {call("log_sigmoid_backward", {g, c.tensor(0), at::empty({0}, g.options())})};
        }},
-      {"log_sigmoid_backward", Save::inputs, of_log_sigmoid_backward},
+      {"log_sigmoid_backward", {argument(0).for_gradient_of(1), argument(1)}, of_log_sigmoid_backward},
   };
   return formulas;
 }

@@ -40,7 +40,8 @@ Tensor per_row(const Tensor& g, int64_t reduction) { return reduction == at::Red
 
 const std::vector<Formula>& cross_entropy_formulas() {
   static const std::vector<Formula> formulas = {
-      {"cross_entropy_loss_forward", Save::both,
+      {"cross_entropy_loss_forward",
+       {argument(0), argument(1), argument(2), result(1), result(2)},
        [](const Call& c, const Tensor& g) -> Grads {
          return {c.want(0,
                         [&] {
@@ -58,7 +59,8 @@ const std::vector<Formula>& cross_entropy_formulas() {
                  })};
        }},
       // scale g (Q softmax(x) - q), with gg the gradient of that
-      {"cross_entropy_loss_backward", Save::inputs,
+      {"cross_entropy_loss_backward",
+       {argument(0), argument(1), argument(2), argument(3), argument(5)},
        [](const Call& c, const Tensor& gg) -> Grads {
          const Tensor &x = c.tensor(1), p = at::softmax(x, -1);
          Tensor q = targets(x, c.tensor(2), c.integer(7), c.number(8));
@@ -76,7 +78,9 @@ const std::vector<Formula>& cross_entropy_formulas() {
                    return c.given(3) ? d * c.tensor(3) : d;
                  })};
        }},
-      {"linear_cross_entropy_forward", Save::both,
+      {"linear_cross_entropy_forward",
+       {argument(0), argument(1), argument(2), argument(3), result(1).for_gradient_of(0), result(2).for_gradient_of(1),
+        result(3).for_gradient_of(3)},
        [](const Call& c, const Tensor& g) -> Grads {
          if (c10::GradMode::is_enabled()) return of_linear(c, g);
          return {c.want(0, [&] { return g * c.result(1); }), c.want(1, [&] { return g * c.result(2); }), Tensor(),

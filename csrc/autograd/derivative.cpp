@@ -7,6 +7,7 @@
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/saved_variable.h>
+#include <torch/csrc/dynamo/compiled_autograd.h>
 #include <torch/library.h>
 
 #include <unordered_map>
@@ -24,41 +25,108 @@ using torch::jit::Stack;
 // Node was counted by a shared_ptr until torch 2.12.
 using NodePtr = std::remove_cvref_t<decltype(std::declval<ag::Edge>().function)>;
 
+// A call whose derivative is wanted, without the tensors that are saved of it.
+struct Frame {
+  const Formula* formula;
+  std::vector<IValue> arguments;                // the tensors among them taken out
+  std::vector<std::optional<Call::Like>> like;  // by position of the argument, as in Call
+  std::vector<size_t> tensors;                  // positions of the schema's tensors among the arguments
+  std::vector<Saved> kept;                      // of the formula's, what is saved
+
+  ag::variable_list gradients(ag::variable_list grads, const ag::variable_list& saved, std::vector<bool> needed) const {
+    std::vector<IValue> all = arguments;
+    Grads results(max_results);
+    for (size_t k = 0; k < kept.size(); ++k) {
+      if (kept[k].of == Saved::Of::result) {
+        results[kept[k].index] = saved[k];
+      } else {
+        all[kept[k].index] = saved[k];
+      }
+    }
+    const Tensor g = grads[0];
+    const Call call(std::move(all), like, std::move(results), std::move(grads), std::move(needed));
+    auto found = formula->grads(call, g);
+    found.resize(tensors.size());  // the last tensors may have no derivative
+    return found;
+  }
+
+  static constexpr size_t max_results = 4;
+};
+
 class FormulaNode final : public ag::Node {
  public:
-  const Formula* formula = nullptr;
-  std::vector<IValue> arguments;          // the tensors among them taken out
-  std::vector<size_t> tensor_positions;   // of the schema's tensors among the arguments
-  std::vector<ag::SavedVariable> inputs;  // those tensors
-  std::vector<ag::SavedVariable> results;
+  Frame frame;
+  std::vector<ag::SavedVariable> saved;  // frame.kept
 
-  std::string name() const override { return std::string("Rusttorch") + formula->op + "Backward"; }
+  std::string name() const override { return std::string("Rusttorch") + frame.formula->op + "Backward"; }
 
   void release_variables() override {
     const std::lock_guard<std::mutex> lock(mutex_);
-    for (auto& input : inputs) input.reset_data();
-    for (auto& result : results) result.reset_data();
+    for (auto& variable : saved) variable.reset_data();
   }
 
   ag::variable_list apply(ag::variable_list&& grads) override {
     const std::lock_guard<std::mutex> lock(mutex_);
-    const size_t n = tensor_positions.size();
     if (std::none_of(grads.begin(), grads.end(), [](const Tensor& g) { return g.defined(); })) {
-      return ag::variable_list(n);
+      return ag::variable_list(frame.tensors.size());
     }
-    std::vector<IValue> unpacked = arguments;
-    for (size_t i = 0; i < inputs.size(); ++i) {
-      const Tensor t = inputs[i].unpack();
-      if (t.defined()) unpacked[tensor_positions[i]] = t;
+    return frame.gradients(std::move(grads), unpacked(), needed());
+  }
+
+  // Compiled autograd: what the trace depends on. Numbers and sizes are constants of it, tensors are its inputs.
+  void compiled_args(ag::CompiledNodeArgs& args) const override {
+    args.collect(name());
+    for (const auto& value : frame.arguments) args.collect(c10::str(value));  // whose hashes may be the same
+    args.collect(needed());
+    for (const auto& like : frame.like) {
+      if (!like) continue;
+      args.collect(like->dtype);
+      for (const auto& size : like->sizes) args.collect(size.guard_int(__FILE__, __LINE__));
     }
-    std::vector<bool> needed(n);
-    for (size_t i = 0; i < n; ++i) needed[i] = task_should_compute_output(i);
-    Grads y;
-    for (const auto& result : results) y.push_back(result.unpack(getptr()));
-    const Tensor g = grads[0];
-    auto result = formula->grads(Call(std::move(unpacked), std::move(y), std::move(grads), std::move(needed)), g);
-    result.resize(n);  // the last tensors may have no derivative
+    for (size_t k = 0; k < saved.size(); ++k) {
+      const bool of_result = frame.kept[k].of == Saved::Of::result;
+      args.collect(frame.kept[k].index);
+      args.collect(of_result);
+      args.collect(saved[k], of_result);
+    }
+  }
+
+  // The formula as a function of the traced tensors, which goes into the trace.
+  ag::variable_list apply_with_saved(const ag::variable_list& grads, ag::SwapSavedVariables& swap) override {
+    namespace compiled = torch::dynamo::autograd;
+    swap.before(saved);
+    const ag::variable_list tensors = unpacked();
+    const auto gradients = [frame = frame, needed = needed()](const ag::variable_list& grads,
+                                                              const std::vector<IValue>& values) {
+      ag::variable_list tensors;
+      for (const auto& value : values) tensors.push_back(value.toTensor());
+      return frame.gradients(grads, tensors, needed);
+    };
+    const std::vector<c10::TypePtr> types(tensors.size(), c10::TensorType::get());
+    using Metadata = compiled::IValuePacker<std::vector<std::optional<ag::InputMetadata>>>;
+    const auto& python = compiled::getPyCompilerInterface();
+    const auto bound = python->bind_function(swap.get_py_compiler(), name(), gradients, types,
+                                             /*is_custom_function=*/true, /*is_traceable=*/true);
+    auto result = python->call_function(swap.get_py_compiler(), "apply_functional", bound, grads,
+                                        std::vector<IValue>(tensors.begin(), tensors.end()),
+                                        Metadata::pack(compiled::get_input_metadata(next_edges())));
+    swap.after(saved);
     return result;
+  }
+
+ private:
+  ag::variable_list unpacked() {
+    ag::variable_list all;
+    for (size_t k = 0; k < saved.size(); ++k) {
+      all.push_back(frame.kept[k].of == Saved::Of::result ? saved[k].unpack(getptr()) : saved[k].unpack());
+    }
+    return all;
+  }
+  // By position of the argument.
+  std::vector<bool> needed() const {
+    std::vector<bool> all(frame.arguments.size());
+    for (size_t i = 0; i < frame.tensors.size(); ++i) all[frame.tensors[i]] = task_should_compute_output(i);
+    return all;
   }
 };
 
@@ -83,54 +151,77 @@ class Differentiable final : public c10::OperatorKernel {
   explicit Differentiable(const Formula* formula) : formula_(formula) {}
 
   void operator()(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
-    const size_t count = op.schema().arguments().size();
-    const size_t begin = stack->size() - count;
+    const size_t begin = stack->size() - op.schema().arguments().size();
     if (!is_differentiated(op, *stack, begin)) return below(op, keys, stack);
 
-    std::vector<size_t> positions;
-    ag::variable_list tensors;
-    for (size_t i = 0; i < count; ++i) {
-      const auto& type = *op.schema().arguments()[i].type();
-      if (!type.isSubtypeOf(*c10::OptionalType::ofTensor())) continue;
-      const IValue& value = (*stack)[begin + i];
-      positions.push_back(i);
-      tensors.push_back(value.isTensor() ? value.toTensor() : Tensor());
-    }
-    for (size_t i = formula_->inputs; i < tensors.size(); ++i) {
-      TORCH_CHECK(!tensors[i].defined() || !tensors[i].requires_grad(), "The function '", formula_->op,
-                  "' is not differentiable with respect to argument '", op.schema().arguments()[positions[i]].name(),
-                  "'. This input cannot have requires_grad True.");
-    }
     const bool inplace = is_inplace(op.schema());
-    if (inplace) ag::check_inplace(tensors[0], true);
-
     const auto pointer = make_node<NodePtr>();
     auto& node = static_cast<FormulaNode&>(*pointer);
-    node.formula = formula_;
-    node.tensor_positions = positions;
-    node.arguments.assign(stack->begin() + begin, stack->end());
-    for (const size_t i : positions) node.arguments[i] = IValue();
+    node.frame = frame_of(op.schema(), {stack->begin() + begin, stack->end()});
+    ag::variable_list tensors;
+    for (const size_t i : node.frame.tensors) {
+      const IValue& value = (*stack)[begin + i];
+      tensors.push_back(value.isTensor() ? value.toTensor() : Tensor());
+    }
+    check_inputs(op.schema(), node.frame.tensors, tensors);
+    if (inplace) ag::check_inplace(tensors[0], true);
     node.set_next_edges(ag::collect_next_edges(tensors));
-    if (formula_->save == Save::inputs || formula_->save == Save::both) {
-      for (size_t i = 0; i < tensors.size(); ++i) {
-        node.inputs.emplace_back(inplace && i == 0 ? tensors[0].clone() : tensors[i], false);
+    std::vector<Saved> of_results;
+    for (const Saved& save : formula_->saves) {
+      // Whether a gradient by which it is read may be asked for.
+      if (save.reader != Saved::any && !requires_grad((*stack)[begin + save.reader])) continue;
+      if (save.of == Saved::Of::result) {
+        of_results.push_back(save);
+      } else if (node.frame.like[save.index]) {
+        const Tensor& t = (*stack)[begin + save.index].toTensor();
+        keep(node, save, {inplace && save.index == 0 ? t.clone() : t, false});
       }
     }
 
     below(op, keys, stack);
 
-    const size_t outputs = op.schema().returns().size();
-    for (size_t k = 0; k < outputs; ++k) {
-      const Tensor y = (*stack)[stack->size() - outputs + k].toTensor();
-      if (k < formula_->outputs) inplace ? ag::rebase_history(tensors[0], pointer) : ag::set_history(y, pointer);
-      if (formula_->save == Save::results || formula_->save == Save::both) {
-        const bool ours = k < formula_->outputs;
-        node.results.emplace_back(inplace ? tensors[0] : y, ours, inplace && tensors[0].is_view());
-      }
+    const size_t results = op.schema().returns().size(), first = stack->size() - results;
+    for (size_t k = 0; k < std::min(results, formula_->outputs); ++k) {
+      inplace ? ag::rebase_history(tensors[0], pointer) : ag::set_history((*stack)[first + k].toTensor(), pointer);
+    }
+    for (const Saved& save : of_results) {
+      const Tensor& y = inplace ? tensors[0] : (*stack)[first + save.index].toTensor();
+      keep(node, save, {y, save.index < formula_->outputs, inplace && y.is_view()});
     }
   }
 
  private:
+  static void keep(FormulaNode& node, const Saved& save, ag::SavedVariable&& variable) {
+    node.frame.kept.push_back(save);
+    node.saved.push_back(std::move(variable));
+  }
+  static bool requires_grad(const IValue& value) { return value.isTensor() && value.toTensor().requires_grad(); }
+
+  Frame frame_of(const c10::FunctionSchema& schema, std::vector<IValue> arguments) const {
+    Frame frame{formula_, std::move(arguments), {}, {}, {}};
+    frame.like.resize(frame.arguments.size());
+    for (size_t i = 0; i < frame.arguments.size(); ++i) {
+      if (!schema.arguments()[i].type()->isSubtypeOf(*c10::OptionalType::ofTensor())) continue;
+      frame.tensors.push_back(i);
+      IValue& value = frame.arguments[i];
+      if (value.isTensor() && value.toTensor().defined()) {
+        const Tensor& t = value.toTensor();
+        frame.like[i] = Call::Like{c10::SymDimVector(t.sym_sizes()), t.scalar_type()};
+      }
+      value = IValue();
+    }
+    return frame;
+  }
+
+  void check_inputs(const c10::FunctionSchema& schema, const std::vector<size_t>& positions,
+                    const ag::variable_list& tensors) const {
+    for (size_t i = formula_->inputs; i < tensors.size(); ++i) {
+      TORCH_CHECK(!tensors[i].defined() || !tensors[i].requires_grad(), "The function '", formula_->op,
+                  "' is not differentiable with respect to argument '", schema.arguments()[positions[i]].name(),
+                  "'. This input cannot have requires_grad True.");
+    }
+  }
+
   static bool is_differentiated(const c10::OperatorHandle& op, const Stack& stack, size_t begin) {
     bool requires_grad = false, complex = false;
     for (size_t i = begin; i < stack.size(); ++i) {
@@ -178,7 +269,7 @@ void for_each_tensor(const c10::OperatorHandle& op, const Stack& stack, F f) {
   }
 }
 
-// The autograd kernel of an op over lists, which has no derivative: none of its tensors may need one.
+// The autograd kernel of an op that updates what it is given and has no derivative: none of its tensors may need one.
 class NeedsNoGrad final : public c10::OperatorKernel {
  public:
   void operator()(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
@@ -237,7 +328,7 @@ TORCH_LIBRARY_IMPL(rusttorch, Autograd, m) {
   for_each_schema([&](const c10::FunctionSchema& schema, const std::string& family, const std::string& name) {
     if (is_out(schema)) {
       m.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunctor(std::make_unique<autograd::NotDifferentiable>()));
-    } else if (family == "foreach") {
+    } else if (family == "foreach" || (family == "optimizer" && !find_op("aten", name))) {  // aten's do not look
       m.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunctor(std::make_unique<autograd::NeedsNoGrad>()));
     } else if (const auto* formula = autograd::find_formula(functional_name(schema))) {
       m.impl(name.c_str(),

@@ -16,17 +16,42 @@ using at::Scalar;
 using at::Tensor;
 using Grads = std::vector<Tensor>;
 
+// What a derivative reads of the forward call, and so is kept until then: an argument, by its position in the schema,
+// or a result.
+struct Saved {
+  enum class Of : uint8_t { argument, result } of;
+  size_t index;
+  size_t reader = any;  // the argument whose gradient reads it: it is kept if that one requires a gradient
+  static constexpr size_t any = SIZE_MAX;
+
+  constexpr Saved for_gradient_of(size_t argument) const { return {of, index, argument}; }
+};
+constexpr Saved argument(size_t i) { return {Saved::Of::argument, i}; }
+constexpr Saved result(size_t k = 0) { return {Saved::Of::result, k}; }
+
 // The forward call, as a formula sees it: its arguments by position in the schema, its results, and their gradients.
+// Of tensors there is what the formula saves; of the others only what they were like.
 class Call {
  public:
-  Call(std::vector<c10::IValue> arguments, Grads results, Grads grads, std::vector<bool> needed)
+  struct Like {
+    c10::SymDimVector sizes;
+    at::ScalarType dtype;
+  };
+
+  Call(std::vector<c10::IValue> arguments, std::vector<std::optional<Like>> like, Grads results, Grads grads,
+       std::vector<bool> needed)
       : arguments_(std::move(arguments)),
+        like_(std::move(like)),
         results_(std::move(results)),
         grads_(std::move(grads)),
         needed_(std::move(needed)) {}
 
   const Tensor& tensor(size_t i) const { return arguments_[i].toTensor(); }
-  bool given(size_t i) const { return !arguments_[i].isNone(); }
+  bool given(size_t i) const { return like_[i] || !arguments_[i].isNone(); }
+  // Of a tensor, whether it is saved or not.
+  c10::SymIntArrayRef sizes(size_t i) const { return like_[i]->sizes; }
+  int64_t dim(size_t i) const { return int64_t(like_[i]->sizes.size()); }
+  at::ScalarType dtype(size_t i) const { return like_[i]->dtype; }
   Scalar scalar(size_t i) const { return arguments_[i].toScalar(); }
   bool flag(size_t i) const { return arguments_[i].toBool(); }
   int64_t integer(size_t i) const { return arguments_[i].toInt(); }
@@ -36,7 +61,7 @@ class Call {
   const Tensor& result(size_t k = 0) const { return results_[k]; }
   // The gradient of the k-th result; undefined where nothing came of that.
   const Tensor& grad(size_t k) const { return grads_[k]; }
-  // grad() where the i-th tensor of the schema needs one, else nothing.
+  // grad() where the argument i needs a gradient, else nothing.
   template <class F>
   Tensor want(size_t i, F grad) const {
     return needed_[i] ? Tensor(grad()) : Tensor();
@@ -44,18 +69,17 @@ class Call {
 
  private:
   std::vector<c10::IValue> arguments_;
+  std::vector<std::optional<Like>> like_;  // by position of the argument; none: no tensor, or none was given
   Grads results_, grads_;
-  std::vector<bool> needed_;  // by position among the tensors
+  std::vector<bool> needed_;  // by position of the argument
 };
-
-enum class Save { nothing, inputs, results, both };
 
 // The gradients of the schema's tensors, in order, from g, the gradient of the (first) result. They may have the shape
 // of the result and its dtype: the engine sums and casts them to the input's. Written in differentiable ops, so that
 // a second derivative needs nothing more.
 struct Formula {
   const char* op;  // functional overload, as in schemas.cpp
-  Save save;
+  std::vector<Saved> saves;
   std::function<Grads(const Call&, const Tensor& g)> grads;
   size_t outputs = 1;        // that are differentiable, the first ones; of more than one, g may be undefined
   size_t inputs = SIZE_MAX;  // that may require a gradient, the first tensors of the schema

@@ -36,8 +36,15 @@ Tensor backward_of(const Loss& loss, const Call& c, const Tensor& g, size_t x, b
   return call(loss.backward, std::move(arguments));
 }
 
+// All tensors: those before the reduction.
+std::vector<Saved> tensors(size_t reduction) {
+  std::vector<Saved> all;
+  for (size_t i = 0; i < reduction; ++i) all.push_back(argument(i));
+  return all;
+}
+
 Formula forward_formula(const Loss& loss) {
-  return {loss.op, Save::inputs,
+  return {loss.op, tensors(loss.reduction),
           [loss](const Call& c, const Tensor& g) -> Grads {
             const auto by_target = [&] {
               if (!loss.by_target) return backward_of(loss, c, g, 0, true);
@@ -49,7 +56,7 @@ Formula forward_formula(const Loss& loss) {
 }
 
 Formula backward_formula(const Loss& loss) {
-  return {loss.backward, Save::inputs,
+  return {loss.backward, tensors(loss.reduction + 1),
           [loss](const Call& c, const Tensor& gg) -> Grads {
             const Tensor g = scaled(c.tensor(0), c.tensor(1), c.integer(loss.reduction + 1));
             const auto by_target = [&] { return gg * g * (loss.by_both ? loss.by_both(c, 1) : -loss.twice(c, 1)); };

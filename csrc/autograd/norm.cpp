@@ -27,7 +27,8 @@ Grads of_rms_norm(const Tensor& g, const Tensor& x, const std::optional<Tensor>&
 
 const std::vector<Formula>& norm_formulas() {
   static const std::vector<Formula> formulas = {
-      {"native_layer_norm", Save::both,
+      {"native_layer_norm",
+       {argument(0), argument(2), argument(3), result(1), result(2)},
        [](const Call& c, const Tensor& g) -> Grads {
          const Tensor& x = c.tensor(0);
          const bool has_weight = c.given(2), has_bias = c.given(3);
@@ -40,7 +41,8 @@ const std::vector<Formula>& norm_formulas() {
          return call_all("native_layer_norm_backward", {g, x, c.argument(1), c.result(1), c.result(2), c.argument(2),
                                                         c.argument(3), c10::List<bool>({true, has_weight, has_bias})});
        }},
-      {"_fused_rms_norm", Save::both,
+      {"_fused_rms_norm",
+       {argument(0), argument(2), result(1)},
        [](const Call& c, const Tensor& g) -> Grads {
          const Tensor& x = c.tensor(0);
          if (c10::GradMode::is_enabled()) {

@@ -52,40 +52,51 @@ Grads of_clamp_tensor(const Call& c, const Tensor& g) {
 
 const std::vector<Formula>& pointwise_formulas() {
   static const std::vector<Formula> formulas = {
-      {"add.Tensor", Save::nothing,
+      {"add.Tensor",
+       {},
        [](const Call& c, const Tensor& g) -> Grads { return {g, c.want(1, [&] { return g * c.scalar(2); })}; }},
-      {"sub.Tensor", Save::nothing,
+      {"sub.Tensor",
+       {},
        [](const Call& c, const Tensor& g) -> Grads { return {g, c.want(1, [&] { return -g * c.scalar(2); })}; }},
-      {"mul.Tensor", Save::inputs,
+      {"mul.Tensor",
+       {argument(0).for_gradient_of(1), argument(1).for_gradient_of(0)},
        [](const Call& c, const Tensor& g) -> Grads {
          return {c.want(0, [&] { return g * c.tensor(1); }), c.want(1, [&] { return g * c.tensor(0); })};
        }},
-      {"div.Tensor", Save::inputs, [](const Call& c, const Tensor& g) { return of_div(c, g, c.tensor(1), false); }},
-      {"div.Tensor_mode", Save::inputs,
+      {"div.Tensor",
+       {argument(0).for_gradient_of(1), argument(1)},
+       [](const Call& c, const Tensor& g) { return of_div(c, g, c.tensor(1), false); }},
+      {"div.Tensor_mode",
+       {argument(0).for_gradient_of(1), argument(1)},
        [](const Call& c, const Tensor& g) { return of_div(c, g, c.tensor(1), c.given(2)); }},
-      {"add.Scalar", Save::nothing, [](const Call&, const Tensor& g) -> Grads { return {g}; }},
-      {"add_scalar", Save::nothing, [](const Call&, const Tensor& g) -> Grads { return {g}; }},
-      {"sub.Scalar", Save::nothing, [](const Call&, const Tensor& g) -> Grads { return {g}; }},
-      {"mul.Scalar", Save::nothing, [](const Call& c, const Tensor& g) -> Grads { return {g * c.scalar(1)}; }},
-      {"mul_scalar", Save::nothing, [](const Call& c, const Tensor& g) -> Grads { return {g * c.scalar(1)}; }},
-      {"div.Scalar", Save::nothing, [](const Call& c, const Tensor& g) -> Grads { return {g / c.scalar(1)}; }},
-      {"div.Scalar_mode", Save::nothing,
+      {"add.Scalar", {}, [](const Call&, const Tensor& g) -> Grads { return {g}; }},
+      {"add_scalar", {}, [](const Call&, const Tensor& g) -> Grads { return {g}; }},
+      {"sub.Scalar", {}, [](const Call&, const Tensor& g) -> Grads { return {g}; }},
+      {"mul.Scalar", {}, [](const Call& c, const Tensor& g) -> Grads { return {g * c.scalar(1)}; }},
+      {"mul_scalar", {}, [](const Call& c, const Tensor& g) -> Grads { return {g * c.scalar(1)}; }},
+      {"div.Scalar", {}, [](const Call& c, const Tensor& g) -> Grads { return {g / c.scalar(1)}; }},
+      {"div.Scalar_mode",
+       {},
        [](const Call& c, const Tensor& g) -> Grads { return {c.given(2) ? at::zeros_like(g) : g / c.scalar(1)}; }},
-      {"neg", Save::nothing, [](const Call&, const Tensor& g) -> Grads { return {-g}; }},
-      {"abs", Save::inputs, [](const Call& c, const Tensor& g) -> Grads { return {g * c.tensor(0).sgn()}; }},
-      {"exp", Save::results, [](const Call& c, const Tensor& g) -> Grads { return {g * c.result()}; }},
-      {"log", Save::inputs, [](const Call& c, const Tensor& g) -> Grads { return {g / c.tensor(0)}; }},
-      {"sqrt", Save::results, [](const Call& c, const Tensor& g) -> Grads { return {g / (2 * c.result())}; }},
-      {"pow.Tensor_Scalar", Save::inputs,
+      {"neg", {}, [](const Call&, const Tensor& g) -> Grads { return {-g}; }},
+      {"abs", {argument(0)}, [](const Call& c, const Tensor& g) -> Grads { return {g * c.tensor(0).sgn()}; }},
+      {"exp", {result()}, [](const Call& c, const Tensor& g) -> Grads { return {g * c.result()}; }},
+      {"log", {argument(0)}, [](const Call& c, const Tensor& g) -> Grads { return {g / c.tensor(0)}; }},
+      {"sqrt", {result()}, [](const Call& c, const Tensor& g) -> Grads { return {g / (2 * c.result())}; }},
+      {"pow.Tensor_Scalar",
+       {argument(0)},
        [](const Call& c, const Tensor& g) -> Grads {
          const double e = c.scalar(1).toDouble();
          return {e == 0 ? at::zeros_like(g) : g * (e * c.tensor(0).pow(e - 1))};
        }},
-      {"maximum", Save::inputs,
+      {"maximum",
+       {argument(0), argument(1)},
        [](const Call& c, const Tensor& g) { return of_maximum(c, g, c.tensor(0), c.tensor(1)); }},
-      {"minimum", Save::inputs,
+      {"minimum",
+       {argument(0), argument(1)},
        [](const Call& c, const Tensor& g) { return of_maximum(c, g, -c.tensor(0), -c.tensor(1)); }},
-      {"clamp", Save::inputs,
+      {"clamp",
+       {argument(0)},
        [](const Call& c, const Tensor& g) -> Grads {
          const Tensor& x = c.tensor(0);
          Tensor outside = at::zeros_like(x, x.options().dtype(at::kBool));
@@ -93,28 +104,33 @@ const std::vector<Formula>& pointwise_formulas() {
          if (c.given(2)) outside = outside.logical_or(x > c.scalar(2));
          return {g.masked_fill(outside, 0)};
        }},
-      {"clamp.Tensor", Save::inputs, of_clamp_tensor},
-      {"addcmul", Save::inputs,
+      {"clamp.Tensor", {argument(0), argument(1), argument(2)}, of_clamp_tensor},
+      {"addcmul",
+       {argument(1).for_gradient_of(2), argument(2).for_gradient_of(1)},
        [](const Call& c, const Tensor& g) -> Grads {
          return {g, c.want(1, [&] { return g * c.tensor(2) * c.scalar(3); }),
                  c.want(2, [&] { return g * c.tensor(1) * c.scalar(3); })};
        }},
-      {"addcdiv", Save::inputs,
+      {"addcdiv",
+       {argument(1).for_gradient_of(2), argument(2)},
        [](const Call& c, const Tensor& g) -> Grads {
          return {g, c.want(1, [&] { return g * c.scalar(3) / c.tensor(2); }),
                  c.want(2, [&] { return -g * c.scalar(3) * c.tensor(1) / (c.tensor(2) * c.tensor(2)); })};
        }},
-      {"lerp.Scalar", Save::nothing,
+      {"lerp.Scalar",
+       {},
        [](const Call& c, const Tensor& g) -> Grads {
          const double w = c.scalar(2).toDouble();
          return {c.want(0, [&] { return g * (1 - w); }), c.want(1, [&] { return g * w; })};
        }},
-      {"lerp.Tensor", Save::inputs,
+      {"lerp.Tensor",
+       {argument(0).for_gradient_of(2), argument(1).for_gradient_of(2), argument(2)},
        [](const Call& c, const Tensor& g) -> Grads {
          return {c.want(0, [&] { return g * (1 - c.tensor(2)); }), c.want(1, [&] { return g * c.tensor(2); }),
                  c.want(2, [&] { return g * (c.tensor(1) - c.tensor(0)); })};
        }},
-      {"fused_multiply_add", Save::inputs,
+      {"fused_multiply_add",
+       {argument(0).for_gradient_of(1), argument(1).for_gradient_of(0)},
        [](const Call& c, const Tensor& g) -> Grads {
          return {c.want(0, [&] { return g * c.tensor(1); }), c.want(1, [&] { return g * c.tensor(0); }), g};
        }},

@@ -3,6 +3,7 @@
 #include <ATen/ops/ones_like.h>
 #include <ATen/ops/scalar_tensor.h>
 #include <ATen/ops/where.h>
+#include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 #include <c10/core/WrapDimMinimal.h>
 #include <c10/util/irange.h>
@@ -17,15 +18,15 @@ namespace {
 
 // The dims of a call, from where they are in its arguments: none, or an empty list, means all.
 std::vector<int64_t> dims_of(const Call& c, size_t position) {
-  const Tensor& x = c.tensor(0);
+  const int64_t rank = c.dim(0);
   std::vector<int64_t> dims;
   if (position < c.size() && c.given(position)) {
     const auto& given = c.argument(position);
     dims = given.isInt() ? std::vector<int64_t>{given.toInt()} : given.toIntVector();
   }
-  for (auto& dim : dims) dim = c10::maybe_wrap_dim(dim, x.dim());  // of a number both 0 and -1 are its only dim
+  for (auto& dim : dims) dim = c10::maybe_wrap_dim(dim, rank);  // of a number both 0 and -1 are its only dim
   if (dims.empty()) {
-    for (const int64_t d : c10::irange(x.dim())) dims.push_back(d);
+    for (const int64_t d : c10::irange(rank)) dims.push_back(d);
   }
   std::sort(dims.begin(), dims.end());
   return dims;
@@ -33,27 +34,24 @@ std::vector<int64_t> dims_of(const Call& c, size_t position) {
 
 // What a reduction gave (or the gradient of that), with the reduced dims put back as ones.
 Tensor restore(Tensor y, const Call& c, const std::vector<int64_t>& dims) {
-  const Tensor& x = c.tensor(0);
-  if (y.dim() == x.dim()) return y;
+  if (y.dim() == c.dim(0)) return y;
   for (const int64_t dim : dims) y = y.unsqueeze(dim);
   return y;
 }
-c10::SymInt count(const Tensor& x, const std::vector<int64_t>& dims) {
+c10::SymInt count(const Call& c, const std::vector<int64_t>& dims) {
   c10::SymInt n = 1;
-  for (const int64_t dim : dims) n *= x.dim() == 0 ? 1 : x.sym_size(dim);
+  for (const int64_t dim : dims) n *= c.dim(0) == 0 ? 1 : c.sizes(0)[dim];
   return n;
 }
 
-// A reduction with its dims at `position` (behind the last argument: it has none), in terms of x, its result y and the
-// gradient g, both with the dims that were reduced.
-using Slope = std::function<Tensor(const Call& c, const Tensor& x, const Tensor& y, const Tensor& g, c10::SymInt n)>;
-constexpr size_t no_dims = 99;
-Formula reduced(const char* op, size_t position, const Slope& slope, Save save = Save::both) {
-  return {op, save, [=](const Call& c, const Tensor& g) -> Grads {
+constexpr size_t no_dims = 99;  // position of the dims of an op that has none
+
+// The gradient g goes to each element, of a mean in equal parts.
+Formula spread(const char* op, size_t position, bool is_mean) {
+  return {op, {}, [=](const Call& c, const Tensor& g) -> Grads {
             const auto dims = dims_of(c, position);
-            const Tensor& x = c.tensor(0);
-            const Tensor y = save == Save::both ? restore(c.result(), c, dims) : Tensor();
-            return {slope(c, x, y, restore(g, c, dims), count(x, dims)).expand_symint(x.sym_sizes())};
+            const Tensor each = is_mean ? g / Scalar(count(c, dims)) : g;
+            return {restore(each, c, dims).expand_symint(c.sizes(0))};
           }};
 }
 
@@ -63,17 +61,17 @@ Tensor evenly(const Tensor& x, const Tensor& y, const Tensor& g, const std::vect
   return where * (g / where.sum(dims, true));
 }
 Formula extreme(const char* op, size_t position) {
-  return {op, Save::both, [=](const Call& c, const Tensor& g) -> Grads {
+  return {op, {argument(0), result()}, [=](const Call& c, const Tensor& g) -> Grads {
             const auto dims = dims_of(c, position);
             return {evenly(c.tensor(0), restore(c.result(), c, dims), restore(g, c, dims), dims)};
           }};
 }
 // The gradient goes to the one that was chosen.
 Formula chosen(const char* op) {
-  return {op, Save::both, [](const Call& c, const Tensor& g) -> Grads {
+  return {op, {result(1)}, [](const Call& c, const Tensor& g) -> Grads {
             const auto dims = dims_of(c, 1);
-            const Tensor& x = c.tensor(0);
-            return {at::zeros_like(x).scatter(dims[0], restore(c.result(1), c, dims), restore(g, c, dims))};
+            const Tensor zeros = at::zeros_symint(c.sizes(0), g.options());
+            return {zeros.scatter(dims[0], restore(c.result(1), c, dims), restore(g, c, dims))};
           }};
 }
 
@@ -90,12 +88,12 @@ Tensor prod_slope(const Tensor& x, int64_t dim) {
 
 Tensor var_slope(const Call& c, const Tensor& x, const std::vector<int64_t>& dims) {
   const double correction = c.given(2) ? c.scalar(2).toDouble() : 1;
-  const Scalar n(count(x, dims));
+  const Scalar n(count(c, dims));
   return (x - x.mean(dims, true)) * (2 / (at::scalar_tensor(n, x.options()) - correction));
 }
 
 Formula norm(const char* op, size_t position) {
-  return {op, Save::both, [=](const Call& c, const Tensor& given) -> Grads {
+  return {op, {argument(0), result()}, [=](const Call& c, const Tensor& given) -> Grads {
             const auto dims = dims_of(c, position);
             const Tensor &x = c.tensor(0), y = restore(c.result(), c, dims), g = restore(given, c, dims);
             const double p = c.given(1) ? c.scalar(1).toDouble() : 2;
@@ -110,22 +108,19 @@ Formula norm(const char* op, size_t position) {
 }  // namespace
 
 const std::vector<Formula>& reduction_formulas() {
-  const Slope sum = [](auto&, auto&, auto&, const Tensor& g, auto) { return g; };
-  const Slope mean = [](auto&, auto&, auto&, const Tensor& g, const c10::SymInt& n) { return g / Scalar(n); };
-  const Slope logsumexp = [](auto&, const Tensor& x, const Tensor& y, const Tensor& g, auto) {
-    return g * (x - y).exp();
-  };
   static const std::vector<Formula> formulas = {
-      reduced("sum", no_dims, sum, Save::inputs),
-      reduced("sum.dim_IntList", 1, sum, Save::inputs),
-      reduced("mean", no_dims, mean, Save::inputs),
-      reduced("mean.dim", 1, mean, Save::inputs),
-      {"prod", Save::inputs,
+      spread("sum", no_dims, false),
+      spread("sum.dim_IntList", 1, false),
+      spread("mean", no_dims, true),
+      spread("mean.dim", 1, true),
+      {"prod",
+       {argument(0)},
        [](const Call& c, const Tensor& g) -> Grads {
          const Tensor& x = c.tensor(0);
          return {g * prod_slope(x.reshape(-1), 0).reshape_symint(x.sym_sizes())};
        }},
-      {"prod.dim_int", Save::inputs,
+      {"prod.dim_int",
+       {argument(0)},
        [](const Call& c, const Tensor& g) -> Grads {
          const auto dims = dims_of(c, 1);
          const Tensor& x = c.tensor(0);
@@ -138,32 +133,40 @@ const std::vector<Formula>& reduction_formulas() {
       extreme("amin", 1),
       chosen("max.dim"),
       chosen("min.dim"),
-      {"var.correction", Save::inputs,
+      {"var.correction",
+       {argument(0)},
        [](const Call& c, const Tensor& g) -> Grads {
          const auto dims = dims_of(c, 1);
          return {restore(g, c, dims) * var_slope(c, c.tensor(0), dims)};
        }},
-      {"std.correction", Save::both,
+      {"std.correction",
+       {argument(0), result()},
        [](const Call& c, const Tensor& g) -> Grads {
          const auto dims = dims_of(c, 1);
          const Tensor y = restore(c.result(), c, dims);
          const Tensor by_var = at::where(y == 0, at::zeros_like(y), restore(g, c, dims) / (2 * y));
          return {by_var * var_slope(c, c.tensor(0), dims)};
        }},
-      {"var_mean.correction", Save::inputs,
+      {"var_mean.correction",
+       {argument(0)},
        [](const Call& c, const Tensor& g) -> Grads {
          const auto dims = dims_of(c, 1);
          const Tensor& x = c.tensor(0);
          Tensor total = at::zeros_like(x);
          if (g.defined()) total = total + restore(g, c, dims) * var_slope(c, x, dims);
-         if (c.grad(1).defined()) total = total + restore(c.grad(1), c, dims) / Scalar(count(x, dims));
+         if (c.grad(1).defined()) total = total + restore(c.grad(1), c, dims) / Scalar(count(c, dims));
          return {total};
        },
        2},
       norm("linalg_vector_norm", 2),
       norm("norm.Scalar", no_dims),
       norm("norm.ScalarOpt_dim", 2),
-      reduced("logsumexp", 1, logsumexp),
+      {"logsumexp",
+       {argument(0), result()},
+       [](const Call& c, const Tensor& g) -> Grads {
+         const auto dims = dims_of(c, 1);
+         return {restore(g, c, dims) * (c.tensor(0) - restore(c.result(), c, dims)).exp()};
+       }},
   };
   return formulas;
 }

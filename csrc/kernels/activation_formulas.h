@@ -205,12 +205,17 @@ template <class V>
 RT_INLINE V softsign(V x) {
   return x / (lane_t<V>(1) + abs(x));
 }
-// (x + sqrt(x^2 + b)) / 2 (J. T. Barron, Squareplus, 2021), without the difference that cancels below 0
+// (x + sqrt(x^2 + b)) / 2 (J. T. Barron, Squareplus, 2021), without the difference that cancels below 0, and with the
+// root scaled where x^2 would overflow
 template <class V>
 RT_INLINE V squareplus(V x, lane_t<V> b) {
   using T = lane_t<V>;
-  const V sum = sqrt(V(x * x + b)) + abs(x);
-  return select(x < T(0), V((b * T(0.5)) / sum), V(sum * T(0.5)));
+  constexpr T large = sizeof(T) == 4 ? T(0x1p60) : T(0x1p500);
+  const V a = abs(x), one = splat<V>(T(1));
+  const V down = select(a > large, splat<V>(T(1) / large), one), up = select(a > large, splat<V>(large), one);
+  const V z = a * down;
+  const V half = sqrt(V(z * z + V(down * down) * b)) * (up * T(0.5)) + a * T(0.5);
+  return select(x < T(0), V((b * T(0.25)) / half), half);
 }
 
 // min(max(x + 3, 0), 6) / 6: times a sixth, and then what that lacks, where the product's rounding can be known.

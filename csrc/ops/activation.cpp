@@ -4,6 +4,7 @@
 #include <ATen/ops/celu.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full_like.h>
+#include <ATen/ops/hypot.h>
 #include <ATen/ops/where.h>
 
 #include "elementwise.h"
@@ -94,9 +95,10 @@ Tensor& log_sigmoid_backward_stock_out(const Tensor& grad, const Tensor& self, c
 }
 
 Tensor softsign_stock(const Tensor& x) { return x.div(x.abs().add(1)); }
-Tensor squareplus_stock(const Tensor& x, const Scalar& b) {
-  const Tensor root = x.square().add(b).sqrt(), half = at::full_like(root, 0.5);
-  return at::where(x.lt(0), half * b / (root - x), half * (root + x));
+Tensor squareplus_stock(const Tensor& self, const Scalar& b) {
+  const Tensor x = at::isFloatingType(self.scalar_type()) ? self : self.to(c10::get_default_dtype_as_scalartype());
+  const Tensor root = at::hypot(x, at::full_like(x, std::sqrt(b.toDouble()))), half = (root * 0.5).add(x.abs(), 0.5);
+  return at::where(x.lt(0), at::full_like(x, b.toDouble() / 4) / half, half);
 }
 
 // selu and celu are elu with other constants (G. Klambauer et al., Self-Normalizing Neural Networks, 2017;

@@ -57,9 +57,7 @@ class TransposePlan {
  private:
   static Handed fit(const CloneRequest& request) {
     const Tensor& x = *request.self;
-    if (request.format != at::MemoryFormat::Contiguous || has_names(x) || x.is_neg() || x.is_conj()) {
-      return Handed::option;
-    }
+    if (request.format != at::MemoryFormat::Contiguous || !is_plain(x)) return Handed::option;
     if (!dtype_of(x) || x.element_size() == 1) return Handed::dtype;
     if (x.dim() < 2 || x.numel() == 0 || x.size(-1) < 8 || x.size(-2) < 8) return Handed::size;
     if (x.stride(-2) != 1 || x.stride(-1) != x.size(-2)) return Handed::layout;

@@ -30,7 +30,9 @@ Handed reason(const Tensor& self, const Tensor& target, MaybeTensor weight, int6
   if (reduction < at::Reduction::None || reduction >= at::Reduction::END || !(smoothing >= 0 && smoothing <= 1)) {
     return Handed::option;
   }
-  if (has_names(self) || (given(weight) && weight->requires_grad())) return Handed::option;
+  if (!is_plain(self) || !is_plain(target) || (given(weight) && (weight->requires_grad() || !is_plain(*weight)))) {
+    return Handed::option;
+  }
   if (!dtype_of(self) || !at::isFloatingType(self.scalar_type())) return Handed::dtype;
   if (self.dim() < 1 || self.dim() > 2 || !self.is_contiguous() || !target.is_contiguous()) return Handed::layout;
   if (self.numel() == 0) return Handed::size;
@@ -159,10 +161,22 @@ Tensor backward(const Tensor& grad, const Tensor& self, const Tensor& target, Ma
   stats<"cross_entropy_loss_backward">.count(Handed::no);
   TORCH_CHECK(reason(self, target, weight, reduction, smoothing) == Handed::no,
               "cross_entropy_loss_backward takes what cross_entropy_loss_forward does");
+  const auto per_row = self.sizes().slice(0, self.dim() - 1);
+  const auto check = [&](const char* name, const Tensor& t, at::IntArrayRef sizes, at::ScalarType dtype) {
+    TORCH_CHECK(t.sizes().equals(sizes) && t.scalar_type() == dtype && t.device() == self.device(),
+                "cross_entropy_loss_backward: expected ", name, " to be ", dtype, " ", sizes, " on ", self.device(),
+                ", but got ", t.scalar_type(), " ", t.sizes(), " on ", t.device());
+  };
+  check("grad_output", grad, reduction == at::Reduction::None ? per_row : at::IntArrayRef(), self.scalar_type());
+  check("lse", lse, per_row, at::kDouble);
+  check("total_weight", total_weight, {}, at::kDouble);
   CrossEntropyArgs a = arguments(self, target, weight, ignore_index, smoothing);
+  // The classes may have been changed since the forward, by another library that has their memory. (A device's kernel
+  // looks at each itself.)
+  if (on_cpu(self)) weight_of_targets(a, std::nullopt);
   Tensor grad_x = empty_beside(self, self.sizes(), self.scalar_type());
-  const Tensor dense = grad.contiguous();
-  a.lse = lse.mutable_data_ptr<double>();
+  const Tensor dense = grad.contiguous(), dense_lse = lse.contiguous();
+  a.lse = dense_lse.mutable_data_ptr<double>();
   a.grad_x = grad_x.mutable_data_ptr();
   a.grad = dense.const_data_ptr();
   a.grad_of_rows = reduction == at::Reduction::None;
@@ -216,6 +230,14 @@ FourTensors linear_forward(const Tensor& input, const Tensor& weight, const Tens
   TORCH_CHECK(target.scalar_type() == at::kLong && target.dim() == 1 && target.size(0) == input.size(0),
               "linear_cross_entropy: target must be int64 classes [N], got ", target.scalar_type(), " ",
               target.sizes());
+  TORCH_CHECK(!given(bias) || (bias->dim() == 1 && bias->size(0) == weight.size(0)),
+              "linear_cross_entropy: linear_bias must be [C], got ", bias->sizes());
+  for (const Tensor* t : {&weight, &target, given(bias) ? &*bias : &input}) {
+    TORCH_CHECK(t->device() == input.device(), "linear_cross_entropy: expected all tensors on ", input.device(),
+                ", but one is on ", t->device());
+    TORCH_CHECK(t == &target || t->scalar_type() == input.scalar_type(), "linear_cross_entropy: expected tensors of ",
+                input.scalar_type(), ", but one is of ", t->scalar_type());
+  }
   TORCH_CHECK(reduction == at::Reduction::Mean || reduction == at::Reduction::Sum,
               "linear_cross_entropy: reduction must be mean or sum");
   const int64_t classes = weight.size(0), rows = input.size(0);
@@ -223,11 +245,15 @@ FourTensors linear_forward(const Tensor& input, const Tensor& weight, const Tens
   const Tensor total_weight = count_targets(dense_target, classes, ignore_index);
   const bool mean = reduction == at::Reduction::Mean;
 
-  Tensor grad_input, grad_weight, grad_bias;
+  // 16 bits would round the sum over all rows at each chunk.
+  const bool narrow = input.element_size() == 2;
+  const auto wide = input.options().dtype(narrow ? at::kFloat : input.scalar_type());
+  Tensor grad_input, grad_weight, grad_bias, product;
   if (differentiate) {
     grad_input = at::empty_like(input);
-    grad_weight = at::zeros_like(weight);
-    if (given(bias)) grad_bias = at::zeros_like(*bias);
+    grad_weight = at::zeros_like(weight, wide);
+    if (narrow) product = at::empty_like(weight);
+    if (given(bias)) grad_bias = at::zeros_like(*bias, wide);
   }
   const Tensor one = at::ones({}, input.options());
   const int64_t at_once = std::max<int64_t>(1, logits_at_once / classes);
@@ -251,8 +277,12 @@ FourTensors linear_forward(const Tensor& input, const Tensor& weight, const Tens
     run_rows(cross_entropy::backward, logits, a);
     Tensor grad_x = grad_input.narrow(0, r, count);
     at::mm_out(grad_x, logits, weight);
-    grad_weight.addmm_(logits.t(), x);
-    if (given(bias)) grad_bias.add_(logits.sum(0));
+    narrow ? grad_weight.add_(at::mm_out(product, logits.t(), x)) : grad_weight.addmm_(logits.t(), x);
+    if (given(bias)) grad_bias.add_(logits.sum(0, false, wide.dtype().toScalarType()));
+  }
+  if (differentiate && narrow) {
+    grad_weight = grad_weight.to(input.scalar_type());
+    if (given(bias)) grad_bias = grad_bias.to(input.scalar_type());
   }
   Tensor loss = on_cpu(input) ? number(total) : row_losses.sum();
   loss = (mean ? loss / total_weight : loss).to(input.scalar_type());

@@ -21,7 +21,7 @@ using Two = std::tuple<Tensor, Tensor>;
 Handed reason_of(const Tensor& input) {
   if (!on_cpu(input)) return Handed::option;
   if (input.numel() == 0) return Handed::size;
-  const bool dense = input.layout() == at::kStrided && input.is_non_overlapping_and_dense() && !has_names(input);
+  const bool dense = input.layout() == at::kStrided && input.is_non_overlapping_and_dense() && is_plain(input);
   if (!dense) return Handed::layout;
   return dtype_of(input) && at::isFloatingType(input.scalar_type()) ? Handed::no : Handed::dtype;
 }
@@ -73,6 +73,7 @@ struct NativeDropoutBackward {
   static Tensor call(const Tensor& grad, const Tensor& mask, double scale) {
     Handed reason = reason_of(grad);
     if (reason == Handed::no && mask.scalar_type() != at::kBool) reason = Handed::dtype;
+    if (reason == Handed::no && !(mask.is_cpu() && is_plain(mask))) reason = Handed::option;
     if (reason == Handed::no && !(grad.sizes().equals(mask.sizes()) && grad.strides().equals(mask.strides()))) {
       reason = Handed::layout;
     }

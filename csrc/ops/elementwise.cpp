@@ -29,6 +29,18 @@ auto with_compute_type(Dtype dtype, F f) {
   }
 }
 
+// Whether a number is one of dtype's. Beyond its range some of stock's ops are infinite, and some raise.
+bool is_in_range(const Scalar& s, Dtype dtype) {
+  switch (dtype) {
+    case Dtype::i32: return !c10::overflows<int32_t>(s.toLong());
+    case Dtype::i64:
+    case Dtype::f64: return true;
+    case Dtype::f16: return !c10::overflows<at::Half>(s.toDouble());
+    case Dtype::bf16: return !c10::overflows<at::BFloat16>(s.toDouble());
+    default: return !c10::overflows<float>(s.toDouble());
+  }
+}
+
 bool same_layout(const Tensor& a, const Tensor& b) {
   if (!a.sizes().equals(b.sizes())) return false;
   if (a.is_contiguous() && b.is_contiguous()) return true;
@@ -37,10 +49,8 @@ bool same_layout(const Tensor& a, const Tensor& b) {
 
 // Whether writing out would change an element of in before it is read. Both are dense.
 bool partly_overlap(const Tensor& in, const Tensor& out) {
-  const auto* i = static_cast<const char*>(in.const_data_ptr());
-  const auto* o = static_cast<const char*>(out.const_data_ptr());
-  if (i == o && in.numel() == out.numel()) return false;
-  return i < o + out.nbytes() && o < i + in.nbytes();
+  const bool the_same = in.const_data_ptr() == out.const_data_ptr() && in.numel() == out.numel();
+  return !the_same && overlap(in, out);
 }
 
 }  // namespace
@@ -80,7 +90,7 @@ Handed Plan::fit() {
   if (!fill_scalars()) return Handed::dtype;
   for (size_t k = 0; k < request_.tensors; ++k) {
     const Tensor& t = *request_.in[k];
-    if (has_names(t)) return Handed::option;
+    if (!is_plain(t)) return Handed::option;
     const bool same_device = t.device() == like_->device(), same_dtype = t.scalar_type() == like_->scalar_type();
     if (k != like && is_single(k)) {
       const bool in_place = k == 0 && request_.grad_is_single && same_dtype;  // taken as it is, wherever it is
@@ -102,9 +112,9 @@ bool Plan::fill_scalars() {
   args_.scalars = scalars_.data();
   for (size_t k = 0; k < request_.scalar_count; ++k) {
     const Scalar& s = request_.scalars[k];
-    if (s.isBoolean() || s.isComplex() || s.isSymbolic() || (is_integer(args_.dtype) && !s.isIntegral(false))) {
-      return false;
-    }
+    if (s.isBoolean() || s.isComplex() || s.isSymbolic() || s.type() == at::kUInt64) return false;
+    if (is_integer(args_.dtype) && !s.isIntegral(false)) return false;
+    if (!is_in_range(s, args_.dtype)) return false;
     with_compute_type(args_.dtype, [&](auto zero) {
       using T = decltype(zero);
       store(scalars_.data() + k * sizeof(T), s.to<T>());
@@ -163,7 +173,7 @@ bool Plan::accepts(const Tensor& out) {
   if (!out.defined()) return refuse(Handed::layout);
   if (out.scalar_type() != like_->scalar_type()) return refuse(Handed::dtype);
   const bool fits = request_.total ? out.dim() == 0 : same_layout(out, *like_);
-  if (!fits || out.device() != like_->device() || has_names(out)) return refuse(Handed::layout);
+  if (!fits || out.device() != like_->device() || !is_plain(out)) return refuse(Handed::layout);
   for (size_t k = 0; k < request_.tensors; ++k) {
     if (partly_overlap(*request_.in[k], out)) return refuse(Handed::layout);
   }

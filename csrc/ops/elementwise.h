@@ -35,7 +35,13 @@ struct Request {
   void add(bool) {}  // flags and modes choose the kernel, they are not passed to it
   void add(std::string_view) {}
 
-  c10::DeviceType device() const { return device_type(*in[0]); }
+  // The first that is no CPU: beside a device's tensors, a number may be on the CPU.
+  c10::DeviceType device() const {
+    for (size_t k = 0; k < tensors; ++k) {
+      if (!in[k]->is_cpu()) return device_type(*in[k]);
+    }
+    return c10::DeviceType::CPU;
+  }
 };
 
 // A request that fits a kernel: everything but the outputs.
@@ -59,7 +65,7 @@ class Plan {
   }
   bool accepts(const Tensor& out);
   bool accepts(const Tensor& out, const Tensor& second) {
-    return accepts(out) && accepts(second) && (!out.is_alias_of(second) || refuse(Handed::layout));
+    return accepts(out) && accepts(second) && (!overlap(out, second) || refuse(Handed::layout));
   }
   void run(const Tensor& out) { run_on(out, nullptr); }
   void run(const Tensor& out, const Tensor& second) { run_on(out, &second); }

@@ -20,11 +20,12 @@ namespace {
 
 using at::TensorList;
 
-// An elementwise op on every tensor of a list, in place: kernels take all of them, or stock does.
+// An elementwise op on every tensor of a list, in place: kernels take all of them, or stock does. read: what the i-th
+// reads beside itself.
 class Each {
  public:
   template <class MakeRequest>
-  Each(TensorList self, MakeRequest request) : self_(self) {
+  Each(TensorList self, MakeRequest request, TensorList read = {}) : self_(self) {
     requests_.reserve(self.size());
     plans_.reserve(self.size());
     for (size_t i = 0; i < self.size() && reason_ == Handed::no; ++i) {
@@ -33,6 +34,7 @@ class Each {
       if (plans_.back().reason() == Handed::no) plans_.back().accepts(self[i]);
       reason_ = self[i].is_cpu() ? plans_.back().reason() : Handed::option;  // a GPU's are one launch for all
     }
+    if (reason_ == Handed::no && order_matters({self, read})) reason_ = Handed::layout;
   }
 
   Handed reason() const { return reason_; }
@@ -63,8 +65,8 @@ class Each {
 };
 
 template <Name name, class Stock, class MakeRequest, class... A>
-void run_each(TensorList self, MakeRequest request, A&&... args) {
-  Each each(self, request);
+void run_each(TensorList self, TensorList read, MakeRequest request, A&&... args) {
+  Each each(self, request, read);
   stats<name>.count(each.reason());
   if (each.reason() == Handed::no) return each.run();
   Stock::call(device_type(self[0]), self, args...);
@@ -80,7 +82,7 @@ struct Clamp {
       if (!at::isFloatingType(self[i].scalar_type()) || bound.equal(NAN)) r.kernel = nullptr;
       return r;
     };
-    run_each<name, Stock>(self, request, bound);
+    run_each<name, Stock>(self, {}, request, bound);
   }
 };
 
@@ -91,7 +93,7 @@ struct ByScalar {
       // add's alpha. (mul takes one scalar, and looks at no other.)
       return Always<K>::request(self[i], scalar, Scalar(1));
     };
-    run_each<name, Stock>(self, request, scalar);
+    run_each<name, Stock>(self, {}, request, scalar);
   }
 };
 
@@ -104,7 +106,12 @@ struct MulTensor {
     if (is_number && std::all_of(self.begin(), self.end(), is_float) && other.item<double>() == 1) {
       return stats<name>.count(Handed::no);
     }
-    run_each<name, Stock>(self, [&](size_t i) { return Always<pointwise::mul>::request(self[i], other); }, other);
+    const auto request = [&](size_t i) {
+      Request r = Always<pointwise::mul>::request(self[i], other);
+      if (self[i].is_alias_of(other)) r.kernel = nullptr;  // which changes for those behind it
+      return r;
+    };
+    run_each<name, Stock>(self, {}, request, other);
   }
 };
 
@@ -114,17 +121,18 @@ struct Lerp {
     TORCH_CHECK(self.size() == end.size(), "Tensor lists must have the same number of tensors, got ", self.size(),
                 " and ", end.size());
     run_each<name, Stock>(
-        self, [&](size_t i) { return Always<pointwise::lerp_scalar>::request(self[i], end[i], weight); }, end, weight);
+        self, end, [&](size_t i) { return Always<pointwise::lerp_scalar>::request(self[i], end[i], weight); }, end,
+        weight);
   }
 };
 
 template <Name name, class Stock>
 struct Zero {
   static void call(TensorList self) {
-    const auto is_plain = [](const Tensor& t) {
-      return t.layout() == at::kStrided && t.is_cpu() && t.is_non_overlapping_and_dense();
+    const auto is_dense = [](const Tensor& t) {
+      return t.layout() == at::kStrided && t.is_cpu() && t.is_non_overlapping_and_dense() && is_plain(t);
     };
-    const bool ours = std::all_of(self.begin(), self.end(), is_plain);
+    const bool ours = std::all_of(self.begin(), self.end(), is_dense);
     stats<name>.count(ours ? Handed::no : Handed::layout);
     if (!ours) return Stock::call(device_type(self[0]), self);
     Parts parts;
@@ -144,7 +152,7 @@ class Norms {
     const auto which = inf ? reduction::norm_inf : order == 1 ? reduction::norm1 : reduction::norm2;
     const auto type = tensors[0].scalar_type();
     for (const Tensor& t : tensors) {
-      const bool dense = t.layout() == at::kStrided && t.is_non_overlapping_and_dense();
+      const bool dense = t.layout() == at::kStrided && t.is_non_overlapping_and_dense() && is_plain(t);
       if (!dense || !on_cpu(t) || t.scalar_type() != type || !dtype_of(t) || !at::isFloatingType(type)) return;
       if (inf && t.numel() == 0) return;  // stock refuses
       parts_.add(t.numel());
@@ -221,7 +229,8 @@ struct ClipGradNorm {
     const double total = norm.item<double>(), scale = max_norm / (total + 1e-6);
     if (error_if_nonfinite) check_finite(total, norm_type);
     if (scale >= 1) return norm;
-    Each(grads, [&](size_t i) { return Always<pointwise::mul_scalar>::request(grads[i], Scalar(scale)); }).run();
+    Each each(grads, [&](size_t i) { return Always<pointwise::mul_scalar>::request(grads[i], Scalar(scale)); });
+    each.reason() == Handed::no ? each.run() : at::_foreach_mul_(grads, scale);
     return norm;
   }
 };

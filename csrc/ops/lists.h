@@ -3,6 +3,7 @@
 // Work over lists of tensors: many small ones share one parallel region, a large one is shared by the threads.
 
 #include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -13,6 +14,29 @@ namespace rusttorch {
 // Of so many items with so many elements in all: how many come together to be worth a thread.
 inline int64_t items_for_a_thread(int64_t count, int64_t elements) {
   return std::max<int64_t>(1, count * at::internal::GRAIN_SIZE / std::max<int64_t>(1, elements));
+}
+
+// Whether the order in which the items of some lists are worked on can be seen: the i-th tensors of all lists are one
+// item, and memory is shared by two items, or by two tensors of one that do not begin and end at the same place.
+inline bool order_matters(const std::vector<at::TensorList>& lists) {
+  struct Memory {
+    const char *begin, *end;
+    size_t item;
+  };
+  std::vector<Memory> all;
+  for (const auto& list : lists) {
+    for (size_t i = 0; i < list.size(); ++i) {
+      const auto* begin = static_cast<const char*>(list[i].const_data_ptr());
+      if (list[i].nbytes() > 0) all.push_back({begin, begin + list[i].nbytes(), i});
+    }
+  }
+  std::sort(all.begin(), all.end(), [](const Memory& a, const Memory& b) { return a.begin < b.begin; });
+  for (size_t k = 1; k < all.size(); ++k) {
+    const Memory &a = all[k - 1], &b = all[k];
+    const bool the_same = a.item == b.item && a.begin == b.begin && a.end == b.end;
+    if (b.begin < a.end && !the_same) return true;
+  }
+  return false;
 }
 
 class Parts {

@@ -20,9 +20,9 @@ at::ScalarType compute_type(const Tensor& t) { return t.scalar_type() == at::kDo
 int64_t row_length(at::IntArrayRef normalized) { return c10::multiply_integers(normalized); }
 
 bool fits(MaybeTensor parameter, const Tensor& input, at::IntArrayRef normalized) {
-  return !given(parameter) ||
-         (parameter->is_contiguous() && parameter->sizes().equals(normalized) &&
-          parameter->scalar_type() == input.scalar_type() && parameter->device() == input.device());
+  return !given(parameter) || (parameter->is_contiguous() && parameter->sizes().equals(normalized) &&
+                               parameter->scalar_type() == input.scalar_type() &&
+                               parameter->device() == input.device() && is_plain(*parameter));
 }
 
 // Whether a kernel takes it: contiguous rows, and parameters of the input's dtype.
@@ -33,6 +33,7 @@ Handed reason_of(const Tensor& input, at::IntArrayRef normalized, MaybeTensor we
   }
   if (input.numel() == 0) return Handed::size;
   if (input.layout() != at::kStrided || !input.is_contiguous()) return Handed::layout;
+  if (!is_plain(input)) return Handed::option;
   if (!dtype_of(input) || !at::isFloatingType(input.scalar_type())) return Handed::dtype;
   if (!fits(weight, input, normalized) || !fits(bias, input, normalized)) return Handed::dtype;
   return given(bias) && !given(weight) ? Handed::option : Handed::no;
@@ -144,8 +145,10 @@ struct LayerNorm {
 // Whether these are the gradient and the statistics that belong to the input.
 bool belong(const Tensor& grad, const Tensor& input, std::initializer_list<const Tensor*> each_row, int64_t rows) {
   if (!grad.sizes().equals(input.sizes()) || grad.scalar_type() != input.scalar_type()) return false;
+  if (grad.device() != input.device()) return false;
   return std::all_of(each_row.begin(), each_row.end(), [&](const Tensor* t) {
-    return t->is_contiguous() && t->numel() == rows && t->scalar_type() == compute_type(input);
+    return t->is_contiguous() && t->numel() == rows && t->scalar_type() == compute_type(input) &&
+           t->device() == input.device() && is_plain(*t);
   });
 }
 

@@ -130,6 +130,14 @@ bool has_names([[maybe_unused]] const T& t) {
   }
 }
 
+// Whether t is what its memory holds. Zeros without memory (the tangents of forward-mode AD) and values that are
+// negated when they are read reach the kernels that aten lets them through to: those of add.Scalar, mul.Scalar, clone.
+inline bool is_plain(const Tensor& t) {
+  constexpr c10::DispatchKeySet lazy(
+      {c10::DispatchKey::ZeroTensor, c10::DispatchKey::Negative, c10::DispatchKey::Conjugate});
+  return !t.key_set().has_any(lazy) && !has_names(t);
+}
+
 // The op itself. Which form it is (functional, in-place, out=) follows from stock's signature. Pick makes a request of
 // the arguments, and the request's Plan decides, allocates and runs:
 //   Plan(request), reason()   whether a kernel takes it; if not, why
@@ -185,10 +193,16 @@ using MaybeTensor = const std::optional<Tensor>&;
 // aten's autograd passes an absent tensor as an undefined one.
 inline bool given(MaybeTensor t) { return t && t->defined(); }
 
-// Whether out is what a kernel that writes a contiguous tensor may write to, for an input in.
+// Whether two dense tensors share memory.
+inline bool overlap(const Tensor& a, const Tensor& b) {
+  const auto *p = static_cast<const char*>(a.const_data_ptr()), *q = static_cast<const char*>(b.const_data_ptr());
+  return p < q + b.nbytes() && q < p + a.nbytes();
+}
+
+// Whether out is what a kernel that writes a contiguous tensor may write to, for an input in, which is dense.
 inline bool is_contiguous_output(const Tensor& out, at::ScalarType dtype, at::IntArrayRef sizes, const Tensor& in) {
   return out.defined() && out.scalar_type() == dtype && out.device() == in.device() && out.sizes().equals(sizes) &&
-         out.is_contiguous() && !out.is_alias_of(in);
+         out.is_contiguous() && is_plain(out) && !overlap(in, out);
 }
 
 // An op of this package that has no overload's name, through the dispatcher.

@@ -30,7 +30,7 @@ void check_shape(const Tensor& a, const Tensor& b) {
               ", but got ", b.sizes());
 }
 bool same_place(const Tensor& a, const Tensor& b) {
-  return b.layout() == at::kStrided && a.strides().equals(b.strides()) && a.device() == b.device();
+  return b.layout() == at::kStrided && a.strides().equals(b.strides()) && a.device() == b.device() && is_plain(b);
 }
 
 // A number that a device's kernel can read.
@@ -54,7 +54,7 @@ Handed fit(const Lists& lists, const Lr& lr, MaybeTensor grad_scale, MaybeTensor
   }
   for (size_t i = 0; i < count; ++i) {
     const Tensor& p = lists.parameters[i];
-    if (p.layout() != at::kStrided || !p.is_non_overlapping_and_dense()) return Handed::layout;
+    if (p.layout() != at::kStrided || !p.is_non_overlapping_and_dense() || !is_plain(p)) return Handed::layout;
     const auto type = p.scalar_type();
     if (!dtype_of(p) || !at::isFloatingType(type)) return Handed::dtype;
     if (!same_place(p, lists.grads[i])) return Handed::layout;
@@ -73,7 +73,13 @@ Handed fit(const Lists& lists, const Lr& lr, MaybeTensor grad_scale, MaybeTensor
     if (has_state && lists.state[0][i].scalar_type() != lists.state[0][0].scalar_type()) return Handed::dtype;
     if (!lists.steps.empty() && !is_there(lists.steps[i], p) && !lists.steps[i].is_cpu()) return Handed::option;
   }
-  if (count == 0 || on_cpu(lists.parameters[0])) return Handed::no;
+  if (count == 0) return Handed::no;
+  if (on_cpu(lists.parameters[0])) {
+    if (at::get_num_threads() == 1) return Handed::no;  // in stock's order
+    std::vector<TensorList> all = lists.state;
+    all.insert(all.end(), {lists.parameters, lists.grads});
+    return order_matters(all) ? Handed::layout : Handed::no;
+  }
   const auto there = [&](const auto& number) { return is_there(number, lists.parameters[0]); };
   return there(lr) && there(grad_scale) && there(found_inf) ? Handed::no : Handed::option;
 }

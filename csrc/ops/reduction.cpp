@@ -138,7 +138,7 @@ class ReductionPlan {
 
 Handed ReductionPlan::fit() {
   const ReductionRequest& r = request_;
-  if (!r.kernel || r.wants_dtype || has_names(*r.self)) return Handed::option;
+  if (!r.kernel || r.wants_dtype || !is_plain(*r.self)) return Handed::option;
   if (r.self->numel() == 0) return Handed::size;
   const auto dtype = dtype_of(*r.self);
   if (!dtype) return Handed::dtype;

@@ -43,7 +43,7 @@ class ScanPlan {
 
   bool accepts(const Tensor& out) { return is_output(out, dtype()) || refuse(); }
   bool accepts(const Tensor& out, const Tensor& index) {
-    return (is_output(out, dtype()) && is_output(index, at::kLong) && !out.is_alias_of(index)) || refuse();
+    return (is_output(out, dtype()) && is_output(index, at::kLong) && !overlap(out, index)) || refuse();
   }
 
   void run(const Tensor& out) { run_all(out.mutable_data_ptr(), nullptr); }
@@ -54,7 +54,7 @@ class ScanPlan {
  private:
   Handed fit() {
     const Tensor& x = *request_.self;
-    if (request_.other_dtype || has_names(x)) return Handed::option;
+    if (request_.other_dtype || !is_plain(x)) return Handed::option;
     const auto dtype = dtype_of(x);
     if (!dtype || *dtype == Dtype::b8) return Handed::dtype;
     if (x.dim() == 0 || x.numel() == 0) return Handed::size;

@@ -37,8 +37,8 @@ class SoftmaxPlan {
 
   bool accepts(const Tensor& out) {
     const Tensor& x = *request_.in[0];
-    const bool fits = is_contiguous_output(out, x.scalar_type(), x.sizes(), x) &&
-                      !(request_.in[1] && out.is_alias_of(*request_.in[1]));
+    const bool fits =
+        is_contiguous_output(out, x.scalar_type(), x.sizes(), x) && !(request_.in[1] && overlap(*request_.in[1], out));
     if (!fits) reason_ = Handed::layout;
     return fits;
   }
@@ -58,7 +58,7 @@ class SoftmaxPlan {
     // Stock's kernels read beyond the end of the smaller one, or divide by its zero.
     TORCH_CHECK(!request_.in[1] || request_.in[1]->sizes().equals(x.sizes()),
                 "expected a gradient of the output's shape ", request_.in[1]->sizes(), ", but got ", x.sizes());
-    if (request_.other_dtype || has_names(x)) return Handed::option;
+    if (request_.other_dtype) return Handed::option;
     const auto dtype = dtype_of(x);
     if (!dtype || !at::isFloatingType(x.scalar_type())) return Handed::dtype;
     if (x.dim() == 0 || x.numel() == 0) return Handed::size;
@@ -66,6 +66,7 @@ class SoftmaxPlan {
     if (!around) return Handed::option;  // stock raises
     for (const Tensor* t : request_.in) {
       if (!t) continue;
+      if (!is_plain(*t)) return Handed::option;
       if (t->scalar_type() != x.scalar_type()) return Handed::dtype;
       if (!t->sizes().equals(x.sizes()) || !t->is_contiguous() || t->device() != x.device()) return Handed::layout;
     }

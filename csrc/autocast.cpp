@@ -1,0 +1,67 @@
+// Autocast over torch.ops.rusttorch.*: what aten computes in float32 (losses, prod; on CUDA sums and softmax too) is
+// cast here as well. (A swapped aten op keeps PyTorch's own rules.)
+
+#include <ATen/autocast_mode.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/library.h>
+
+#include "form.h"
+
+namespace rusttorch {
+namespace {
+
+using torch::jit::Stack;
+
+// Calls the op with its floating-point tensors, but those of float64, cast to a dtype.
+void call_as(const c10::OperatorHandle& op, Stack* stack, at::ScalarType dtype, c10::DeviceType device) {
+  const c10::impl::ExcludeDispatchKeyGuard guard(at::autocast::get_autocast_dispatch_key_from_device_type(device));
+  for (size_t i = stack->size() - op.schema().arguments().size(); i < stack->size(); ++i) {
+    c10::IValue& value = (*stack)[i];
+    if (value.isTensor()) value = at::autocast::cached_cast(dtype, value.toTensor(), device);
+  }
+  op.callBoxed(stack);
+}
+
+template <c10::DeviceType device>
+void in_float32(const c10::OperatorHandle& op, Stack* stack) {
+  call_as(op, stack, at::kFloat, device);
+}
+
+// addcmul and addcdiv, in the widest dtype among their tensors.
+template <c10::DeviceType device>
+void in_widest(const c10::OperatorHandle& op, Stack* stack) {
+  at::ScalarType widest = at::autocast::get_lower_precision_fp_from_device_type(device);
+  for (size_t i = stack->size() - op.schema().arguments().size(); i < stack->size(); ++i) {
+    if ((*stack)[i].isTensor()) widest = at::autocast::prioritize(widest, (*stack)[i].toTensor(), device);
+  }
+  call_as(op, stack, widest, device);
+}
+
+// A linear layer, in the lower precision, and a loss, which autocast gives in float32.
+template <c10::DeviceType device>
+void linear_loss(const c10::OperatorHandle& op, Stack* stack) {
+  call_as(op, stack, at::autocast::get_lower_precision_fp_from_device_type(device), device);
+  stack->back() = stack->back().toTensor().to(at::kFloat);
+}
+
+// Where aten casts, so do we.
+template <c10::DeviceType device>
+void register_casts(torch::Library& m) {
+  const auto key = at::autocast::get_autocast_dispatch_key_from_device_type(device);
+  for_each_schema([&](const c10::FunctionSchema&, const std::string&, const std::string& name) {
+    const auto twin = find_op("aten", name);
+    if (name == "linear_cross_entropy") {
+      m.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunction<&linear_loss<device>>());
+    } else if (twin && twin->hasKernelForDispatchKey(key)) {
+      const bool promotes = name == "addcmul" || name == "addcdiv";
+      m.impl(name.c_str(), promotes ? torch::CppFunction::makeFromBoxedFunction<&in_widest<device>>()
+                                    : torch::CppFunction::makeFromBoxedFunction<&in_float32<device>>());
+    }
+  });
+}
+
+}  // namespace
+}  // namespace rusttorch
+
+TORCH_LIBRARY_IMPL(rusttorch, AutocastCPU, m) { rusttorch::register_casts<c10::DeviceType::CPU>(m); }
+TORCH_LIBRARY_IMPL(rusttorch, AutocastCUDA, m) { rusttorch::register_casts<c10::DeviceType::CUDA>(m); }
