@@ -19,6 +19,8 @@ import test_softmax
 import torch
 import torch.nn.functional as F
 from cases import DTYPES, INTEGERS, OWN, clone, first, values
+
+pytest.importorskip("hypothesis")
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
