@@ -1,20 +1,26 @@
 """Times the ops on a GPU: stock eager, rusttorch, torch.compile; Liger-Kernel and FlagGems where they are installed.
 
-    python bench/gpu.py --out bench/results/NAME.json [--sizes 1048576 16777216] [--seconds 200]
+    python bench/gpu.py --out build/gpu/bench.json [--sizes 1048576 16777216 134217728] [--seconds 500]
 
 Each figure is the median over blocks of calls, timed by the device's own events, the contenders in random order in one
-process; ratios are stock's time over theirs, paired, with the bootstrap's 95 % interval. Then the cases that training
+process; ratios are stock's time over theirs, paired, with the bootstrap's 95 % interval. First the cases that training
 is made of: the cross entropy of a vocabulary, Adam over 100 million parameters, the backward of layer norm, and the
-steps of a GPT under rusttorch.AB.
+steps of a GPT under rusttorch.AB; then the table of ops, and in the end torch.compile over some of them.
+
+Each is in the file as soon as it is measured, and what is there is not measured again. Exit status: 0; 75 where the
+seconds were not enough.
 """
 
 import argparse
 import contextlib
+import faulthandler
 import importlib
 import json
 import math
+import os
 import random
 import statistics
+import sys
 import time
 from pathlib import Path
 
@@ -27,6 +33,53 @@ from train import Text
 
 BLOCK_SECONDS = 1e-3
 BLOCKS = 15
+CELL_SECONDS = 60  # after which a kernel hangs
+LEFT = 75
+
+
+class Results:
+    """What is measured, in the file after each cell. One that ends the process is an error there, not tried again."""
+
+    def __init__(self, path, seconds, device):
+        self.path, self.until, self.device = path, time.time() + seconds, device
+        self.found = json.loads(path.read_text()) if path.exists() else {}
+        self.left = 0
+
+    def save(self):
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        beside = self.path.with_suffix(".new")
+        beside.write_text(json.dumps(self.found, indent=1) + "\n")
+        beside.replace(self.path)
+
+    def measure(self, group, label, f):
+        """What f() returns, unless it is there or the time is up."""
+        cells = self.found.setdefault(group, {})
+        if label in cells:
+            return
+        if time.time() > self.until:
+            self.left += 1
+            return
+        cells[label] = {"error": "the process ended here"}
+        self.save()
+        faulthandler.dump_traceback_later(CELL_SECONDS, exit=True)
+        try:
+            cells[label] = f()
+            synchronize(self.device)
+        except Exception as error:  # the next may run
+            cells[label] = {"error": first_line(error)}
+        self.save()
+        report(label, cells[label])
+        synchronize(self.device)  # where the device's context is lost the process ends here, and another one goes on
+        faulthandler.cancel_dump_traceback_later()
+
+
+def first_line(error):
+    return f"{type(error).__name__}: {error}".split("\n")[0]
+
+
+def synchronize(device):
+    if device.type == "cuda":
+        torch.cuda.synchronize()
 
 
 def block(f, calls, device):
@@ -43,19 +96,24 @@ def block(f, calls, device):
 
 
 def race(contenders, device):
-    """contenders: {name: (context manager, f)}, stock among them. {name: {us, ratio, interval}}."""
-    calls, times = {}, {}
+    """contenders: {name: (context manager, f)}, stock among them. {name: {us, ratio, interval}, or {error}}."""
+    calls, errors = {}, {}
     for name, (context, f) in contenders.items():
-        with context():
-            block(f, 2, device)
-            calls[name] = max(1, int(BLOCK_SECONDS / max(block(f, 3, device), 1e-7)))
-        times[name] = []
+        try:
+            with context():
+                block(f, 2, device)
+                calls[name] = max(1, int(BLOCK_SECONDS / max(block(f, 3, device), 1e-7)))
+        except Exception as error:
+            if name == "stock":
+                raise
+            errors[name] = {"error": first_line(error)}
+    times = {name: [] for name in calls}
     for _ in range(BLOCKS):
-        for name in random.sample(list(contenders), len(contenders)):
+        for name in random.sample(list(calls), len(calls)):
             context, f = contenders[name]
             with context():
                 times[name].append(block(f, calls[name], device))
-    return {
+    return errors | {
         name: {"us": statistics.median(seconds) * 1e6} | measure.paired(times["stock"], seconds)
         for name, seconds in times.items()
     }
@@ -64,20 +122,19 @@ def race(contenders, device):
 def optional(name):
     try:
         return importlib.import_module(name)
-    except ImportError:
+    except Exception:  # or it is there, for another Triton
         return None
 
 
 LIGER, FLAG_GEMS = optional("liger_kernel.transformers.functional"), optional("flag_gems")
 
 
-def contenders_of(stock, ours, compiled=None, liger=None):
-    """stock, ours, compiled, liger: functions of no arguments, None where there is none."""
+def contenders_of(stock, ours, liger=None):
+    """Functions of no arguments; liger's is None where there is none."""
     plain = contextlib.nullcontext
     all_of_them = {
         "stock": (plain, stock),
         "ours": (plain, ours),
-        "compile": (plain, compiled),
         "liger": (plain, liger),
     }
     if FLAG_GEMS:
@@ -87,48 +144,74 @@ def contenders_of(stock, ours, compiled=None, liger=None):
 
 def copy_bandwidth(device, megabytes=512):
     """GB/s of torch's own copy, reads and writes counted."""
-    a = torch.ones(megabytes << 20, dtype=torch.uint8)
+    a = torch.ones(megabytes << 20, dtype=torch.uint8, device=device)
     b = torch.empty_like(a)
     return 2 * a.nbytes / min(block(lambda: b.copy_(a), 5, device) for _ in range(10)) / 1e9
 
 
-def report(label, results, share=None):
-    figures = "  ".join(f"{name} {r['us']:9.1f} us {r['ratio']:5.2f}x" for name, r in results.items())
-    print(f"{label:48} {figures}" + (f"  {share:.0%} of the copy's bandwidth" if share else ""), flush=True)
+def report(label, results):
+    figures = [f"{name} {r['us']:9.1f} us {r['ratio']:5.2f}x" for name, r in results.items() if "us" in of(r)]
+    figures += [f"{name} {r['error']}" for name, r in results.items() if "error" in of(r)]
+    share = of(results.get("ours")).get("share_of_bandwidth")
+    figures += [results["error"]] if "error" in results else []
+    print(f"{label:48}", *figures, f"{share:.0%} of the copy's bandwidth" if share else "", sep="  ", flush=True)
 
 
-def table(options, device, bandwidth):
-    """The table's rows, until the time is up for torch.compile, which takes seconds for each."""
-    until = time.time() + options.seconds
-    found = []
+def of(value):
+    return value if isinstance(value, dict) else {}
+
+
+def with_share(results, moved, bandwidth):
+    """results, and how much of the copy's bandwidth ours has, which moves so many bytes."""
+    if "us" in results["ours"]:
+        results["ours"]["share_of_bandwidth"] = moved / results["ours"]["us"] / 1e3 / bandwidth
+    return results
+
+
+def calls_of(row, shape, dtype, device):
+    """Stock's and ours."""
+    with device:
+        inputs = measure.make_inputs(row, shape, dtype)
+    return [lambda f=f: f(*inputs, *row.args, **row.kwargs) for f in (row.stock, row.ours)], inputs
+
+
+def op(row, shape, dtype, device, bandwidth):
+    calls, inputs = calls_of(row, shape, dtype, device)
+    results = race(contenders_of(*calls), device)
+    # What fits in the cache is not moved.
+    cache = torch.cuda.get_device_properties(device).L2_cache_size if device.type == "cuda" else 1 << 25
+    moved = row.tensors_moved * math.prod(shape) * inputs[0].element_size()
+    return with_share(results, moved, bandwidth) if moved > 4 * cache else results
+
+
+def compiled(row, shape, dtype, device):
+    (stock, _), inputs = calls_of(row, shape, dtype, device)
+    torch._dynamo.reset()
+    f = torch.compile(row.stock)
+    plain = contextlib.nullcontext
+    return race({"stock": (plain, stock), "compile": (plain, lambda: f(*inputs, *row.args, **row.kwargs))}, device)
+
+
+def table(results, options, bandwidth):
+    """Every row; then torch.compile, which takes seconds for each, for some drawn at random."""
+    largest = {}
     for row in ROWS:
+        # The largest is for what is at the memory's limit, where 16M numbers of 16 bits would fit in the cache.
+        sizes = options.sizes if row.tensors_moved else options.sizes[:-1] or options.sizes
         for dtype in (torch.float32, torch.bfloat16):
-            for shape in row.shapes or [(n,) for n in options.sizes]:
-                inputs = measure.make_inputs(row, shape, dtype)
-                compiled = None
-                if time.time() < until and shape == (row.shapes or [(max(options.sizes),)])[-1]:
-                    torch._dynamo.reset()
-                    f = torch.compile(row.stock)
-                    compiled = lambda f=f, x=inputs, row=row: f(*x, *row.args, **row.kwargs)  # noqa: E731
-                stock = lambda x=inputs, row=row: row.stock(*x, *row.args, **row.kwargs)  # noqa: E731
-                ours = lambda x=inputs, row=row: row.ours(*x, *row.args, **row.kwargs)  # noqa: E731
-                name = str(dtype).removeprefix("torch.")
-                result = {"op": row.name, "dtype": name, "shape": list(shape)}
-                try:
-                    result |= race(contenders_of(stock, ours, compiled), device)
-                except Exception as error:  # the next op may run: what failed is in the results
-                    result["error"] = str(error).split("\n")[0]
-                    print(row.name, name, shape, result["error"], flush=True)
-                    found.append(result)
-                    continue
-                share = None
-                if row.tensors_moved and math.prod(shape) >= 1 << 24:
-                    moved = row.tensors_moved * math.prod(shape) * inputs[0].element_size()
-                    share = result["share_of_bandwidth"] = moved / result["ours"]["us"] / 1e3 / bandwidth
-                label = f"{row.name} {name} {'x'.join(map(str, shape))}"
-                report(label, {k: r for k, r in result.items() if isinstance(r, dict)}, share)
-                found.append(result)
-    return found
+            for shape in row.shapes or [(n,) for n in sizes]:
+                label = f"{row.name} {str(dtype).removeprefix('torch.')} {'x'.join(map(str, shape))}"
+                cell = row, shape, dtype, options.device
+                results.measure("ops", label, lambda cell=cell: op(*cell, bandwidth))
+            if not row.steps:  # whose backward would be another graph
+                largest[label] = cell
+    for label in random.Random(0).sample(list(largest), len(largest)):
+        spent = results.found.setdefault("compile_seconds", 0)
+        if spent > options.compile_seconds:
+            break
+        start = time.time()
+        results.measure("compile", label, lambda cell=largest[label]: compiled(*cell))
+        results.found["compile_seconds"] = spent + time.time() - start
 
 
 def peak_beyond(f, device):
@@ -145,8 +228,8 @@ def peak_beyond(f, device):
 
 def cross_entropy(rows, classes, dtype, device):
     """Forward and backward."""
-    x = torch.randn(rows, classes, dtype=dtype, requires_grad=True)
-    target = torch.randint(classes, (rows,))
+    x = torch.randn(rows, classes, dtype=dtype, device=device, requires_grad=True)
+    target = torch.randint(classes, (rows,), device=device)
 
     def step(f):
         def run():
@@ -160,6 +243,8 @@ def cross_entropy(rows, classes, dtype, device):
     )
     results = race(steps, device)
     for name, (context, f) in steps.items():
+        if "error" in results[name]:
+            continue
         x.grad = None
         with context():
             results[name]["peak_over_gradient"] = (peak_beyond(f, device) or 0) / x.nbytes
@@ -167,7 +252,8 @@ def cross_entropy(rows, classes, dtype, device):
 
 
 def layer_norm_backward(rows, n, dtype, device):
-    x, weight, bias = (torch.randn(s, dtype=dtype, requires_grad=True) for s in ((rows, n), (n,), (n,)))
+    options = {"dtype": dtype, "device": device, "requires_grad": True}
+    x, weight, bias = (torch.randn(s, **options) for s in ((rows, n), (n,), (n,)))
     g = torch.randn_like(x)
 
     def backward(f):
@@ -188,7 +274,7 @@ def adam(parameters, each, device):
     """A step over so many parameters in tensors of `each`: stock's fused Adam against ours."""
 
     def optimizer(kind, **options):
-        tensors = [torch.randn(each, requires_grad=True) for _ in range(parameters // each)]
+        tensors = [torch.randn(each, device=device, requires_grad=True) for _ in range(parameters // each)]
         for p in tensors:
             p.grad = torch.randn_like(p)
         return kind(tensors, lr=1e-3, **options)
@@ -200,10 +286,12 @@ def adam(parameters, each, device):
 
 def training(device, steps=160):
     """A GPT's steps, stock and swapped in turn."""
-    loop, batches = Text(), Text.batches(torch.Generator(device).manual_seed(0))
+    with device:
+        loop, batches = Text(), Text.batches(torch.Generator(device).manual_seed(0))
     ab = rusttorch.AB()
     for _ in range(steps):
-        x, y = (t.to(device) for t in next(batches))
+        with device:
+            x, y = next(batches)
         with ab.step(samples=y.numel()) as step:
             step.loss = loop.step(x, y)
     ab = ab.report()
@@ -214,24 +302,24 @@ def training(device, steps=160):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda", type=torch.device)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[1 << 20, 1 << 24])
-    parser.add_argument("--seconds", type=float, default=100, help="for torch.compile's contenders")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1 << 20, 1 << 24, 1 << 27])
+    parser.add_argument("--seconds", type=float, default=500, help="after which nothing more is measured")
+    parser.add_argument("--compile-seconds", type=float, default=100, help="for torch.compile, of all calls together")
     parser.add_argument("--scale", type=int, default=1, help="divides the sizes of the cases of training")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     device, scale = options.device, options.scale
-    torch.set_default_device(device)
     random.seed(0)
-    bandwidth = copy_bandwidth(device)
+    results = Results(options.out, options.seconds, device)
+    bandwidth = results.found.setdefault("copy_gb_s", copy_bandwidth(device))
     print(f"copy: {bandwidth:.0f} GB/s")
-    results = {"copy_gb_s": bandwidth, "ops": [], "cases": {}}
 
     def case(label, run, *args, moved=0):
-        results["cases"][label] = found = run(*args, device)
-        share = moved and moved / found["ours"]["us"] / 1e3 / bandwidth
-        if moved:
-            found["ours"]["share_of_bandwidth"] = share
-        report(label, found, share)
+        def measured():
+            found = run(*args, device)
+            return with_share(found, moved, bandwidth) if moved else found
+
+        results.measure("cases", label, measured)
 
     # Adam reads and writes a parameter and its two means, and reads the gradient.
     parameters = 100_000_000 // scale
@@ -240,10 +328,13 @@ def main():
         name = str(dtype).removeprefix("torch.")
         case(f"cross_entropy 8192 x 32000, backward too, {name}", cross_entropy, 8192 // scale, 32_000, dtype)
         case(f"layer_norm's backward 8192 x 4096, {name}", layer_norm_backward, 8192 // scale, 4096, dtype)
-    results["training"] = {"gpt": training(device, max(48, 160 // scale))}
-    results["ops"] = table(options, device, bandwidth)
-    options.out.parent.mkdir(exist_ok=True)
-    options.out.write_text(json.dumps(results, indent=1) + "\n")
+    results.measure("training", "gpt", lambda: training(device, max(48, 160 // scale)))
+    table(results, options, bandwidth)
+    results.save()
+    if results.left:
+        print(f"{results.left} are left")
+    sys.stdout.flush()
+    os._exit(LEFT if results.left else 0)  # torch.compile's workers are not waited for
 
 
 if __name__ == "__main__":

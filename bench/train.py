@@ -24,7 +24,6 @@ import rusttorch
 import torch
 import torch.nn.functional as F
 from rusttorch.bench import results
-from sklearn.datasets import load_digits
 from torch import nn
 
 CONTEXT = 128  # characters
@@ -70,6 +69,8 @@ class GPT(nn.Module):
 
 
 def digits():
+    from sklearn.datasets import load_digits  # the text, which bench/gpu.py trains on, does without
+
     data = load_digits()
     return torch.tensor(data.data, dtype=torch.float32) / 16, torch.tensor(data.target)
 
