@@ -86,7 +86,7 @@ cuda: .venv/made
 	python tools/cuda_check.py
 
 gpu:
-	$(PYTHON) tools/gpu.py
+	$(PYTHON) tools/gpu.py $(ARGS)
 
 emulate: build
 	python tools/emulate.py
