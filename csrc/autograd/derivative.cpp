@@ -139,6 +139,27 @@ Pointer make_node() {
   }
 }
 
+// Hangs the node on a result, and returns the node that hangs there then: where a view was changed in place, the
+// CopySlices around it. (Only since torch 2.14 does rebase_history tell.)
+template <class Pointer>
+Pointer attach(const Tensor& y, const Pointer& node, bool inplace) {
+  if (!inplace) {
+    ag::set_history(y, node);
+  } else if constexpr (std::is_void_v<decltype(ag::rebase_history(y, node))>) {
+    ag::rebase_history(y, node);
+  } else {
+    return ag::rebase_history(y, node);
+  }
+  return node;
+}
+
+// Shows a complete node to torch.autograd.graph.node_creation_hook, which torch has since 2.14. (Found by the
+// argument's namespace: a qualified name must be there.)
+template <class Pointer>
+void created(const Pointer& node) {
+  if constexpr (requires { fire_node_creation_hooks(node); }) fire_node_creation_hooks(node);
+}
+
 // The op's next kernel: the one that marks a change, or the backend's.
 void below(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
   const at::AutoDispatchBelowAutograd guard;
@@ -181,13 +202,15 @@ class Differentiable final : public c10::OperatorKernel {
     below(op, keys, stack);
 
     const size_t results = op.schema().returns().size(), first = stack->size() - results;
+    NodePtr attached = pointer;
     for (size_t k = 0; k < std::min(results, formula_->outputs); ++k) {
-      inplace ? ag::rebase_history(tensors[0], pointer) : ag::set_history((*stack)[first + k].toTensor(), pointer);
+      attached = attach(inplace ? tensors[0] : (*stack)[first + k].toTensor(), pointer, inplace);
     }
     for (const Saved& save : of_results) {
       const Tensor& y = inplace ? tensors[0] : (*stack)[first + save.index].toTensor();
       keep(node, save, {y, save.index < formula_->outputs, inplace && y.is_view()});
     }
+    created(attached);
   }
 
  private:

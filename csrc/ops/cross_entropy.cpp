@@ -139,6 +139,7 @@ ThreeTensors forward_on_device(const Tensor& self, CrossEntropyArgs& a, const Te
 ThreeTensors forward(const Tensor& self, const Tensor& target, MaybeTensor weight, int64_t reduction,
                      int64_t ignore_index, double smoothing) {
   stats<"cross_entropy_loss_forward">.count(Handed::no);
+  check_one_device({&self, &target, given(weight) ? &*weight : &self});
   TORCH_CHECK(reason(self, target, weight, reduction, smoothing) == Handed::no,
               "cross_entropy_loss_forward takes a contiguous input of [N, C] or [C]; cross_entropy_loss takes all");
   CrossEntropyArgs a = arguments(self, target, weight, ignore_index, smoothing);
@@ -159,13 +160,13 @@ ThreeTensors forward(const Tensor& self, const Tensor& target, MaybeTensor weigh
 Tensor backward(const Tensor& grad, const Tensor& self, const Tensor& target, MaybeTensor weight, const Tensor& lse,
                 const Tensor& total_weight, int64_t reduction, int64_t ignore_index, double smoothing) {
   stats<"cross_entropy_loss_backward">.count(Handed::no);
+  check_one_device({&grad, &self, &target, given(weight) ? &*weight : &self, &lse, &total_weight});
   TORCH_CHECK(reason(self, target, weight, reduction, smoothing) == Handed::no,
               "cross_entropy_loss_backward takes what cross_entropy_loss_forward does");
   const auto per_row = self.sizes().slice(0, self.dim() - 1);
   const auto check = [&](const char* name, const Tensor& t, at::IntArrayRef sizes, at::ScalarType dtype) {
-    TORCH_CHECK(t.sizes().equals(sizes) && t.scalar_type() == dtype && t.device() == self.device(),
-                "cross_entropy_loss_backward: expected ", name, " to be ", dtype, " ", sizes, " on ", self.device(),
-                ", but got ", t.scalar_type(), " ", t.sizes(), " on ", t.device());
+    TORCH_CHECK(t.sizes().equals(sizes) && t.scalar_type() == dtype, "cross_entropy_loss_backward: expected ", name,
+                " to be ", dtype, " ", sizes, ", but got ", t.scalar_type(), " ", t.sizes());
   };
   check("grad_output", grad, reduction == at::Reduction::None ? per_row : at::IntArrayRef(), self.scalar_type());
   check("lse", lse, per_row, at::kDouble);

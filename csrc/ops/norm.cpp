@@ -205,6 +205,7 @@ struct FusedRmsNorm {
 struct FusedRmsNormBackward {
   static Two call(const Tensor& grad, const Tensor& input, at::IntArrayRef normalized, const Tensor& rstd,
                   MaybeTensor weight, std::array<bool, 2> wanted) {
+    check_one_device({&grad, &input, &rstd, given(weight) ? &*weight : &input});
     const Handed reason = reason_of(input, normalized, weight, std::nullopt);
     const bool ours = reason == Handed::no && belong(grad, input, {&rstd}, input.numel() / row_length(normalized));
     stats<"_fused_rms_norm_backward">.count(ours ? Handed::no : Handed::option);

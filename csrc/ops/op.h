@@ -193,6 +193,15 @@ using MaybeTensor = const std::optional<Tensor>&;
 // aten's autograd passes an absent tensor as an undefined one.
 inline bool given(MaybeTensor t) { return t && t->defined(); }
 
+// Stock's error where tensors are on several devices.
+inline void check_one_device(std::initializer_list<const Tensor*> tensors) {
+  const Tensor& first = **tensors.begin();
+  for (const Tensor* t : tensors) {
+    TORCH_CHECK(t->device() == first.device(), "Expected all tensors to be on the same device, but found at least two ",
+                "devices, ", first.device(), " and ", t->device(), "!");
+  }
+}
+
 // Whether two dense tensors share memory.
 inline bool overlap(const Tensor& a, const Tensor& b) {
   const auto *p = static_cast<const char*>(a.const_data_ptr()), *q = static_cast<const char*>(b.const_data_ptr());

@@ -67,6 +67,7 @@ FAKE = {
 }
 LISTS = ("optimizer", "foreach")  # families
 ELEMENTWISE = ("pointwise", "activation")  # families
+ONE_DEVICE = ("norm", "cross_entropy")  # families that take no number from another device
 
 
 def overload(namespace, name):
@@ -76,10 +77,23 @@ def overload(namespace, name):
     return getattr(packet, suffix or "default", None) if packet is not None else None
 
 
-def register_fake(name):
+def _check_one_device(args):
+    devices = {x.device for x in args if isinstance(x, torch.Tensor)}
+    if len(devices) > 1:
+        found = " and ".join(sorted(map(str, devices)))
+        raise RuntimeError(f"Expected all tensors to be on the same device, but found at least two devices, {found}!")
+
+
+def register_fake(name, family):
     """The rules for shapes, dtypes and layouts are aten's own: the fake kernel is aten's op on fake tensors."""
     twin = FAKE.get(name) or overload("aten", name)
-    torch.library.register_fake(f"rusttorch::{name}", lambda *args, **kwargs: twin(*args, **kwargs))
+
+    def fake(*args, **kwargs):
+        if family in ONE_DEVICE:
+            _check_one_device(args)
+        return twin(*args, **kwargs)
+
+    torch.library.register_fake(f"rusttorch::{name}", fake)
 
 
 def register_vmap(name):
@@ -143,11 +157,11 @@ def register():
             if nothing:
                 torch.library.register_fake(f"rusttorch::{name}", lambda *args, **kwargs: None)
             else:
-                register_fake(name)
+                register_fake(name, family)
             continue
         composite = torch._C._dispatch_has_kernel_for_dispatch_key(f"rusttorch::{name}", "CompositeImplicitAutograd")
         if not composite:  # else made of other ops of the table, which have their fake kernels
-            register_fake(name)
+            register_fake(name, family)
         arguments = overload("rusttorch", name)._schema.arguments
         if not any(a.kwarg_only and a.alias_info for a in arguments):  # vmap has no out=
             (register_elementwise_vmap if family in ELEMENTWISE else register_vmap)(name)
