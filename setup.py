@@ -3,8 +3,9 @@
     pip install --no-build-isolation .
 
 Kernels (csrc/kernels) are compiled once per instruction set. CUDA sources (csrc_cuda) are compiled when torch has
-CUDA and nvcc is there, or when FORCE_CUDA=1; with RUSTTORCH_EMULATION=1 as C++, in place of the CPU's kernels, which is
-how tools/emulate.py tests them without a GPU. Everything else here is what torch.utils.cpp_extension does.
+CUDA and nvcc is there; FORCE_CUDA=1 compiles them always, FORCE_CUDA=0 never. With RUSTTORCH_EMULATION=1 they are
+compiled as C++, in place of the CPU's kernels, which is how tools/emulate.py tests them without a GPU. Everything else
+here is what torch.utils.cpp_extension does.
 """
 
 import os
@@ -114,8 +115,9 @@ def torch_sources():
 
 
 def with_cuda():
-    if os.environ.get("FORCE_CUDA") == "1":
-        return True
+    force = os.environ.get("FORCE_CUDA")
+    if force in ("0", "1"):
+        return force == "1"
     return torch.version.cuda is not None and cpp_extension.CUDA_HOME is not None
 
 
