@@ -9,7 +9,9 @@ here is what torch.utils.cpp_extension does.
 """
 
 import os
+import re
 import subprocess
+import sys
 from pathlib import Path
 
 import torch
@@ -154,9 +156,19 @@ def extension():
     )
 
 
+def supported_torch():
+    """The range in pyproject.toml, which pip does not look at with --no-build-isolation, nor python setup.py ever."""
+    text = (ROOT / "pyproject.toml").read_text()
+    torches, oldest, beyond = re.search(r'"(torch>=([\d.]+),<([\d.]+))"', text).groups()
+    release = [[int(n) for n in version.split(".")[:2]] for version in (oldest, torch.__version__, beyond)]
+    if not release[0] <= release[1] < release[2]:
+        sys.exit(f"rusttorch is for {torches}, but torch {torch.__version__} is installed")
+    return torches
+
+
 def write_build_info():
     """What the package needs to know before it loads _C: with another torch, loading fails without a word."""
-    text = f'TORCH = "{torch.__version__}"\nCUDA = {with_cuda()}\n'
+    text = f'TORCH = "{torch.__version__}"\nSUPPORTED = "{supported_torch()}"\nCUDA = {with_cuda()}\n'
     path = ROOT / "torch_ext" / "rusttorch" / "_build.py"
     if not path.exists() or path.read_text() != text:
         path.write_text(text)

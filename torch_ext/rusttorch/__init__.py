@@ -12,7 +12,8 @@ from . import _build
 if _build.TORCH.split("+")[0] != torch.__version__.split("+")[0]:
     raise ImportError(
         f"rusttorch was built against torch {_build.TORCH}, but torch {torch.__version__} is installed: "
-        "rebuild it with `pip install --no-build-isolation --force-reinstall --no-deps .` in its source folder"
+        "rebuild it with `pip install --no-build-isolation --force-reinstall --no-deps .` in its source folder "
+        f"(it is for {_build.SUPPORTED})"
     )
 
 from . import _C, _register, memory, names, optim
