@@ -1,5 +1,6 @@
 """Every functional op with the arguments it is tested on. The families' own tables are in test_FAMILY.py."""
 
+import warnings
 from typing import Any, NamedTuple
 
 import rusttorch
@@ -190,3 +191,11 @@ def functional_ops():
         if not schema.is_mutable:
             names.append(op.name)
     return names
+
+
+def opcheck(*args, **kwargs):
+    """torch.library.opcheck, stock's own warning aside."""
+    with warnings.catch_warnings():
+        # Since torch 2.14 fake tensors hide it where a warning is shown, which one that is an error never is.
+        warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf", UserWarning)
+        torch.library.opcheck(*args, **kwargs)

@@ -5,7 +5,7 @@ import math
 import pytest
 import rusttorch
 import torch
-from cases import DTYPES, INTEGERS, LAYOUTS, OWN, REFERENCE, clone, first, inputs
+from cases import DTYPES, INTEGERS, LAYOUTS, OWN, REFERENCE, clone, first, inputs, opcheck
 
 SPECIAL = (
     0.0,
@@ -295,7 +295,7 @@ def opcheck_test(cases):
             kwargs = dict(case.kwargs)
             if form == "out":
                 kwargs[out_name(op)] = torch.empty_like(first(run(case.stock(), case, tensors)))
-            torch.library.opcheck(op, case.arguments(tensors), kwargs)
+            opcheck(op, case.arguments(tensors), kwargs)
 
     return test
 

@@ -1,7 +1,7 @@
 import pytest
 import rusttorch
 import torch
-from cases import DTYPES, INTEGERS
+from cases import DTYPES, INTEGERS, opcheck
 
 
 @pytest.mark.parametrize("dtype", (*DTYPES, *INTEGERS, torch.bool), ids=str)
@@ -37,6 +37,6 @@ def test_derivatives_and_opcheck():
     assert torch.autograd.gradcheck(f, x)
     assert torch.autograd.gradgradcheck(f, x)
     leaf = torch.randn(8, 9).t().requires_grad_()
-    torch.library.opcheck(torch.ops.rusttorch.clone.default, (leaf,), {"memory_format": torch.contiguous_format})
+    opcheck(torch.ops.rusttorch.clone.default, (leaf,), {"memory_format": torch.contiguous_format})
     with rusttorch.use():
         assert torch.autograd.grad((x.t().contiguous() * x.t()).sum(), x)[0].equal(2 * x.detach())

@@ -4,7 +4,7 @@ import pytest
 import rusttorch
 import torch
 import torch.nn.functional as F
-from cases import DTYPES
+from cases import DTYPES, opcheck
 
 IGNORED = -100
 
@@ -94,10 +94,10 @@ def test_derivatives(probabilities):
 def test_opcheck_compile_and_vmap(probabilities):
     x, target, weight = data(6, 9, torch.float32, probabilities)
     op = torch.ops.rusttorch.cross_entropy_loss_forward.default
-    torch.library.opcheck(op, (x.requires_grad_(), target, weight, 1, IGNORED, 0.1))
+    opcheck(op, (x.requires_grad_(), target, weight, 1, IGNORED, 0.1))
     _, lse, total = op(x, target, weight, 1, IGNORED, 0.1)
     backward = torch.ops.rusttorch.cross_entropy_loss_backward.default
-    torch.library.opcheck(backward, (torch.ones(()), x, target, weight, lse, total.detach(), 1, IGNORED, 0.1))
+    opcheck(backward, (torch.ones(()), x, target, weight, lse, total.detach(), 1, IGNORED, 0.1))
 
     def train(x):
         return torch.autograd.grad(F.cross_entropy(x * 2, target, weight), x)[0]
@@ -211,7 +211,7 @@ def test_linear_cross_entropy_derivatives():
     assert torch.autograd.gradcheck(f, (x, w, b))
     assert torch.autograd.gradgradcheck(f, (x, w, b))
     op = torch.ops.rusttorch.linear_cross_entropy_forward.default
-    torch.library.opcheck(op, (x, w, target, b, 1, IGNORED, 0.0, True))
+    opcheck(op, (x, w, target, b, 1, IGNORED, 0.0, True))
     expected = torch.autograd.grad(f(x, w, b), x)[0]
     torch.testing.assert_close(torch.func.grad(f)(x.detach(), w.detach(), b.detach()), expected)
 

@@ -6,6 +6,7 @@ import pytest
 import rusttorch
 import torch
 import torch.nn.functional as F
+from cases import opcheck
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 INTEL = "GenuineIntel" in Path("/proc/cpuinfo").read_text()  # where stock draws by MKL
@@ -124,8 +125,8 @@ def test_opcheck():
         "test_autograd_registration",
         "test_faketensor",
     )  # the last one wants the same numbers twice
-    torch.library.opcheck(ops.native_dropout, (x, 0.5, True), test_utils=utils)
-    torch.library.opcheck(ops.native_dropout_backward, (x, mask, 2.0))
+    opcheck(ops.native_dropout, (x, 0.5, True), test_utils=utils)
+    opcheck(ops.native_dropout_backward, (x, mask, 2.0))
 
 
 def test_compile():

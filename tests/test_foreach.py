@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import rusttorch
 import torch
+from cases import opcheck
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 SHAPES = [(), (1,), (17,), (33, 65), (70_000,), (0,), (3, 5, 7)]
@@ -101,7 +102,7 @@ def test_opcheck(threads):
         ("clip_grad_norm_", "default", (lists, 1.0)),
         ("clip_grad_value_", "default", (lists, 1.0)),
     ):
-        torch.library.opcheck(getattr(getattr(torch.ops.rusttorch, name), overload), args)
+        opcheck(getattr(getattr(torch.ops.rusttorch, name), overload), args)
 
 
 def with_grads(dtype, make=tensors):

@@ -4,6 +4,7 @@ import pytest
 import rusttorch
 import torch
 import torch.nn.functional as F
+from cases import opcheck
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 SHAPES = [
@@ -153,9 +154,9 @@ def test_bad_input():
 def test_opcheck():
     x, w, b = (torch.randn(s, requires_grad=True) for s in ((6, 8), (8,), (8,)))
     ops = torch.ops.rusttorch
-    torch.library.opcheck(ops.native_layer_norm, (x, [8], w, b, 1e-5))
-    torch.library.opcheck(ops._fused_rms_norm, (x, [8], w, 1e-5))
-    torch.library.opcheck(ops.rms_norm, (x, [8], w, 1e-5))
+    opcheck(ops.native_layer_norm, (x, [8], w, b, 1e-5))
+    opcheck(ops._fused_rms_norm, (x, [8], w, 1e-5))
+    opcheck(ops.rms_norm, (x, [8], w, 1e-5))
 
 
 def test_compile():

@@ -4,7 +4,7 @@ import families
 import pytest
 import rusttorch
 import torch
-from cases import DTYPES, Case, functional_ops
+from cases import DTYPES, Case, functional_ops, opcheck
 
 CASES = [
     Case("_softmax", "w", (-1, False)),
@@ -90,7 +90,7 @@ def test_backward_derivatives():
         f = getattr(rusttorch, f"{name}_backward_data")
         assert torch.autograd.gradcheck(lambda g, y: f(g, y, 1, torch.float64), (g, y))  # noqa: B023
         assert torch.autograd.gradgradcheck(lambda g, y: f(g, y, 1, torch.float64), (g, y))  # noqa: B023
-        torch.library.opcheck(getattr(torch.ops.rusttorch, f"{name}_backward_data").default, (g, y, 1, torch.float64))
+        opcheck(getattr(torch.ops.rusttorch, f"{name}_backward_data").default, (g, y, 1, torch.float64))
 
 
 def test_dtype_argument_and_errors():
