@@ -138,7 +138,9 @@ def test_no_warning_and_none_used_up():
         warnings.simplefilter("error")
         with rusttorch.use():
             F.mish(X)
-    # The once-only warning about overriding a kernel is still there for others.
+    if torch.__version__ >= "2.14":
+        return  # overriding a kernel warns no more
+    # The once-only warning about that is still there for others.
     with pytest.warns(UserWarning, match="Overriding a previously registered kernel"):
         library = torch.library.Library("aten", "IMPL")
         library.impl("mish", lambda x: x, "CPU", allow_override=True)
