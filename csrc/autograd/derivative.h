@@ -58,6 +58,12 @@ class Call {
   double number(size_t i) const { return arguments_[i].toDouble(); }
   const c10::IValue& argument(size_t i) const { return arguments_[i]; }
   size_t size() const { return arguments_.size(); }
+  // The call with another tensor at i.
+  Call with(size_t i, const Tensor& t) const {
+    Call other = *this;
+    other.arguments_[i] = t;
+    return other;
+  }
   const Tensor& result(size_t k = 0) const { return results_[k]; }
   // The gradient of the k-th result; undefined where nothing came of that.
   const Tensor& grad(size_t k) const { return grads_[k]; }

@@ -1,5 +1,6 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/core/Reduction.h>
+#include <ATen/ops/broadcast_tensors.h>
 #include <ATen/ops/full_like.h>
 #include <ATen/ops/log.h>
 #include <ATen/ops/log1p.h>
@@ -43,27 +44,42 @@ std::vector<Saved> tensors(size_t reduction) {
   return all;
 }
 
+// The call with its tensors from i on (to the reduction) expanded to one shape, whose elements a mean is of.
+Call expanded(const Call& c, size_t i, size_t reduction) {
+  Call whole = c;
+  const auto shape = at::broadcast_tensors({c.tensor(i), c.tensor(i + 1)})[0].sym_sizes().vec();
+  for (size_t k = i; k < i + reduction; ++k) {
+    if (c.argument(k).isTensor()) whole = whole.with(k, c.tensor(k).expand_symint(shape));
+  }
+  return whole;
+}
+// f(c, g), where the input at i and the target behind it have one shape.
+template <class F>
+Grads of_one_shape(const Call& c, const Tensor& g, size_t i, size_t reduction, F f) {
+  const bool equal = c.tensor(i).sym_sizes().equals(c.tensor(i + 1).sym_sizes());
+  return equal ? f(c, g) : f(expanded(c, i, reduction), g);
+}
+
 Formula forward_formula(const Loss& loss) {
+  const auto gradients = [loss](const Call& c, const Tensor& g) -> Grads {
+    const auto by_target = [&] {
+      if (!loss.by_target) return backward_of(loss, c, g, 0, true);
+      return scaled(g, c.tensor(0), c.integer(loss.reduction)) * loss.by_target(c, 0);
+    };
+    return {c.want(0, [&] { return backward_of(loss, c, g, 0); }), c.want(1, by_target)};
+  };
   return {loss.op, tensors(loss.reduction),
-          [loss](const Call& c, const Tensor& g) -> Grads {
-            const auto by_target = [&] {
-              if (!loss.by_target) return backward_of(loss, c, g, 0, true);
-              return scaled(g, c.tensor(0), c.integer(loss.reduction)) * loss.by_target(c, 0);
-            };
-            return {c.want(0, [&] { return backward_of(loss, c, g, 0); }), c.want(1, by_target)};
-          },
-          1, 2};
+          [=](const Call& c, const Tensor& g) { return of_one_shape(c, g, 0, loss.reduction, gradients); }, 1, 2};
 }
 
 Formula backward_formula(const Loss& loss) {
-  return {loss.backward, tensors(loss.reduction + 1),
-          [loss](const Call& c, const Tensor& gg) -> Grads {
-            const Tensor g = scaled(c.tensor(0), c.tensor(1), c.integer(loss.reduction + 1));
-            const auto by_target = [&] { return gg * g * (loss.by_both ? loss.by_both(c, 1) : -loss.twice(c, 1)); };
-            return {c.want(0, [&] { return gg * backward_of(loss, c, at::ones_like(c.tensor(0)), 1); }),
-                    c.want(1, [&] { return gg * g * loss.twice(c, 1); }), c.want(2, by_target)};
-          },
-          1, 3};
+  const auto gradients = [loss](const Call& c, const Tensor& gg) -> Grads {
+    const Tensor g = scaled(c.tensor(0), c.tensor(1), c.integer(loss.reduction + 1));
+    const auto by_target = [&] { return gg * g * (loss.by_both ? loss.by_both(c, 1) : -loss.twice(c, 1)); };
+    return {c.want(0, [&] { return gg * backward_of(loss, c, at::ones_like(c.tensor(0)), 1); }),
+            c.want(1, [&] { return gg * g * loss.twice(c, 1); }), c.want(2, by_target)};
+  };
+  return {loss.backward, tensors(loss.reduction + 1), gradients, 1, 3};
 }
 
 // 1 where the condition holds, else 0.
