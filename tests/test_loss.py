@@ -99,7 +99,7 @@ test_swapped = families.swapped_test([case for case in FORWARD if case.op != "bc
 @pytest.mark.parametrize("shapes", [((3, 1), (3, 4)), ((3, 4), (1, 4)), ((3, 4), (4,)), ((2, 1, 4), (3, 1))], ids=str)
 @pytest.mark.parametrize("name", ["l1_loss", "kl_div"])
 def test_derivatives_of_what_is_broadcast(name, shapes, reduction):
-    """A mean is of the elements of the common shape. (The gradients of mse_loss and others are stock's, which divides by each one's own.)"""
+    """A mean is of the elements of the common shape. (Other losses have stock's, which divides by each's own.)"""
     x, t = (torch.rand(shape, dtype=torch.float64).mul(0.8).add(0.1).requires_grad_() for shape in shapes)
 
     def result(namespace):
