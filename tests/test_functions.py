@@ -1,5 +1,7 @@
 """rusttorch.NAME and torch.ops.rusttorch.NAME as functions: signatures, and bad input as stock."""
 
+import itertools
+
 import pytest
 import rusttorch
 import torch
@@ -276,3 +278,46 @@ def test_numbers_beyond_a_dtype_s_range(name, number):
             assert found == expected, dtype
         else:
             torch.testing.assert_close(found, expected, equal_nan=True)
+
+
+MIXED = {
+    "add": torch.add,
+    "sub": torch.sub,
+    "mul": torch.mul,
+    "div": torch.div,
+    "maximum": lambda x, y: torch.maximum(torch.as_tensor(x), torch.as_tensor(y)),
+    "rsub": lambda x, y: y - x,
+    "addcmul": lambda x, y: torch.addcmul(torch.as_tensor(x), torch.as_tensor(y), torch.as_tensor(y)),
+    "addcmul, last": lambda x, y: torch.addcmul(torch.as_tensor(x), torch.as_tensor(x), torch.as_tensor(y)),
+    "lerp": lambda x, y: torch.lerp(torch.as_tensor(x), torch.as_tensor(x), torch.as_tensor(y)),
+    "clamp": lambda x, y: torch.clamp(torch.as_tensor(x), torch.as_tensor(y), torch.as_tensor(y)),
+    "mse_loss": lambda x, y: F.mse_loss(torch.as_tensor(x), torch.as_tensor(y)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Using a target size")
+@pytest.mark.parametrize("name", MIXED)
+def test_promotion_of_numbers_and_tensors_of_one_element(name):
+    """0-dim tensors promote each other, numbers and one-element operands of a lower rank do not."""
+
+    def outcome(x, y):
+        try:
+            return MIXED[name](x, y)
+        except (RuntimeError, TypeError) as error:
+            return type(error)
+
+    dtypes = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int32, torch.int64, torch.bool)
+    operands = [torch.ones(shape, dtype=dtype) for dtype in dtypes for shape in ((), (1,), (3,))]
+    operands += [2, 2.5, True]
+    for x, y in itertools.product(operands, operands):
+        if not (isinstance(x, torch.Tensor) or isinstance(y, torch.Tensor)):
+            continue
+        expected = outcome(x, y)
+        with rusttorch.use("pointwise", "loss"):
+            found = outcome(x, y)
+        where = f"{x} and {y}"
+        if isinstance(expected, type):
+            assert found is expected, where
+        else:
+            assert found.dtype == expected.dtype, where
+            torch.testing.assert_close(found, expected, msg=where)

@@ -1,6 +1,6 @@
+#include <ATen/ExpandUtils.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/core/Reduction.h>
-#include <ATen/ops/broadcast_tensors.h>
 #include <ATen/ops/full_like.h>
 #include <ATen/ops/log.h>
 #include <ATen/ops/log1p.h>
@@ -20,10 +20,11 @@ struct Loss {
   using Slope = std::function<Tensor(const Call&, size_t i)>;
 
   const char *op, *backward;
-  size_t reduction;  // its position behind x
-  Slope twice;       // d2l/dx2
-  Slope by_target;   // dl/dt; none for a loss of x - t
-  Slope by_both;     // d2l/dx dt, likewise
+  size_t reduction;     // its position behind x
+  Slope twice;          // d2l/dx2
+  Slope by_target;      // dl/dt; none for a loss of x - t
+  Slope by_both;        // d2l/dx dt, likewise
+  bool linear = false;  // dl/dx does not depend on x
 };
 
 Tensor scaled(const Tensor& g, const Tensor& x, int64_t reduction) {
@@ -44,23 +45,21 @@ std::vector<Saved> tensors(size_t reduction) {
   return all;
 }
 
-// The call with its tensors from i on (to the reduction) expanded to one shape, whose elements a mean is of.
-Call expanded(const Call& c, size_t i, size_t reduction) {
+// The call with all its tensors (those before the reduction) of one shape, whose elements a mean is of. Where the input
+// was not saved, because its values are not read, the target stands for it.
+Call of_one_shape(const Call& c, size_t reduction) {
+  const auto sizes = at::infer_size_symdimvector(c.sizes(0), c.sizes(1));
   Call whole = c;
-  const auto shape = at::broadcast_tensors({c.tensor(i), c.tensor(i + 1)})[0].sym_sizes().vec();
-  for (size_t k = i; k < i + reduction; ++k) {
-    if (c.argument(k).isTensor()) whole = whole.with(k, c.tensor(k).expand_symint(shape));
+  for (size_t i = 0; i < reduction; ++i) {
+    const bool saved = c.argument(i).isTensor();
+    if (saved || i == 0) whole = whole.with(i, c.tensor(saved ? i : 1).expand_symint(sizes));
   }
   return whole;
 }
-// f(c, g), where the input at i and the target behind it have one shape.
-template <class F>
-Grads of_one_shape(const Call& c, const Tensor& g, size_t i, size_t reduction, F f) {
-  const bool equal = c.tensor(i).sym_sizes().equals(c.tensor(i + 1).sym_sizes());
-  return equal ? f(c, g) : f(expanded(c, i, reduction), g);
-}
 
 Formula forward_formula(const Loss& loss) {
+  auto saves = tensors(loss.reduction);
+  if (loss.linear) saves[0] = argument(0).for_gradient_of(1);
   const auto gradients = [loss](const Call& c, const Tensor& g) -> Grads {
     const auto by_target = [&] {
       if (!loss.by_target) return backward_of(loss, c, g, 0, true);
@@ -68,18 +67,23 @@ Formula forward_formula(const Loss& loss) {
     };
     return {c.want(0, [&] { return backward_of(loss, c, g, 0); }), c.want(1, by_target)};
   };
-  return {loss.op, tensors(loss.reduction),
-          [=](const Call& c, const Tensor& g) { return of_one_shape(c, g, 0, loss.reduction, gradients); }, 1, 2};
+  return {loss.op, saves,
+          [=](const Call& c, const Tensor& g) {
+            const bool plain = c.argument(0).isTensor() && c.sizes(0).equals(c.sizes(1));
+            return gradients(plain ? c : of_one_shape(c, loss.reduction), g);
+          },
+          1, 2};
 }
 
 Formula backward_formula(const Loss& loss) {
-  const auto gradients = [loss](const Call& c, const Tensor& gg) -> Grads {
-    const Tensor g = scaled(c.tensor(0), c.tensor(1), c.integer(loss.reduction + 1));
-    const auto by_target = [&] { return gg * g * (loss.by_both ? loss.by_both(c, 1) : -loss.twice(c, 1)); };
-    return {c.want(0, [&] { return gg * backward_of(loss, c, at::ones_like(c.tensor(0)), 1); }),
-            c.want(1, [&] { return gg * g * loss.twice(c, 1); }), c.want(2, by_target)};
-  };
-  return {loss.backward, tensors(loss.reduction + 1), gradients, 1, 3};
+  return {loss.backward, tensors(loss.reduction + 1),
+          [loss](const Call& c, const Tensor& gg) -> Grads {
+            const Tensor g = scaled(c.tensor(0), c.tensor(1), c.integer(loss.reduction + 1));
+            const auto by_target = [&] { return gg * g * (loss.by_both ? loss.by_both(c, 1) : -loss.twice(c, 1)); };
+            return {c.want(0, [&] { return gg * backward_of(loss, c, at::ones_like(c.tensor(0)), 1); }),
+                    c.want(1, [&] { return gg * g * loss.twice(c, 1); }), c.want(2, by_target)};
+          },
+          1, 3};
 }
 
 // 1 where the condition holds, else 0.
@@ -143,7 +147,8 @@ const std::vector<Loss>& losses() {
        [](const Call& c, size_t i) {
          const Tensor& t = c.tensor(i + 1);
          return c.flag(i + 3) ? -t.exp() : -at::ones_like(t);
-       }},
+       },
+       true},
   };
   return all;
 }

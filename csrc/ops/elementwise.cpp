@@ -77,7 +77,8 @@ Handed Plan::fit() {
   if (!request_.kernel) return Handed::option;
   size_t like = 0;
   while (like < request_.tensors && is_single(like)) ++like;
-  if (like == request_.tensors) like = 0;
+  const bool all_are_single = like == request_.tensors;  // none takes its dtype from another
+  if (all_are_single) like = 0;
   like_ = request_.in[like];
   const auto dtype = dtype_of(*like_);
   if (!dtype) return Handed::dtype;
@@ -95,6 +96,7 @@ Handed Plan::fit() {
     if (k != like && is_single(k)) {
       const bool in_place = k == 0 && request_.grad_is_single && same_dtype;  // taken as it is, wherever it is
       if (in_place ? !same_device : !on_cpu(*like_) || !on_cpu(t)) return Handed::layout;
+      if (all_are_single && !same_dtype) return Handed::dtype;
       if (!in_place && !single_fits(t)) return Handed::dtype;
       args_.broadcast |= uint8_t(1) << k;
       continue;

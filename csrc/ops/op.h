@@ -7,6 +7,7 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <c10/core/DeviceGuard.h>
+#include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/library.h>
 
 #include <array>
@@ -222,14 +223,16 @@ c10::TypedOperatorHandle<Signature> own_op(const char* name) {
       .template typed<Signature>();
 }
 
-// Whether an argument is a dual number, has a size that is a symbol, or belongs to another level of torch.func.
+// Whether an argument is a dual number, has a size that is a symbol, belongs to another level of torch.func, or is of a
+// class with a __torch_dispatch__ of its own, which knows aten's ops only. (Where a mode is active, it is a tracer's.)
 template <class T>
 bool is_special(const T& argument) {
   if constexpr (std::is_same_v<T, Tensor>) {
     constexpr c10::DispatchKeySet wrapped({c10::DispatchKey::FuncTorchGradWrapper, c10::DispatchKey::FuncTorchBatched});
     return argument.defined() &&
            (argument._fw_grad(0).defined() || argument.unsafeGetTensorImpl()->has_symbolic_sizes_strides() ||
-            argument.key_set().has_any(wrapped));
+            argument.key_set().has_any(wrapped) ||
+            (argument.key_set().has(c10::DispatchKey::Python) && !c10::impl::TorchDispatchModeTLS::any_modes_set()));
   } else if constexpr (std::is_same_v<T, std::optional<Tensor>>) {
     return argument && is_special(*argument);
   } else {

@@ -54,8 +54,21 @@ struct Mul {
 };
 using Abs = Small16Bit<Always<pointwise::abs>>;
 using MulScalar = Always<pointwise::mul_scalar>;
-using LerpScalar = Always<pointwise::lerp_scalar>;
-using LerpTensor = Always<pointwise::lerp_tensor>;
+
+// lerp promotes nothing: stock raises.
+template <pointwise K>
+struct Lerp {
+  template <class Weight>
+  static Request request(const Tensor& self, const Tensor& end, const Weight& weight) {
+    Request r = Always<K>::request(self, end, weight);
+    for (size_t k = 1; k < r.tensors; ++k) {
+      if (r.in[k]->scalar_type() != self.scalar_type()) r.kernel = nullptr;
+    }
+    return r;
+  }
+};
+using LerpScalar = Lerp<pointwise::lerp_scalar>;
+using LerpTensor = Lerp<pointwise::lerp_tensor>;
 
 // "floor" needs fmod, which does not vectorise: stock's.
 template <pointwise plain, pointwise trunc>
