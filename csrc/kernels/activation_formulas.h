@@ -210,9 +210,9 @@ RT_INLINE V softsign(V x) {
 template <class V>
 RT_INLINE V squareplus(V x, lane_t<V> b) {
   using T = lane_t<V>;
-  constexpr T large = sizeof(T) == 4 ? T(0x1p60) : T(0x1p500);
+  constexpr T large = sizeof(T) == 4 ? T(0x1p60) : T(0x1p500), far = sizeof(T) == 4 ? T(0x1p80) : T(0x1p600);
   const V a = abs(x), one = splat<V>(T(1));
-  const V down = select(a > large, splat<V>(T(1) / large), one), up = select(a > large, splat<V>(large), one);
+  const V down = select(a > large, splat<V>(T(1) / far), one), up = select(a > large, splat<V>(far), one);
   const V z = a * down;
   const V half = sqrt(V(z * z + V(down * down) * b)) * (up * T(0.5)) + a * T(0.5);
   return select(x < T(0), V((b * T(0.25)) / half), half);
