@@ -89,7 +89,7 @@ def test_derivatives(probabilities):
         assert torch.autograd.gradgradcheck(f, inputs)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's own, in torch.func.jvp
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")  # torch's own, in torch.func.jvp
 @pytest.mark.parametrize("probabilities", [False, True], ids=["classes", "probabilities"])
 def test_opcheck_compile_and_vmap(probabilities):
     x, target, weight = data(6, 9, torch.float32, probabilities)
