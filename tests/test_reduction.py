@@ -48,7 +48,8 @@ def test_table_is_complete():
     assert {case.op for case in CASES} == family.intersection(functional_ops())
 
 
-test_layouts = families.layouts_test(CASES)
+# Stock's and ours warn of the variance of one number. (Through torch.ops torch printed that, up to 2.14.)
+test_layouts = pytest.mark.filterwarnings("ignore:.*degrees of freedom is <= 0")(families.layouts_test(CASES))
 test_derivatives = families.derivatives_test(DIFFERENTIABLE)
 test_opcheck = families.opcheck_test(CASES)
 test_compile = families.compile_test(CASES)
