@@ -1,4 +1,6 @@
+import math
 import random
+import threading
 
 import pytest
 import rusttorch
@@ -79,6 +81,157 @@ def test_exception_in_a_step_restores():
         assert torch._C._dispatch_dump("aten::mish") == before
 
 
+def swapped_ab(**options):
+    """An AB between two of its swapped steps."""
+    ab, arm = rusttorch.AB("mish", block=2, **options), None
+    while arm != "swapped":
+        with ab.step() as step:
+            arm = step.arm
+    assert rusttorch.swap._swapped.names
+    return ab
+
+
+@pytest.mark.parametrize("pool", (False, True))
+@pytest.mark.parametrize("end", ("disable", "close", "another", "del", "with"))
+def test_what_ends_swapping_between_two_steps(end, pool):
+    before = torch._C._dispatch_dump("aten::mish")
+    ab = swapped_ab(pool=pool)
+    assert rusttorch.memory.is_enabled() == pool
+    if end == "disable":
+        rusttorch.disable()
+    elif end == "close":
+        ab.close()
+    elif end == "another":
+        other = rusttorch.AB("silu", pool=pool)
+        steps(other, 1)
+        other.close()
+    elif end == "del":
+        del ab
+    else:
+        with pytest.raises(KeyboardInterrupt), ab:
+            raise KeyboardInterrupt
+    assert torch._C._dispatch_dump("aten::mish") == before
+    assert not rusttorch.memory.is_enabled()
+    if end != "del":
+        steps(ab, 8 * 3)
+        assert ab.report().rounds == 3
+
+
+def test_a_step_in_progress_is_not_ended():
+    """By another thread's disable(), or another AB."""
+    ab = swapped_ab()
+    ab.close()
+    arms = set()
+    for _ in range(8):
+        with ab.step() as step:
+            thread = threading.Thread(target=rusttorch.disable)
+            thread.start()
+            thread.join()
+            arms.add((step.arm, bool(rusttorch.swap._swapped.names)))
+    assert arms == {("stock", False), ("swapped", True)}
+
+
+def test_one_step_at_a_time():
+    ab = rusttorch.AB()
+    with pytest.raises(RuntimeError, match="step within a step"), ab.step(), ab.step():
+        pass
+    with pytest.raises(RuntimeError, match="between two steps"), ab.step():
+        ab.report()
+    assert not rusttorch.swap._swapped.names
+
+
+def test_two_in_turn_are_refused():
+    first, second = rusttorch.AB("mish", block=1), rusttorch.AB("silu", block=1)
+    with pytest.raises(RuntimeError, match="another AB"):
+        for _ in range(8):
+            steps(first, 1)
+            steps(second, 1)
+    first.close()
+    second.close()
+    assert not rusttorch.swap._swapped.names
+
+
+def test_ops_swapped_within_a_block_are_noticed():
+    ab, arm = rusttorch.AB("mish", block=2), None
+    while arm != "stock":
+        with ab.step() as step:
+            arm = step.arm
+    with rusttorch.use("silu"), pytest.raises(RuntimeError, match="swapped already"):
+        steps(ab, 1)
+    with rusttorch.use("silu"), pytest.raises(RuntimeError, match="swapped already"):
+        ab.profile(lambda: None)
+
+
+def test_a_round_that_is_ended_does_not_count():
+    ab = rusttorch.AB(block=1, warmup=0)
+    for _ in range(10):
+        steps(ab, 3)
+        ab.close()
+    with pytest.raises(RuntimeError, match="needs at least 8 steps, and has 30: 0 whole rounds"):
+        ab.report()
+
+
+def lossy(loss, rounds=10):
+    """The report on losses of loss(arm, number of the step), which are set where they are not None."""
+    ab = rusttorch.AB("mish", block=1, warmup=0)
+    for k in range(4 * rounds):
+        with ab.step() as step:
+            step.loss = loss(step.arm, k)
+    return ab.report()
+
+
+@pytest.mark.parametrize("value", (math.nan, math.inf, -math.inf))
+@pytest.mark.parametrize("arm", ("stock", "swapped"))
+def test_losses_of_one_arm_that_are_not_finite_differ(arm, value):
+    for first in (0, 30):
+        report = lossy(lambda a, k: torch.tensor(value if a == arm and k >= first else 1.0))  # noqa: B023
+        assert report.losses_agree is False
+        assert "DIFFER" in str(report)
+        assert f"not finite in {report.not_finite['stock']} stock and {report.not_finite['swapped']}" in str(report)
+    assert report.not_finite[arm] == 5
+    assert (report.loss_rounds, report.loss_difference) == (7, 0)
+
+
+def test_losses_of_both_arms_that_are_not_finite_are_not_compared():
+    """Weights that one arm made NaN are NaN in the other."""
+    report = lossy(lambda arm, k: math.nan if k > 20 else 1.0)
+    assert report.losses_agree is None
+    assert "not compared: swapped is +0.00% from stock in 5 rounds" in str(report)
+    report = lossy(lambda arm, k: (1.0 if arm == "stock" else 2.0) if k < 20 else math.nan)
+    assert report.losses_agree is False
+
+
+def test_losses_of_some_steps():
+    report = lossy(lambda arm, k: None if k % 8 < 4 else 1.0)
+    assert report.losses_agree is True
+    assert (report.rounds, report.loss_rounds, report.losses) == (10, 5, {"stock": 10, "swapped": 10})
+    report = lossy(lambda arm, k: 1.0 if arm == "stock" else None)
+    assert report.losses_agree is None
+    assert "not compared: given by 20 stock and 0 swapped steps" in str(report)
+    report = lossy(lambda arm, k: None)
+    assert report.losses_agree is None
+    assert "losses" not in str(report)
+
+
+def test_a_loss_that_is_no_number_is_an_error():
+    ab = rusttorch.AB("mish", block=1)
+    for _ in range(4):
+        with pytest.raises((RuntimeError, ValueError), match="converted to"), ab.step() as step:
+            step.loss = torch.ones(3)
+        assert not rusttorch.swap._swapped.names
+
+
+def test_samples_of_some_steps(monkeypatch):
+    """Count against the time of those steps."""
+    clock = [0.0]
+    monkeypatch.setattr(rusttorch.ab.time, "perf_counter", lambda: clock[0])
+    ab = rusttorch.AB("mish", block=2, warmup=0)
+    for k in range(8 * 3):
+        with ab.step(samples=10 * (k % 2)):
+            clock[0] += 1
+    assert ab.report().per_second == {"stock": 10, "swapped": 10}
+
+
 def test_refuses_what_it_cannot_measure():
     with pytest.raises(ValueError, match="did you mean 'mish'"):
         rusttorch.AB("mihs")
@@ -86,6 +239,8 @@ def test_refuses_what_it_cannot_measure():
         rusttorch.AB(block=0)
     with pytest.raises(RuntimeError, match="needs at least 48 steps, and has 0"):
         rusttorch.AB().report()
+    with pytest.raises(ValueError, match="expected an arm"):
+        rusttorch.AB().times("swaped")
     ab = rusttorch.AB()
     with rusttorch.use(), pytest.raises(RuntimeError, match="swapped already"):
         steps(ab, 1)

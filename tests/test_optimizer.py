@@ -1,7 +1,10 @@
 """Optimizers against torch.optim's: the same steps, the same state, the same errors."""
 
+import contextlib
 import copy
 import itertools
+import sys
+import threading
 
 import pytest
 import rusttorch
@@ -122,16 +125,197 @@ def test_torch_s_own_is_fused_under_use(name):
     assert rusttorch.stats()[op].ran == 2
 
 
-def test_a_step_that_raises_leaves_the_group_as_it_was():
-    params = parameters(torch.float32)
-    optimizer = torch.optim.Adam(params)
+FUNCTIONS = {name: getattr(sys.modules[f"torch.optim.{name}"], name) for name in ("adam", "sgd", "adagrad")}
 
-    def closure():
+
+def functions():
+    return {name: getattr(sys.modules[f"torch.optim.{name}"], name) for name in FUNCTIONS}
+
+
+def ran(op):
+    return rusttorch.stats()[op].ran if op in rusttorch.stats() else 0
+
+
+def test_groups_are_never_changed():
+    """A step that raises, and closures that step other optimizers, in this thread and in another."""
+    optimizers = [torch.optim.Adam(parameters(torch.float32)) for _ in range(3)]
+    other_thread = threading.Thread(target=lambda: train(optimizers[2], optimizers[2].param_groups[0]["params"], 1))
+
+    def nested():
+        train(optimizers[1], optimizers[1].param_groups[0]["params"], 1)
+        other_thread.start()
+        other_thread.join()
+        for optimizer in optimizers:
+            assert optimizer.state_dict()["param_groups"][0]["fused"] is None
+
+    def raises():
         raise ValueError("no loss")
 
-    with rusttorch.use(), pytest.raises(ValueError, match="no loss"):
-        optimizer.step(closure)
-    assert optimizer.param_groups[0]["fused"] is None
+    for p in optimizers[0].param_groups[0]["params"]:
+        p.grad = torch.ones_like(p)
+    rusttorch.reset_stats()
+    with rusttorch.use():
+        optimizers[0].step(nested)
+        assert ran("_fused_adam_") == 3
+        with pytest.raises(ValueError, match="no loss"):
+            optimizers[0].step(raises)
+        assert optimizers[0].param_groups[0]["fused"] is None
+        assert functions() != FUNCTIONS
+    assert functions() == FUNCTIONS
+
+
+def test_only_what_is_swapped_is_fused():
+    for name, op in (("Adam", "_fused_adam_"), ("SGD", "_fused_sgd_"), ("Adagrad", "_fused_adagrad_")):
+        with rusttorch.use(op):
+            changed = {k for k, function in functions().items() if function is not FUNCTIONS[k]}
+        assert changed == {name.lower()}
+
+
+def test_subclasses_are_fused():
+    class Mine(torch.optim.AdamW):
+        def step(self, closure=None):
+            return super().step(closure)
+
+    params = parameters(torch.float32)
+    rusttorch.reset_stats()
+    with rusttorch.use():
+        train(Mine(params), params, 1)
+    assert ran("_fused_adamw_") == 1
+
+
+@pytest.mark.parametrize("name", ["Adam", "AdamW", "SGD"])
+def test_hooks_run_once(name):
+    p = torch.nn.Parameter(torch.ones(3))
+    getattr(torch.optim, name)([p])  # torch puts the hooks around this class's step now
+    for options in ({}, {"foreach": True}):
+        optimizer, calls = getattr(rusttorch.optim, name)([p], **options), []
+        optimizer.register_step_pre_hook(lambda *args: calls.append("pre"))  # noqa: B023
+        optimizer.register_step_post_hook(lambda *args: calls.append("post"))  # noqa: B023
+        p.grad = torch.ones(3)
+        optimizer.step()
+        assert calls == ["pre", "post"]
+
+
+class Mine(torch.Tensor):
+    """A tensor that no fused kernel knows."""
+
+
+def transposed():
+    p = torch.nn.Parameter(torch.randn(4, 3).t())
+    p.grad = torch.randn(3, 4)
+    return p
+
+
+def of_another_dtype():
+    p = torch.nn.Parameter(torch.randn(5, dtype=torch.bfloat16))
+    p.grad_dtype = torch.float32
+    p.grad = torch.randn(5)
+    return p
+
+
+def with_grad(p):
+    p = p if p.requires_grad else torch.nn.Parameter(p)
+    p.grad = torch.randn(p.shape)
+    return p
+
+
+NOT_FUSED = {
+    "a gradient that lies otherwise": transposed,
+    "a gradient of another dtype": of_another_dtype,  # which stock's Adam refuses
+    "a slice": lambda: with_grad(torch.randn(6, 4)[::2]),
+    "a tensor of another class": lambda: with_grad(torch.randn(3).as_subclass(Mine).requires_grad_()),
+    "no gradient at first": lambda: torch.nn.Parameter(torch.randn(3)),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        (n, k)
+        for n in ("Adam", "SGD", "Adagrad")
+        for k in NOT_FUSED
+        if (n, k) != ("Adam", "a gradient of another dtype")
+    ],
+)
+def test_what_no_fused_kernel_takes_is_stock_s(name, kind):
+    """Stock's fused kernels raise for it, or, worse, do not."""
+    results = []
+    for swap in (contextlib.nullcontext, rusttorch.use):
+        torch.manual_seed(0)
+        params = [with_grad(torch.randn(3)), NOT_FUSED[kind]()]
+        optimizer = getattr(torch.optim, name)(params, lr=0.1, **({"momentum": 0.9} if name == "SGD" else {}))
+        with swap():
+            optimizer.step()
+            params[1].grad = torch.ones_like(params[1], dtype=params[1].grad_dtype)
+            optimizer.step()
+        results.append([p.detach() for p in params])
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-6)
+
+
+def test_state_of_another_dtype():
+    """A model that was made double after its first steps: SGD's momentum is float, and stays so."""
+    results = []
+    for swap in (contextlib.nullcontext, rusttorch.use):
+        model = torch.nn.Linear(3, 3)
+        torch.nn.init.ones_(model.weight)
+        optimizer = torch.optim.SGD([model.weight], lr=0.1, momentum=0.9)
+        with swap():
+            for _ in range(2):
+                model.weight.grad = torch.ones_like(model.weight)
+                optimizer.step()
+                model.double()
+        results.append(model.weight.detach())
+    torch.testing.assert_close(*results)
+
+
+def test_what_stock_refuses_is_refused():
+    p = with_grad(torch.randn(1, 4).expand(3, 4))
+    with rusttorch.use(), pytest.raises(RuntimeError, match="more than one element of the written-to tensor"):
+        torch.optim.Adam([p]).step()
+
+
+def test_scaled_gradients():
+    """Of a scale that is right, and of one that is too large, whose step is left out."""
+    results = []
+    for swap in (contextlib.nullcontext, rusttorch.use):
+        p = torch.nn.Parameter(torch.ones(5))
+        optimizer = torch.optim.Adam([p], lr=0.1)
+        scaler = torch.amp.GradScaler(p.device.type, init_scale=4.0)
+        with swap():
+            for factor in (1.0, float("inf"), 1.0):
+                optimizer.zero_grad()
+                scaler.scale((p * factor).sum()).backward()
+                scaler.step(optimizer)
+                scaler.update()
+        results.append((p.detach(), optimizer.state[p]["step"], torch.tensor(scaler.get_scale())))
+    torch.testing.assert_close(*results)
+    assert results[0][1] == 2
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch's own, the first time that it compiles
+def test_a_compiled_step_is_stock_s():
+    """Compiled once for each of the functions, however often ops are swapped."""
+    torch._dynamo.reset()
+    graphs = []
+    p = torch.nn.Parameter(torch.ones(5))
+    optimizer = torch.optim.Adam([p])
+    step = torch.compile(optimizer.step, backend=lambda graph, inputs: graphs.append(graph) or graph)
+    rusttorch.reset_stats()
+    counts = []
+    for _ in range(5):
+        p.grad = torch.ones(5)
+        step()
+        with rusttorch.use():
+            step()
+        counts.append(len(graphs))
+    assert ran("_fused_adam_") == 0
+    assert 0 < counts[1] == counts[-1]
+    expected = torch.nn.Parameter(torch.ones(5))
+    optimizer = torch.optim.Adam([expected])
+    expected.grad = torch.ones(5)
+    for _ in range(10):
+        optimizer.step()
+    torch.testing.assert_close(p, expected)
 
 
 def test_groups_schedulers_and_closures():

@@ -1,4 +1,10 @@
+import gc
+import os
+import signal
+import subprocess
+import sys
 import threading
+import time
 import warnings
 
 import pytest
@@ -289,3 +295,135 @@ def test_threads_call_while_others_switch():
     for thread in callers:
         thread.join()
     assert not failures, failures[0]
+
+
+@rusttorch.use("mish")
+def decorated(x):
+    return F.mish(x)
+
+
+def within(x):
+    with rusttorch.use("mish"):
+        return F.mish(x)
+
+
+def between(x):
+    rusttorch.enable("mish")
+    y = F.mish(x)
+    rusttorch.disable()
+    return y
+
+
+@pytest.mark.parametrize("f", [decorated, within, between])
+def test_within_a_compiled_function(f, restored):
+    """The graph breaks there; fullgraph=True says why it cannot be whole."""
+    expected = F.mish(X * 2) + 1
+    torch._dynamo.reset()
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=r"exchanges the dispatcher's kernels|enter a `use`"):
+        torch.compile(lambda x: f(x * 2) + 1, backend="aot_eager", fullgraph=True)(X)
+    assert dispatcher() == restored
+    rusttorch.reset_stats()
+    compiled = torch.compile(lambda x: f(x * 2) + 1, backend="aot_eager")
+    for calls in (1, 2):
+        torch.testing.assert_close(compiled(X), expected)
+        assert ran("mish") == calls
+        assert dispatcher() == restored
+
+
+def test_swapping_does_not_import_dynamo():
+    """Which takes seconds."""
+    program = (
+        "import sys, rusttorch\nwith rusttorch.use(): rusttorch.enable()\n"
+        "rusttorch.disable()\nassert 'torch._dynamo' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.fixture
+def interrupt(monkeypatch):
+    """The next exchange of kernels ends with a Ctrl-C."""
+    exchange = rusttorch.swap._C.set_swapped
+
+    def interrupted(names):
+        monkeypatch.setattr(rusttorch.swap._C, "set_swapped", exchange)
+        exchange(names)
+        raise KeyboardInterrupt
+
+    return lambda: monkeypatch.setattr(rusttorch.swap._C, "set_swapped", interrupted)
+
+
+def test_interrupted_at_the_start(interrupt, restored):
+    interrupt()
+    with pytest.raises(KeyboardInterrupt), rusttorch.use():
+        pass
+    assert dispatcher() == restored
+    interrupt()
+    with pytest.raises(KeyboardInterrupt):
+        rusttorch.enable()
+    assert dispatcher() == restored
+
+
+def test_interrupted_at_the_end(interrupt, restored):
+    with rusttorch.use("mish"):
+        with pytest.raises(KeyboardInterrupt), rusttorch.use():
+            interrupt()
+        F.mish(X)
+    assert ran("mish") == 1
+    assert dispatcher() == restored
+
+
+def test_the_garbage_collector_may_end_an_ab_within_an_exchange(monkeypatch, restored):
+    ab = rusttorch.AB("mish", block=1)
+    arm = None
+    while arm != "swapped":
+        with ab.step() as step:
+            arm = step.arm
+    ab.itself = ab
+    exchange = rusttorch.swap._C.set_swapped
+
+    def collecting(names):
+        gc.collect()
+        exchange(names)
+
+    monkeypatch.setattr(rusttorch.swap._C, "set_swapped", collecting)
+    del ab, step
+    with rusttorch.use("silu"):
+        F.mish(X), F.silu(X)
+    assert (ran("mish"), ran("silu")) == (0, 1)
+    assert dispatcher() == restored
+
+
+def test_fork_while_other_threads_swap():
+    done = threading.Event()
+
+    def swap():
+        while not done.is_set():
+            with rusttorch.use():
+                pass
+
+    threads = [threading.Thread(target=swap) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    hung = 0
+    try:
+        for _ in range(20):
+            child = os.fork()
+            if child == 0:
+                with rusttorch.use():
+                    pass
+                os._exit(0)
+            deadline = time.monotonic() + 20
+            while os.waitpid(child, os.WNOHANG) == (0, 0):
+                if time.monotonic() > deadline:
+                    os.kill(child, signal.SIGKILL)
+                    os.waitpid(child, 0)
+                    hung += 1
+                    break
+                time.sleep(0.01)
+            if hung:
+                break
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+    assert not hung

@@ -1,9 +1,11 @@
 """A/B inside a training loop: what the swap is worth, measured on the steps themselves."""
 
 import contextlib
+import math
 import random
 import resource
 import time
+import weakref
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,15 +28,42 @@ class Report:
     interval: tuple[float, float]  # its bootstrap confidence interval
     confidence: float
     per_second: dict[str, float] | None  # arm -> samples (or tokens) per second
-    loss_difference: float | None  # mean over rounds of swapped's loss less stock's, relative to their mean
+    loss_difference: float | None  # mean over loss_rounds of swapped's loss less stock's, relative to their mean
     loss_interval: tuple[float, float] | None  # its 99.9 % interval
+    loss_rounds: int  # rounds in which both arms' losses are given and finite
+    losses: dict[str, int]  # arm -> steps that gave a loss, those of the warm-up too
+    not_finite: dict[str, int]  # arm -> such steps whose loss was NaN or infinite
     peak_memory: dict[str, int]  # arm -> bytes
     ran: dict[str, swap.OpStats]  # what the swapped ops did in the swapped steps
 
     @property
     def losses_agree(self):
-        """Whether the interval of the loss difference holds 0; None without losses."""
-        return self.loss_interval and self.loss_interval[0] <= 0 <= self.loss_interval[1]
+        """Whether the interval of the loss difference holds 0, and no arm alone has losses that are not finite.
+
+        None where it cannot be said: losses of both arms compared in fewer than 2 rounds, or losses of both that are
+        not finite. (The arms train one model: once its weights are NaN, both arms' losses are, whoever made them so.)
+        """
+        broken = [n > 0 for n in self.not_finite.values()]
+        if any(broken) and not all(broken):
+            return False
+        if self.loss_interval and not self.loss_interval[0] <= 0 <= self.loss_interval[1]:
+            return False
+        return True if self.loss_interval and not any(broken) else None
+
+    def _losses(self):
+        said = []
+        if self.loss_interval:
+            low, high = self.loss_interval
+            some = "" if self.loss_rounds == self.rounds else f" in {self.loss_rounds} rounds"
+            said.append(
+                f"swapped is {self.loss_difference:+.2%} from stock{some}"
+                f"   {LOSS_CONFIDENCE:.1%} interval [{low:+.2%}, {high:+.2%}]"
+            )
+        else:
+            said.append("given by " + " and ".join(f"{self.losses[arm]} {arm}" for arm in ARMS) + " steps")
+        if any(self.not_finite.values()):
+            said.append("not finite in " + " and ".join(f"{self.not_finite[arm]} {arm}" for arm in ARMS) + " steps")
+        return {True: "agree: ", False: "DIFFER: ", None: "not compared: "}[self.losses_agree] + "; ".join(said)
 
     def __str__(self):
         low, high = self.interval
@@ -46,13 +75,8 @@ class Report:
         ]
         if self.per_second:
             lines.append("  per second    " + "   ".join(f"{arm} {self.per_second[arm]:,.0f}" for arm in ARMS))
-        if self.loss_interval:
-            low, high = self.loss_interval
-            verdict = "agree" if self.losses_agree else "DIFFER"
-            lines.append(
-                f"  losses        {verdict}: swapped is {self.loss_difference:+.2%} from stock"
-                f"   {LOSS_CONFIDENCE:.1%} interval [{low:+.2%}, {high:+.2%}]"
-            )
+        if any(self.losses.values()):
+            lines.append("  losses        " + self._losses())
         lines.append("  peak memory   " + "   ".join(f"{arm} {self.peak_memory[arm] / 2**20:.1f} MiB" for arm in ARMS))
         lines.append("  ops           calls here / handed to stock")
         for name, (ran, handed) in sorted(self.ran.items(), key=lambda item: -item[1].ran):
@@ -82,82 +106,121 @@ class AB:
     that a trend hits both arms alike. A round gives one ratio, of its arms' median times. The first `warmup` rounds
     are left out. Kernels are exchanged between blocks, outside the timed part; between the steps of a block nothing
     is done. Both arms train the same model, so their losses are compared round by round: the mean difference should
-    not differ from 0.
+    not differ from 0. Rounds in which an arm gave none are left out.
+
+    Between two steps of a block the ops stay swapped in. They are taken out by the other arm's block, an exception in
+    a step, close(), report(), rusttorch.disable(), another AB's first step, the end of `with rusttorch.AB() as ab:`,
+    and when the AB goes (del ab).
 
     names and exclude choose the ops as in rusttorch.use(). pool: swapped steps also take their memory from
     rusttorch.memory's pool. step.arm is "stock" or "swapped", for a loop that gives each its own model.
-    Raises RuntimeError if ops are swapped already, or the pool is enabled.
+    Raises RuntimeError if ops are swapped already, or the pool is enabled, and for a step within a step.
     """
 
     def __init__(self, *names, exclude=(), pool=False, block=4, warmup=1, seed=0):
+        self._entered = contextlib.ExitStack()  # what the swapped arm's block has put in
+        weakref.finalize(self, self._entered.close)
         if block < 1 or warmup < 0:
             raise ValueError(f"block must be at least 1 and warmup at least 0, got {block} and {warmup}")
-        self._names, self._exclude = names, exclude
         self._use = swap.use(*names, exclude=exclude)  # an unknown name is an error now, not at the first step
         self._block, self._warmup = block, warmup
         self._pool = pool
         self._random = random.Random(seed)
         self._plan = []  # arms of the steps to come in this round
-        self._arm = None
+        self._arm = None  # of the block that goes on
+        self._inside = False  # a step
         self._rows = []  # round, arm, seconds, samples, loss
         self._round = -1
         self._peak = dict.fromkeys(ARMS, 0)
         self._ran = {}
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.close()
+
     @contextlib.contextmanager
     def step(self, samples=0):
         """Times one step. samples: how many samples (or tokens) it processes. Yields a Step."""
+        with swap._swapped.lock:
+            if self._inside:
+                raise RuntimeError("rusttorch.AB: a step within a step")
+            self._inside = True
+            swap._swapped.between_steps.discard(self)
+        try:
+            arm = self._next()
+            step = Step(arm)
+            _synchronize()
+            start = time.perf_counter()
+            yield step
+            _synchronize()
+            seconds = time.perf_counter() - start
+            loss = None if step.loss is None else float(step.loss)
+            self._rows.append((self._round, arm, seconds, samples, loss))
+            self._inside = False
+            swap._swapped.between_steps.add(self)
+        except BaseException:
+            self._inside = False
+            self.close()
+            raise
+
+    def _next(self):
+        """The arm of the next step, whose block has begun."""
+        if not self._rows:
+            swap._swapped.close_between_steps()
         if not self._plan:
             self._round += 1
             self._plan = [arm for arm in self._random.choice(ORDERS) for _ in range(self._block)]
         arm = self._plan.pop(0)
-        if arm != self._arm:
-            self._switch(arm)
-        step = Step(arm)
-        _synchronize()
-        start = time.perf_counter()
-        try:
-            yield step
-            _synchronize()
-            seconds = time.perf_counter() - start
-        except BaseException:
-            self.close()
-            raise
-        loss = None if step.loss is None else float(step.loss)
-        self._rows.append((self._round, arm, seconds, samples, loss))
+        if arm == self._arm:
+            self._check()
+            return arm
+        self._end()
+        self._check()
+        self._arm = arm
+        if arm == "swapped":
+            self._before = swap.stats()
+            self._entered.enter_context(self._use)
+            if self._pool:
+                memory.enable_pool()
+                self._entered.callback(memory.disable_pool)
+        _reset_peak_memory()
+        return arm
 
-    def _switch(self, arm):
-        """Ends the block of one arm and begins that of the other; arm None: ends only."""
-        if self._arm is not None:
-            self._peak[self._arm] = max(self._peak[self._arm], _peak_memory())
-        if self._arm == "swapped":
-            self._enter(False)
+    def _check(self):
+        """That nothing is swapped but by the block that goes on."""
+        swapped = self._arm == "swapped"
+        if swap._swapped.names != (self._use.names if swapped else frozenset()):
+            raise RuntimeError(
+                "rusttorch.AB compares with stock, but ops are swapped already: call disable(), or close() another AB"
+            )
+        if self._pool and memory.is_enabled() and not swapped:
+            raise RuntimeError("rusttorch.AB compares with stock, but the pool is enabled already: call disable_pool()")
+
+    def _end(self):
+        """Ends the block that goes on."""
+        arm, self._arm = self._arm, None
+        self._entered.close()
+        if arm is not None:
+            self._peak[arm] = max(self._peak[arm], _peak_memory())
+        if arm == "swapped":
             for name, (ran, handed) in _difference(swap.stats(), self._before).items():
                 old = self._ran.get(name, swap.OpStats(0, {}))
                 total = {reason: old.handed.get(reason, 0) + n for reason, n in handed.items()}
                 self._ran[name] = swap.OpStats(old.ran + ran, {**old.handed, **total})
-        if arm is not None and swap._swapped.any():
-            self._arm = None
-            raise RuntimeError("rusttorch.AB compares with stock, but ops are swapped already: call disable()")
-        if arm is not None and self._pool and memory.is_enabled():
-            self._arm = None
-            raise RuntimeError("rusttorch.AB compares with stock, but the pool is enabled already: call disable_pool()")
-        self._arm = arm
-        if arm == "swapped":
-            self._before = swap.stats()
-            self._enter(True)
-        if arm is not None:
-            _reset_peak_memory()
-
-    def _enter(self, swapped):
-        self._use.__enter__() if swapped else self._use.__exit__()
-        if self._pool:
-            memory.enable_pool() if swapped else memory.disable_pool()
 
     def close(self):
-        """Leaves the dispatcher as it was. report() does so too; further steps may follow."""
-        self._switch(None)
-        self._plan = []
+        """Leaves the dispatcher as it was, and the round unfinished. report() does so too; further steps may follow.
+
+        Raises RuntimeError within a step.
+        """
+        with swap._swapped.lock:
+            if self._inside:
+                raise RuntimeError("rusttorch.AB: close(), report() and profile() are for between two steps")
+            swap._swapped.between_steps.discard(self)
+            self._plan = []
+            self._end()
 
     def report(self, confidence=0.95, resamples=2000):
         """The Report so far. Raises RuntimeError before warmup + 2 rounds are complete."""
@@ -169,32 +232,40 @@ class AB:
         whole = [r for r in rounds.values() if all(len(r.get(arm, ())) == 2 * self._block for arm in ARMS)]
         if len(whole) < 2:
             need = 4 * self._block * (self._warmup + 2)
-            raise RuntimeError(f"rusttorch.AB needs at least {need} steps, and has {len(self._rows)}")
+            raise RuntimeError(
+                f"rusttorch.AB needs at least {need} steps, and has {len(self._rows)}: {len(whole)} whole rounds after "
+                "the warm-up (what ends swapping within a round leaves it unfinished)"
+            )
         column = lambda arm, i: np.array([[row[i] for row in r[arm]] for r in whole], dtype=float)  # noqa: E731
         seconds = {arm: column(arm, 0) for arm in ARMS}
         ratios = np.median(seconds["stock"], axis=1) / np.median(seconds["swapped"], axis=1)
-        samples = {arm: column(arm, 1).sum() for arm in ARMS}
-        losses = {arm: column(arm, 2).mean(axis=1) for arm in ARMS}  # None becomes NaN
-        size = np.maximum(np.abs(losses["swapped"]) + np.abs(losses["stock"]), np.finfo(float).tiny) / 2
-        differences = (losses["swapped"] - losses["stock"]) / size
-        has_losses = not np.isnan(differences).any()
+        samples = {arm: column(arm, 1) for arm in ARMS}
+        per_second = {
+            arm: float(samples[arm].sum() / seconds[arm][samples[arm] > 0].sum()) for arm in ARMS if samples[arm].any()
+        }
+        differences = _loss_differences(whole)
+        compared = len(differences) >= 2
+        losses = {arm: [row[4] for row in self._rows if row[1] == arm and row[4] is not None] for arm in ARMS}
         return Report(
             rounds=len(whole),
             median={arm: float(np.median(seconds[arm])) for arm in ARMS},
             speedup=float(np.median(ratios)),
             interval=_bootstrap(ratios, np.median, confidence, resamples),
             confidence=confidence,
-            per_second={arm: float(samples[arm] / seconds[arm].sum()) for arm in ARMS}
-            if all(samples.values())
-            else None,
-            loss_difference=float(differences.mean()) if has_losses else None,
-            loss_interval=_bootstrap(differences, np.mean, LOSS_CONFIDENCE, 10 * resamples) if has_losses else None,
+            per_second=per_second if len(per_second) == len(ARMS) else None,
+            loss_difference=float(np.mean(differences)) if compared else None,
+            loss_interval=_bootstrap(differences, np.mean, LOSS_CONFIDENCE, 10 * resamples) if compared else None,
+            loss_rounds=len(differences),
+            losses={arm: len(losses[arm]) for arm in ARMS},
+            not_finite={arm: sum(not math.isfinite(loss) for loss in losses[arm]) for arm in ARMS},
             peak_memory=dict(self._peak),
             ran=dict(self._ran),
         )
 
     def times(self, arm):
-        """The step times of an arm in seconds, in order, without the warm-up."""
+        """The step times of an arm ("stock" or "swapped") in seconds, in order, without the warm-up."""
+        if arm not in ARMS:
+            raise ValueError(f"times: expected an arm of {ARMS}, got {arm!r}")
         return [row[2] for row in self._rows if row[1] == arm and row[0] >= self._warmup]
 
     def profile(self, step, steps=10):
@@ -204,6 +275,7 @@ class AB:
         profiler's own cost per call.
         """
         self.close()
+        self._check()
         totals = {}
         for arm in ARMS:
             with self._use if arm == "swapped" else contextlib.nullcontext():
@@ -246,6 +318,18 @@ class Profile(dict):
         total = [cell(arm, self.whole[arm]) for arm in ARMS]
         lines.append(f"  {'every op, swapped or not':33s} {total[0]:>18s} {total[1]:>18s}")
         return "\n".join(lines)
+
+
+def _loss_differences(rounds):
+    """Swapped's mean loss less stock's, relative to their size, of each round where both are given and finite."""
+    differences = []
+    for arms in rounds:
+        given = [[loss for _, _, loss in arms[arm] if loss is not None] for arm in ARMS]
+        if all(given) and all(map(math.isfinite, given[0] + given[1])):
+            stock, swapped = (sum(losses) / len(losses) for losses in given)
+            size = max(abs(stock) + abs(swapped), np.finfo(float).tiny) / 2
+            differences.append((swapped - stock) / size)
+    return differences
 
 
 def _bootstrap(values, statistic, confidence, resamples):

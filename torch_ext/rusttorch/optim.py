@@ -5,16 +5,22 @@ kernels do not take (complex or sparse tensors, differentiable=True, capturable=
 torch.optim's own step.
 
 Under use(), torch.optim's own SGD, Adam, AdamW and Adagrad take the fused kernels too, where they were constructed
-without fused and foreach: torch's hooks around every optimizer's step set fused for the length of the step.
+without fused and foreach: the functions that their steps end in (torch.optim.adam.adam, ...) are called with
+fused=True. Nothing is changed in the optimizers.
 """
 
+import functools
+import importlib
+
 import torch
-from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.optim.optimizer import _foreach_supported_types
 from torch.optim.sgd import sgd
 
 from . import _C
 
 _ops = _C.lists
+_PLAIN = {torch.Tensor, torch.nn.Parameter}
+_DTYPES = {torch.float32, torch.float64, torch.bfloat16, torch.float16}
 
 
 def _is_open(group):
@@ -27,12 +33,25 @@ def _is_open(group):
     )
 
 
-def _fits(params):
+def _fits(params, types):
     """Whether the kernels take the parameters: on the CPU any floats; on a GPU all of one dtype on one device."""
-    if all(p.is_cpu and p.is_floating_point() for p in params):
+    dtypes, classes = {p.dtype for p in params}, {type(p) for p in params}
+    if not (dtypes <= _DTYPES and classes <= types):
+        return False
+    if len({c in _PLAIN for c in classes}) > 1:  # no op takes both plain tensors and DTensors
+        return False
+    if all(p.is_cpu for p in params):
         return True
-    p = params[0]
-    return p.is_cuda and p.is_floating_point() and all((q.device, q.dtype) == (p.device, p.dtype) for q in params)
+    return params[0].is_cuda and len(dtypes) == len({p.device for p in params}) == 1
+
+
+def _is_dense(p):
+    return p.is_contiguous() or p.permute(sorted(range(p.dim()), key=p.stride, reverse=True)).is_contiguous()
+
+
+def _forms(tensors):
+    """What a parameter, its gradient and its state must share: stock's fused kernels do not look at strides."""
+    return [t.dtype for t in tensors], [t.is_contiguous() or t.stride() for t in tensors]
 
 
 class _OnePass:
@@ -44,7 +63,7 @@ class _OnePass:
         known = self.__dict__.setdefault("_known", {})
         seen = (len(params), params[0].device) if params else None
         if id(params) not in known or known[id(params)][0] != seen:
-            known[id(params)] = (seen, _fits(params))
+            known[id(params)] = (seen, _fits(params, _PLAIN))
         return _is_open(group) and known[id(params)][1]
 
     def step(self, closure=None):
@@ -54,13 +73,18 @@ class _OnePass:
             with torch.enable_grad():
                 loss = closure()
         if not all(map(self._takes, self.param_groups)):
-            super().step()
+            self._stock_step()
             return loss
         self._accelerator_graph_capture_health_check()
         with torch.no_grad():
             for group in self.param_groups:
                 self._update(group)
         return loss
+
+    def _stock_step(self):
+        """torch.optim's own step, without the hooks that torch puts around it: ours has them already."""
+        step = super().step.__func__
+        (step.__wrapped__ if getattr(step, "hooked", False) else step)(self)
 
     def _amp(self):
         return {"grad_scale": getattr(self, "grad_scale", None), "found_inf": getattr(self, "found_inf", None)}
@@ -128,50 +152,47 @@ class SGD(_OnePass, torch.optim.SGD):
             _ops._fused_sgd_(params, grads, buffers, lr=group["lr"], is_first_step=first, **options, **self._amp())
 
 
-class Hooks:
-    """Around every optimizer's step: open groups of torch.optim's own optimizers are fused for its length."""
+def _fused(stock, lists, states):
+    """stock, a function in which steps of torch.optim end, with fused=True where our kernels take what is left open.
 
-    def __init__(self):
-        self.handles = []
-        self.fused = []  # groups, until their step ends
+    lists: how many lists of tensors it is given: parameters, gradients, so many states, and (but SGD's) the steps.
+    """
 
-    def install(self, wanted):
-        """The hooks stand while they are wanted."""
-        if wanted and not self.handles:
-            self.handles = [
-                register_optimizer_step_pre_hook(self.before),
-                register_optimizer_step_post_hook(self.after),
-            ]
-        elif not wanted and self.handles:
-            for handle in self.handles:
-                handle.remove()
-            self.handles = []
-            self.after()  # of a step that raised
+    def takes(params, grads, *others, foreach=None, fused=None, capturable=False, differentiable=False, **options):
+        if foreach is not None or fused is not None or capturable or differentiable:
+            return False
+        # (SGD's differentiable=True shows in the mode alone.)
+        if torch.is_grad_enabled() or any(isinstance(o, torch.Tensor) and o.requires_grad for o in options.values()):
+            return False
+        if not _fits(params, set(_foreach_supported_types)) or any(g.layout != torch.strided for g in grads):
+            return False
+        # Momentum that only some parameters have yet is a list that is too short: no fused op takes that.
+        given = ([t for t in tensors if t is not None] for tensors in (grads, *others[:states]))
+        forms = _forms(params)
+        return all(map(_is_dense, params)) and all(_forms(tensors) == forms for tensors in given if tensors)
 
-    def before(self, optimizer, args, kwargs):
-        self.after()
-        kinds = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad)
-        if type(optimizer) in kinds:
-            self.fused = [group for group in optimizer.param_groups if _is_open(group) and self.takes(group["params"])]
-            for group in self.fused:
-                self.count_on_the_cpu(optimizer, group)
-                group["fused"] = True
+    @functools.wraps(stock)
+    def function(*args, **options):
+        if not torch.compiler.is_compiling() and len(args) == lists and takes(*args, **options):
+            options["fused"] = True
+        return stock(*args, **options)
 
-    @staticmethod
-    def count_on_the_cpu(optimizer, group):
-        """Adam's steps begin there, as without fused: stock's own step would wait for a GPU to read each of them."""
-        params = group["params"]
-        on_gpu = bool(params) and params[0].is_cuda  # and so are the others
-        if not on_gpu or not isinstance(optimizer, torch.optim.Adam):
-            return
-        if any(p.grad is not None and p not in optimizer.state for p in params):
-            optimizer._init_group(group, *([] for _ in range(6)))
+    return function
 
-    @staticmethod
-    def takes(params):
-        return _fits(params) and not any(p.grad is not None and p.grad.is_sparse for p in params)
 
-    def after(self, *ignored):
-        for group in self.fused:
-            group["fused"] = None
-        self.fused = []
+def _of(name, lists, states):
+    module = importlib.import_module(f"torch.optim.{name}")
+    stock = getattr(module, name)
+    return module, name, stock, _fused(stock, lists, states)
+
+
+_FUNCTIONS = [_of("adam", 6, 3), _of("sgd", 3, 1), _of("adagrad", 4, 1)]
+
+
+def reach(swapped):
+    """Has torch.optim's optimizers take the fused ops that are swapped, and no others."""
+    for module, name, stock, fused in _FUNCTIONS:
+        wanted = any(op.startswith(f"_fused_{name}") for op in swapped)
+        # What somebody else has put there stays.
+        if getattr(module, name) is (stock if wanted else fused):
+            setattr(module, name, fused if wanted else stock)

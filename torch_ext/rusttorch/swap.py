@@ -2,14 +2,17 @@
 
 import contextlib
 import difflib
+import functools
+import os
+import sys
 import threading
-from collections import Counter
+import weakref
+from collections import Counter, deque
 from typing import NamedTuple
 
 import torch
 
-from . import _C
-from .optim import Hooks
+from . import _C, optim
 
 # Ops that aten makes of another op above the kernels: the swap reaches them through that one.
 VIA = {"selu": "elu", "celu": "elu", "log_sigmoid": "log_sigmoid_forward", "log_softmax": "_log_softmax"}
@@ -83,53 +86,111 @@ def _forget_dispatch(name):
         seen._dispatch_cache.clear()
 
 
+def _uncompiled(f):
+    """f, at which torch.compile breaks its graph; with fullgraph=True it says so.
+
+    As torch.compiler.disable, which would import torch._dynamo even where nothing is ever compiled: that takes seconds.
+    """
+    reason = "it exchanges the dispatcher's kernels"
+
+    @functools.wraps(f)
+    def wrapper(*args, **kwargs):
+        if "torch._dynamo" not in sys.modules:
+            return f(*args, **kwargs)
+        return torch.compiler.disable(f, reason=reason)(*args, **kwargs)
+
+    wrapper._torchdynamo_disable = True
+    wrapper._torchdynamo_disable_msg = reason
+    return wrapper
+
+
 class _Swapped:
     """What is swapped now: what enable() asked for, and what each open use() asks for."""
 
     def __init__(self):
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
+        self.requests = deque()
+        self.changing = False
         self.enabled = frozenset()
         self.used = Counter()
-        self.hooks = Hooks()
-
-    def names(self):
-        return self.enabled.union(self.used)
+        self.names = frozenset()
+        self.between_steps = weakref.WeakSet()  # of AB
 
     def change(self, enabled=None, use=frozenset(), unuse=frozenset()):
+        """If it raises (Ctrl-C, say), what was to be swapped in is not, and what is in unuse is taken out."""
         with self.lock:
-            before = self.names()
+            self.requests.append((enabled, use, unuse))
+            if self.changing:  # The garbage collector runs in here, and has found an AB.
+                return
+            self.changing = True
+            try:
+                while self.requests:
+                    self._change(*self.requests.popleft())
+            finally:
+                self.changing = False
+
+    def _change(self, enabled, use, unuse):
+        before = self.enabled, self.used
+        try:
             if enabled is not None:
                 self.enabled = enabled(self.enabled)
-            self.used.update(use)
-            self.used.subtract(unuse)
-            self.used = +self.used
-            swapped = self.names()
-            _C.set_swapped(sorted(swapped))
-            for name in swapped ^ before:
-                _forget_dispatch(name)
-            self.hooks.install(any(name.startswith("_fused_") for name in swapped))
+            used = self.used.copy()
+            used.update(use)
+            used.subtract(unuse)
+            self.used = +used
+            self._apply()
+        except BaseException:
+            if not unuse:
+                self.enabled, self.used = before
+            self._apply()
+            raise
+
+    def _apply(self):
+        names = self.enabled.union(self.used)
+        _C.set_swapped(sorted(names))
+        for name in names ^ self.names:
+            _forget_dispatch(name)
+        optim.reach(names)
+        self.names = names
 
     def any(self):
+        return bool(self.names)
+
+    def close_between_steps(self):
+        """Ends what ABs keep swapped in between two of their steps."""
         with self.lock:
-            return bool(self.names())
+            for ab in list(self.between_steps):
+                ab.close()
 
 
 _swapped = _Swapped()
 
+# A child of a process in which another thread swaps finds the lock open, and the dispatcher's own.
+os.register_at_fork(
+    before=_swapped.lock.acquire, after_in_parent=_swapped.lock.release, after_in_child=_swapped.lock.release
+)
 
+
+@_uncompiled
 def enable(*names, exclude=()):
     """Swaps ops in for stock torch, for every thread, until disable().
 
     names are aten op names ("mish", "mish_backward", "add.Tensor"; without an overload, all of them, in-place and
     out= forms included) or family names ("activation"); none means every op. Those of exclude are left out.
     Raises ValueError for a name that does not exist. A call that another thread makes meanwhile runs either kernel.
+    torch.compile breaks its graph there, as at disable() and use().
     """
     wanted = _resolve(names, exclude)
     _swapped.change(enabled=lambda now: now | wanted)
 
 
+@_uncompiled
 def disable():
-    """Takes out what enable() put in. What an open use() asks for stays until it ends."""
+    """Takes out what enable() put in, and what an AB keeps swapped in between two of its steps.
+
+    What an open use() asks for stays until it ends.
+    """
+    _swapped.close_between_steps()
     _swapped.change(enabled=lambda now: frozenset())
 
 
@@ -140,12 +201,15 @@ class use(contextlib.ContextDecorator):
     end of the last one, by return or by exception, the dispatcher is as it was.
     """
 
+    @_uncompiled
     def __init__(self, *names, exclude=()):
         self.names = _resolve(names, exclude)
 
+    @_uncompiled
     def __enter__(self):
         _swapped.change(use=self.names)
         return self
 
+    @_uncompiled
     def __exit__(self, *exception):
         _swapped.change(unuse=self.names)
