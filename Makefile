@@ -1,5 +1,6 @@
 # make demo    trains on real digits, stock torch against rusttorch, and says what the swap is worth
 # make test    every test, and the op tests once more at each instruction set
+# make drop-in torch's own database of ops, each entry in stock and under use(): differences that nothing explains
 # make bench   ops, optimizers and training loops against stock: bench/results.jsonl, the README's tables, docs/benchmarks.md
 # make accuracy  errors in ulp over every float32 there is, ours and stock's: docs/accuracy.md; an hour on two cores
 # make wheel   dist/*.whl, tagged manylinux, and a look that no AVX-512 instruction stands outside its kernels
@@ -17,13 +18,14 @@ PYTHON ?= python3
 BIN := $(CURDIR)/.venv/bin
 export PATH := $(CURDIR)/.venv/ccache:$(BIN):$(PATH)
 export PYTHONPATH := $(CURDIR)/torch_ext
+export CCACHE_BASEDIR := $(CURDIR)
 SOURCES := $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc_cuda/*' 'tests/emulation/*.h' 'tests/*.cpp')
 
 # What runs kernels, without what is about the dispatcher.
 FAMILIES := pointwise activation reduction scan copy softmax loss cross_entropy norm dropout optimizer foreach
 KERNEL_TESTS := $(FAMILIES:%=tests/test_%.py) -k "not (opcheck or compile or vmap or derivatives or swapped or complete)"
 
-.PHONY: demo test bench accuracy wheel asan tsan lint cuda gpu emulate build clean
+.PHONY: demo test drop-in bench accuracy wheel asan tsan lint cuda gpu emulate build clean
 
 demo: build
 	python examples/digits.py
@@ -32,6 +34,9 @@ test: build
 	pytest tests
 	ATEN_CPU_CAPABILITY=avx2 pytest $(KERNEL_TESTS)
 	ATEN_CPU_CAPABILITY=default pytest $(KERNEL_TESTS)
+
+drop-in: build
+	python tests/drop_in.py --out build/drop_in.json
 
 # One core, all sizes; then 10k and 1M in other dtypes and layouts; more threads; and the page on scale.
 MEASURE := python -m rusttorch.bench --out bench/results.jsonl
