@@ -116,3 +116,19 @@ def test_squareplus_far_from_zero(dtype, large):
     leaf = x[1:].clone().requires_grad_()
     rusttorch.squareplus(leaf).sum().backward()
     torch.testing.assert_close(leaf.grad, torch.ones_like(leaf), rtol=1e-4, atol=0)
+
+
+def test_celu_of_alpha_0_is_refused_as_by_stock():
+    """Found by a reader: the swapped op asked itself for stock's error."""
+    x = torch.ones(3)
+    for f in (lambda: torch.celu(x, 0), lambda: torch.celu_(x.clone(), 0), lambda: rusttorch.celu(x, 0)):
+        with rusttorch.use(), pytest.raises(RuntimeError, match="alpha cannot be 0 for CELU"):
+            f()
+
+
+@pytest.mark.parametrize("alpha", [math.inf, -math.inf, math.nan])
+def test_elu_of_0_is_0(alpha):
+    x = torch.tensor([0.0, 1.0, -1.0])
+    expected = torch.nn.functional.elu(x, alpha)
+    with rusttorch.use():
+        torch.testing.assert_close(torch.nn.functional.elu(x, alpha), expected, equal_nan=True)

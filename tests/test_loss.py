@@ -108,3 +108,26 @@ def test_derivatives_of_what_is_broadcast(name, shapes, reduction):
 
     for ours, stock in zip(result(torch.ops.rusttorch), result(torch.ops.aten), strict=True):
         torch.testing.assert_close(ours, stock)
+
+
+@pytest.mark.parametrize(
+    "name", ["kl_div", "binary_cross_entropy", "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"]
+)
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.float64, torch.bool], ids=str)
+def test_a_target_of_one_element_and_another_dtype(name, dtype):
+    """Promoted or refused as by stock."""
+
+    def outcome():
+        try:
+            return getattr(torch.ops.aten, name)(torch.full((5,), 0.5), torch.tensor(1, dtype=dtype))
+        except RuntimeError as error:
+            return type(error)
+
+    expected = outcome()
+    with rusttorch.use():
+        found = outcome()
+    if isinstance(expected, type):
+        assert found is expected
+    else:
+        assert found.dtype == expected.dtype
+        torch.testing.assert_close(found, expected)

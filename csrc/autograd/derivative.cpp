@@ -35,9 +35,10 @@ struct Frame {
 
   ag::variable_list gradients(ag::variable_list grads, const ag::variable_list& saved, std::vector<bool> needed) const {
     std::vector<IValue> all = arguments;
-    Grads results(max_results);
+    Grads results;
     for (size_t k = 0; k < kept.size(); ++k) {
       if (kept[k].of == Saved::Of::result) {
+        results.resize(std::max(results.size(), kept[k].index + 1));
         results[kept[k].index] = saved[k];
       } else {
         all[kept[k].index] = saved[k];
@@ -49,8 +50,6 @@ struct Frame {
     found.resize(tensors.size());  // the last tensors may have no derivative
     return found;
   }
-
-  static constexpr size_t max_results = 4;
 };
 
 class FormulaNode final : public ag::Node {
@@ -76,7 +75,8 @@ class FormulaNode final : public ag::Node {
   // Compiled autograd: what the trace depends on. Numbers and sizes are constants of it, tensors are its inputs.
   void compiled_args(ag::CompiledNodeArgs& args) const override {
     args.collect(name());
-    for (const auto& value : frame.arguments) args.collect(c10::str(value));  // whose hashes may be the same
+    // As text: an IValue would be collected by its hash, which None, 0 and false share.
+    for (const auto& value : frame.arguments) args.collect(c10::str(value));
     args.collect(needed());
     for (const auto& like : frame.like) {
       if (!like) continue;

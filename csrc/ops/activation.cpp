@@ -1,11 +1,12 @@
 #include "../kernels/activation.h"
 
 #include <ATen/TensorOperators.h>
-#include <ATen/ops/celu.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full_like.h>
 #include <ATen/ops/hypot.h>
 #include <ATen/ops/where.h>
+
+#include <cmath>
 
 #include "elementwise.h"
 #include "families.h"
@@ -40,6 +41,17 @@ struct Gelu {
   }
 };
 using GeluBackward = Approximate<activation::gelu_backward, activation::gelu_tanh_backward>;
+
+// Stock's elu of 0 is 0, and infinity times 0 is NaN.
+struct Elu {
+  static Request request(const Tensor& self, const Scalar& alpha, const Scalar& scale, const Scalar& input_scale) {
+    Request r = Always<activation::elu>::request(self, alpha, scale, input_scale);
+    for (const Scalar* s : {&alpha, &scale, &input_scale}) {
+      if (!s->isComplex() && !std::isfinite(s->toDouble())) r.kernel = nullptr;
+    }
+    return r;
+  }
+};
 
 struct Softplus {
   static Request request(const Tensor& self, const Scalar& beta, const Scalar& threshold) {
@@ -123,13 +135,13 @@ struct SeluInplace {
 };
 struct Celu {
   static Tensor call(const Tensor& self, const Scalar& alpha) {
-    if (alpha.toDouble() == 0) return at::celu(self, alpha);  // stock's error
+    if (alpha.toDouble() == 0) return at::compositeexplicitautograd::celu(self, alpha);  // raises
     return elu_op().call(self, alpha, 1, 1 / alpha.toDouble());
   }
 };
 struct CeluInplace {
   static Tensor& call(Tensor& self, const Scalar& alpha) {
-    if (alpha.toDouble() == 0) return at::celu_(self, alpha);
+    if (alpha.toDouble() == 0) return at::compositeexplicitautograd::celu_(self, alpha);
     return elu_inplace_op().call(self, alpha, 1, 1 / alpha.toDouble());
   }
 };
@@ -149,7 +161,7 @@ const Rows& activation_rows() {
       BACKWARD(tanh_backward, Small16Bit<Always<activation::tanh_backward>>),
       FORWARD(gelu, Gelu),
       BACKWARD(gelu_backward, GeluBackward),
-      FORWARD(elu, Always<activation::elu>),
+      FORWARD(elu, Elu),
       BACKWARD(elu_backward, EluBackward),
       FORWARD(silu, Always<activation::silu>),
       BACKWARD(silu_backward, Always<activation::silu_backward>),

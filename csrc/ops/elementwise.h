@@ -116,6 +116,14 @@ struct Always {
   }
 };
 
+// The request of an op that promotes nothing: stock raises where its tensors are of several dtypes.
+inline Request of_one_dtype(Request r) {
+  for (size_t k = 1; k < r.tensors; ++k) {
+    if (r.in[k]->scalar_type() != r.in[0]->scalar_type()) r.kernel = nullptr;
+  }
+  return r;
+}
+
 // Pick's request, with a limit_16_bit: stock's 16-bit kernels do no more than turn a bit, or round less often.
 template <class Pick, int64_t limit = 2048>
 struct Small16Bit {

@@ -30,6 +30,7 @@ inline bool order_matters(const std::vector<at::TensorList>& lists) {
       if (list[i].nbytes() > 0) all.push_back({begin, begin + list[i].nbytes(), i});
     }
   }
+  // By where they begin: of two that share memory, the first one shares some with its neighbour.
   std::sort(all.begin(), all.end(), [](const Memory& a, const Memory& b) { return a.begin < b.begin; });
   for (size_t k = 1; k < all.size(); ++k) {
     const Memory &a = all[k - 1], &b = all[k];

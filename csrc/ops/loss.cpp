@@ -130,8 +130,8 @@ struct ProbabilityRequest : Request {
 
 struct Bce {
   static ProbabilityRequest request(const Tensor& self, const Tensor& target, MaybeTensor weight, int64_t reduction) {
-    if (given(weight)) return {forward(BOTH(bce_weight), reduction, self, target, *weight)};
-    return {forward(BOTH(bce), reduction, self, target)};
+    if (given(weight)) return {of_one_dtype(forward(BOTH(bce_weight), reduction, self, target, *weight))};
+    return {of_one_dtype(forward(BOTH(bce), reduction, self, target))};
   }
 };
 struct BceBackward {
@@ -187,7 +187,9 @@ struct BceWithLogitsBackward {
 
 struct KlDiv {
   static Request request(const Tensor& self, const Tensor& target, int64_t reduction, bool log_target) {
-    return forward(log_target ? BOTH(kl_div_log_target) : BOTH(kl_div), reduction, self, target);
+    Request r = forward(log_target ? BOTH(kl_div_log_target) : BOTH(kl_div), reduction, self, target);
+    if (!at::isFloatingType(target.scalar_type())) r.kernel = nullptr;  // stock raises
+    return r;
   }
 };
 struct KlDivBackward {

@@ -54,17 +54,11 @@ struct Mul {
 };
 using Abs = Small16Bit<Always<pointwise::abs>>;
 using MulScalar = Always<pointwise::mul_scalar>;
-
-// lerp promotes nothing: stock raises.
 template <pointwise K>
 struct Lerp {
   template <class Weight>
   static Request request(const Tensor& self, const Tensor& end, const Weight& weight) {
-    Request r = Always<K>::request(self, end, weight);
-    for (size_t k = 1; k < r.tensors; ++k) {
-      if (r.in[k]->scalar_type() != self.scalar_type()) r.kernel = nullptr;
-    }
-    return r;
+    return of_one_dtype(Always<K>::request(self, end, weight));
   }
 };
 using LerpScalar = Lerp<pointwise::lerp_scalar>;

@@ -143,12 +143,12 @@ class AB:
     @contextlib.contextmanager
     def step(self, samples=0):
         """Times one step. samples: how many samples (or tokens) it processes. Yields a Step."""
-        with swap._swapped.lock:
-            if self._inside:
-                raise RuntimeError("rusttorch.AB: a step within a step")
-            self._inside = True
-            swap._swapped.between_steps.discard(self)
+        if self._inside:
+            raise RuntimeError("rusttorch.AB: a step within a step")
         try:
+            with swap._swapped.lock:
+                self._inside = True
+                swap._swapped.between_steps.discard(self)
             arm = self._next()
             step = Step(arm)
             _synchronize()

@@ -7,7 +7,6 @@ import os
 import sys
 import threading
 import weakref
-from collections import Counter, deque
 from typing import NamedTuple
 
 import torch
@@ -108,45 +107,53 @@ class _Swapped:
     """What is swapped now: what enable() asked for, and what each open use() asks for."""
 
     def __init__(self):
-        self.lock = threading.RLock()
-        self.requests = deque()
-        self.changing = False
+        self.lock = threading.RLock()  # a thread may come here again: by the garbage collector, which ends an AB
         self.enabled = frozenset()
-        self.used = Counter()
-        self.names = frozenset()
+        self.used = []  # by each open use()
+        self.names = frozenset()  # what is swapped
         self.between_steps = weakref.WeakSet()  # of AB
 
-    def change(self, enabled=None, use=frozenset(), unuse=frozenset()):
-        """If it raises (Ctrl-C, say), what was to be swapped in is not, and what is in unuse is taken out."""
+    def enable(self, names):
         with self.lock:
-            self.requests.append((enabled, use, unuse))
-            if self.changing:  # The garbage collector runs in here, and has found an AB.
-                return
-            self.changing = True
+            before, self.enabled = self.enabled, self.enabled | names
             try:
-                while self.requests:
-                    self._change(*self.requests.popleft())
-            finally:
-                self.changing = False
+                self._apply()
+            except BaseException:
+                self.enabled = before
+                self._apply()
+                raise
 
-    def _change(self, enabled, use, unuse):
-        before = self.enabled, self.used
-        try:
-            if enabled is not None:
-                self.enabled = enabled(self.enabled)
-            used = self.used.copy()
-            used.update(use)
-            used.subtract(unuse)
-            self.used = +used
+    def disable(self):
+        with self.lock:
+            self.enabled = frozenset()
             self._apply()
-        except BaseException:
-            if not unuse:
-                self.enabled, self.used = before
+
+    def begin(self, names):
+        """Of a use(), which is not open if this raises (Ctrl-C, say)."""
+        with self.lock:
+            self.used.append(names)
+            try:
+                self._apply()
+            except BaseException:
+                self.end(names)
+                raise
+
+    def end(self, names):
+        with self.lock:
+            self.used.remove(names)
             self._apply()
-            raise
 
     def _apply(self):
-        names = self.enabled.union(self.used)
+        """Swaps what is asked for: again where that has changed meanwhile, and where Ctrl-C came in between."""
+        try:
+            while self.names != self.enabled.union(*self.used):
+                self._exchange()
+        except BaseException:
+            self._exchange()
+            raise
+
+    def _exchange(self):
+        names = self.enabled.union(*self.used)
         _C.set_swapped(sorted(names))
         for name in names ^ self.names:
             _forget_dispatch(name)
@@ -181,7 +188,7 @@ def enable(*names, exclude=()):
     torch.compile breaks its graph there, as at disable() and use().
     """
     wanted = _resolve(names, exclude)
-    _swapped.change(enabled=lambda now: now | wanted)
+    _swapped.enable(wanted)
 
 
 @_uncompiled
@@ -191,7 +198,7 @@ def disable():
     What an open use() asks for stays until it ends.
     """
     _swapped.close_between_steps()
-    _swapped.change(enabled=lambda now: frozenset())
+    _swapped.disable()
 
 
 class use(contextlib.ContextDecorator):
@@ -207,9 +214,9 @@ class use(contextlib.ContextDecorator):
 
     @_uncompiled
     def __enter__(self):
-        _swapped.change(use=self.names)
+        _swapped.begin(self.names)
         return self
 
     @_uncompiled
     def __exit__(self, *exception):
-        _swapped.change(unuse=self.names)
+        _swapped.end(self.names)
