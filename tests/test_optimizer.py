@@ -252,6 +252,37 @@ def test_what_no_fused_kernel_takes_is_stock_s(name, kind):
     torch.testing.assert_close(*results, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(("name", "fused"), [("Adam", 2), ("SGD", 0), ("Adagrad", 0)])
+def test_sharded_parameters(name, fused):
+    """DTensor has Adam's fused op, and raises at the others; no op takes sharded and plain parameters at once."""
+    from torch.distributed import tensor
+
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = tensor.init_device_mesh("cpu", (1,))
+
+        def shard(value):
+            return tensor.distribute_tensor(torch.full((4, 3), value, device="cpu"), mesh, [tensor.Shard(0)])
+
+        for plain in ([], [torch.nn.Parameter(torch.ones(3, device="cpu"))]):
+            results = []
+            for swap in (contextlib.nullcontext, rusttorch.use):
+                p = torch.nn.Parameter(shard(1.0))
+                optimizer = getattr(torch.optim, name)([p, *copy.deepcopy(plain)], lr=0.1)
+                rusttorch.reset_stats()
+                with swap():
+                    for step in (1.0, 2.0):
+                        p.grad = shard(step)
+                        for q in optimizer.param_groups[0]["params"][1:]:
+                            q.grad = torch.ones_like(q)
+                        optimizer.step()
+                results.append(p.detach().to_local())
+            torch.testing.assert_close(*results)
+            assert ran(f"_fused_{name.lower()}_") == (0 if plain else fused)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 def test_state_of_another_dtype():
     """A model that was made double after its first steps: SGD's momentum is float, and stays so."""
     results = []

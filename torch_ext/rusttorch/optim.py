@@ -164,7 +164,9 @@ def _fused(stock, lists, states):
         # (SGD's differentiable=True shows in the mode alone.)
         if torch.is_grad_enabled() or any(isinstance(o, torch.Tensor) and o.requires_grad for o in options.values()):
             return False
-        if not _fits(params, set(_foreach_supported_types)) or any(g.layout != torch.strided for g in grads):
+        # Of the fused ops, DTensor has Adam's.
+        types = set(_foreach_supported_types) if stock.__name__ == "adam" else _PLAIN
+        if not _fits(params, types) or any(g.layout != torch.strided for g in grads):
             return False
         # Momentum that only some parameters have yet is a list that is too short: no fused op takes that.
         given = ([t for t in tensors if t is not None] for tensors in (grads, *others[:states]))
