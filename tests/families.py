@@ -135,6 +135,7 @@ STOCK_S = (
     *[(op, ("tail", "long", "misaligned"), DTYPES) for op in ("cummax", "cummin")],
     *[(f"{op}--1", ("contiguous",), DTYPES) for op in ("cummax", "cummin")],
     *[(f"{op}-0", ("contiguous",), (torch.float16,)) for op in ("cumsum", "cummax", "cummin")],
+    ("cumsum", ("long",), DTYPES),  # on a device, of few long rows
     *[(op, ONE_RUN, NARROW) for op in ("_softmax", "softmax.int")],
     *[(op, ("contiguous",), DTYPES) for op in ("_log_softmax-0", "log_softmax.int-0")],
 )
