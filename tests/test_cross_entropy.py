@@ -217,7 +217,7 @@ def test_linear_cross_entropy_derivatives():
 
 
 @pytest.mark.parametrize("label", [10**9, 4, -1])
-def test_labels_changed_after_forward(label):
+def test_labels_changed_after_forward_are_errors(label):
     """By a NumPy array that has their memory: autograd does not see it, and nothing may be written beyond the end."""
     x, target = torch.randn(3, 4, requires_grad=True), torch.tensor([0, 1, 2])
     with rusttorch.use():

@@ -176,3 +176,17 @@ def test_vmap_and_jvp_are_stocks():
         torch.testing.assert_close(torch.func.vmap(lambda x: F.rms_norm(x, (8,), w))(x), wanted)
         y, _ = torch.func.jvp(lambda x: F.rms_norm(x, (8,), w), (x,), (torch.ones_like(x),))
         torch.testing.assert_close(y, wanted)
+
+
+def test_rms_norm_s_differentiable_gradient_is_as_right_as_the_kernel_s():
+    """With create_graph it is made of ops: in float32, as stock's."""
+    torch.manual_seed(0)
+    leaves = [torch.randn(s).bfloat16().requires_grad_() for s in ((8, 64), (64,))]
+    g = torch.randn(8, 64).bfloat16()
+
+    def gradients(create_graph):
+        y = rusttorch.rms_norm(leaves[0], [64], leaves[1], 1e-5)
+        return torch.autograd.grad(y, leaves, g, create_graph=create_graph)
+
+    for of_ops, of_kernel in zip(gradients(True), gradients(False), strict=True):
+        torch.testing.assert_close(of_ops, of_kernel, rtol=0.01, atol=1e-3)

@@ -15,10 +15,12 @@ std::optional<Tensor> maybe(const Call& c, size_t i) {
 
 // With h = x rstd and d = g weight: rstd (d - h mean(d h)), and the sum of g h. In differentiable ops, for a second
 // derivative.
-Grads of_rms_norm(const Tensor& g, const Tensor& x, const std::optional<Tensor>& weight, const at::DimVector& dims,
-                  double eps) {
+Grads of_rms_norm(const Tensor& grad, const Tensor& input, const std::optional<Tensor>& weight,
+                  const at::DimVector& dims, double eps) {
+  const auto wide = input.element_size() == 2 ? at::kFloat : input.scalar_type();  // as in the kernels
+  const Tensor g = grad.to(wide), x = input.to(wide);
   const Tensor rstd = at::rsqrt((x * x).mean(dims, true) + eps), h = x * rstd;
-  const Tensor d = weight ? g * *weight : g;
+  const Tensor d = weight ? g * weight->to(wide) : g;
   const Tensor grad_x = rstd * (d - h * (d * h).mean(dims, true));
   return {grad_x, weight ? (g * h).sum_to_size(weight->sizes()) : Tensor()};
 }
