@@ -529,3 +529,18 @@ def test_sparse_gradients_of_sgd():
         optimizer.step()
         results.append((p.detach(), q.detach()))
     torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("make", [lambda x: x[::2], lambda x: x.t(), lambda x: x], ids=["slice", "transposed", "plain"])
+def test_parameters_and_gradients_that_lie_differently(make):
+    """Stock's fused kernels do not look at strides, and rusttorch.optim handed them such tensors."""
+    results = []
+    for adam in (torch.optim.Adam, rusttorch.optim.Adam):
+        x = torch.arange(24.0).view(6, 4)
+        p = make(x).detach().requires_grad_()
+        optimizer = adam([p], lr=0.1)
+        for _ in range(3):
+            p.grad = torch.arange(p.numel(), dtype=torch.float32).view(p.shape).sub(5)
+            optimizer.step()
+        results.append(x)
+    torch.testing.assert_close(*results)

@@ -78,7 +78,7 @@ Handed fit(const Lists& lists, const Lr& lr, MaybeTensor grad_scale, MaybeTensor
     if (at::get_num_threads() == 1) return Handed::no;  // in stock's order
     std::vector<TensorList> all = lists.state;
     all.insert(all.end(), {lists.parameters, lists.grads});
-    return order_matters(all) ? Handed::layout : Handed::no;
+    return order_matters(all) ? Handed::option : Handed::no;
   }
   const auto there = [&](const auto& number) { return is_there(number, lists.parameters[0]); };
   return there(lr) && there(grad_scale) && there(found_inf) ? Handed::no : Handed::option;
@@ -171,6 +171,31 @@ std::vector<Tensor> steps_beside(TensorList steps, TensorList parameters) {
   return beside;
 }
 
+// A list of tensors that are contiguous: copies of those that are not.
+std::vector<Tensor> contiguous(TensorList list) {
+  std::vector<Tensor> all;
+  for (const Tensor& t : list) all.push_back(t.contiguous());
+  return all;
+}
+
+// A step on the CPU of tensors that lie otherwise than their parameters, which stock's kernels do not look at: on
+// copies. Says whether the kernels take those.
+template <class Lr>
+bool step_on_copies(const Lists& lists, const OptimizerArgs& a, const Lr& lr, MaybeTensor grad_scale,
+                    MaybeTensor found_inf) {
+  const auto parameters = contiguous(lists.parameters), grads = contiguous(lists.grads);
+  std::vector<std::vector<Tensor>> state;
+  for (const auto& list : lists.state) state.push_back(contiguous(list));
+  const Lists copies{lists.kernel, parameters, grads, {state.begin(), state.end()}, lists.steps};
+  if (fit(copies, lr, grad_scale, found_inf) != Handed::no) return false;
+  step_on_cpu(copies, a, lr, grad_scale, found_inf);
+  for (size_t i = 0; i < parameters.size(); ++i) {
+    lists.parameters[i].copy_(parameters[i]);
+    for (size_t k = 0; k < state.size(); ++k) lists.state[k][i].copy_(state[k][i]);
+  }
+  return true;
+}
+
 // Runs the step here, or says that it is stock's to do.
 template <class Lr>
 bool runs_here(Stats& stats, const Lists& lists, const OptimizerArgs& a, const Lr& lr, MaybeTensor grad_scale,
@@ -178,6 +203,9 @@ bool runs_here(Stats& stats, const Lists& lists, const OptimizerArgs& a, const L
   const Handed reason = fit(lists, lr, grad_scale, found_inf);
   stats.count(reason);
   if (lists.parameters.empty()) return true;
+  if (reason == Handed::layout && on_cpu(lists.parameters[0])) {
+    return step_on_copies(lists, a, lr, grad_scale, found_inf);
+  }
   if (reason != Handed::no) return false;
   on_cpu(lists.parameters[0]) ? step_on_cpu(lists, a, lr, grad_scale, found_inf)
                               : step_on_device(lists, a, lr, grad_scale, found_inf);
