@@ -178,8 +178,8 @@ std::vector<Tensor> contiguous(TensorList list) {
   return all;
 }
 
-// A step on the CPU of tensors that lie otherwise than their parameters, which stock's kernels do not look at: on
-// copies. Says whether the kernels take those.
+// A step of tensors that lie otherwise than their parameters, which stock's kernels do not look at: on copies. Says
+// whether the kernels take those.
 template <class Lr>
 bool step_on_copies(const Lists& lists, const OptimizerArgs& a, const Lr& lr, MaybeTensor grad_scale,
                     MaybeTensor found_inf) {
@@ -188,7 +188,8 @@ bool step_on_copies(const Lists& lists, const OptimizerArgs& a, const Lr& lr, Ma
   for (const auto& list : lists.state) state.push_back(contiguous(list));
   const Lists copies{lists.kernel, parameters, grads, {state.begin(), state.end()}, lists.steps};
   if (fit(copies, lr, grad_scale, found_inf) != Handed::no) return false;
-  step_on_cpu(copies, a, lr, grad_scale, found_inf);
+  on_cpu(parameters[0]) ? step_on_cpu(copies, a, lr, grad_scale, found_inf)
+                        : step_on_device(copies, a, lr, grad_scale, found_inf);
   for (size_t i = 0; i < parameters.size(); ++i) {
     lists.parameters[i].copy_(parameters[i]);
     for (size_t k = 0; k < state.size(); ++k) lists.state[k][i].copy_(state[k][i]);
@@ -203,9 +204,7 @@ bool runs_here(Stats& stats, const Lists& lists, const OptimizerArgs& a, const L
   const Handed reason = fit(lists, lr, grad_scale, found_inf);
   stats.count(reason);
   if (lists.parameters.empty()) return true;
-  if (reason == Handed::layout && on_cpu(lists.parameters[0])) {
-    return step_on_copies(lists, a, lr, grad_scale, found_inf);
-  }
+  if (reason == Handed::layout) return step_on_copies(lists, a, lr, grad_scale, found_inf);
   if (reason != Handed::no) return false;
   on_cpu(lists.parameters[0]) ? step_on_cpu(lists, a, lr, grad_scale, found_inf)
                               : step_on_device(lists, a, lr, grad_scale, found_inf);
