@@ -1,5 +1,5 @@
-// Autocast over torch.ops.rusttorch.*: what aten computes in float32 (losses, prod; on CUDA sums and softmax too) is
-// cast here as well. (A swapped aten op keeps PyTorch's own rules.)
+// Autocast over torch.ops.rusttorch.*: what aten casts (losses, prod; on CUDA sums and softmax too) is cast here as
+// well: to float32, but for addcmul, addcdiv and linear_cross_entropy. (A swapped aten op keeps PyTorch's own rules.)
 
 #include <ATen/autocast_mode.h>
 #include <ATen/core/dispatch/Dispatcher.h>

@@ -233,10 +233,9 @@ FourTensors linear_forward(const Tensor& input, const Tensor& weight, const Tens
               target.sizes());
   TORCH_CHECK(!given(bias) || (bias->dim() == 1 && bias->size(0) == weight.size(0)),
               "linear_cross_entropy: linear_bias must be [C], got ", bias->sizes());
-  for (const Tensor* t : {&weight, &target, given(bias) ? &*bias : &input}) {
-    TORCH_CHECK(t->device() == input.device(), "linear_cross_entropy: expected all tensors on ", input.device(),
-                ", but one is on ", t->device());
-    TORCH_CHECK(t == &target || t->scalar_type() == input.scalar_type(), "linear_cross_entropy: expected tensors of ",
+  check_one_device({&input, &weight, &target, given(bias) ? &*bias : &input});
+  for (const Tensor* t : {&weight, given(bias) ? &*bias : &input}) {
+    TORCH_CHECK(t->scalar_type() == input.scalar_type(), "linear_cross_entropy: expected tensors of ",
                 input.scalar_type(), ", but one is of ", t->scalar_type());
   }
   TORCH_CHECK(reduction == at::Reduction::Mean || reduction == at::Reduction::Sum,

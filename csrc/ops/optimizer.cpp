@@ -202,9 +202,12 @@ template <class Lr>
 bool runs_here(Stats& stats, const Lists& lists, const OptimizerArgs& a, const Lr& lr, MaybeTensor grad_scale,
                MaybeTensor found_inf) {
   const Handed reason = fit(lists, lr, grad_scale, found_inf);
+  if (reason == Handed::layout && step_on_copies(lists, a, lr, grad_scale, found_inf)) {
+    stats.count(Handed::no);
+    return true;
+  }
   stats.count(reason);
   if (lists.parameters.empty()) return true;
-  if (reason == Handed::layout) return step_on_copies(lists, a, lr, grad_scale, found_inf);
   if (reason != Handed::no) return false;
   on_cpu(lists.parameters[0]) ? step_on_cpu(lists, a, lr, grad_scale, found_inf)
                               : step_on_device(lists, a, lr, grad_scale, found_inf);
