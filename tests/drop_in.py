@@ -33,17 +33,11 @@ import torch.autograd.forward_ad as fwAD
 from torch.utils._pytree import tree_flatten, tree_flatten_with_path, tree_leaves, tree_map, tree_unflatten
 
 # What differs: (pattern of entries, kind of check): why.
-KEEPS = "it keeps its inputs for the backward, where stock keeps what it made of them: an error, and no wrong gradient"
 PARTS = "with a weight and a pos_weight the parts of stock's formula are differentiated, which keep other tensors"
 ROUNDING = "what is left of a sum that cancels is rounding, in stock too"
 ZERO = "the sign of a zero"
 EXPLAINED = {
-    **{(f"nn.functional.{name}", "input_changed"): KEEPS for name in ("cross_entropy", "kl_div", "rms_norm")},
-    **{(f"nn.functional.{name}", "input_changed"): KEEPS for name in ("l1_loss", "smooth_l1_loss")},
-    **{
-        (f"nn.functional.{name}", "backward"): "a zero has memory, in stock none"
-        for name in ("l1_loss", "smooth_l1_loss")
-    },
+    ("nn.functional.cross_entropy", "backward"): "it keeps its gradient, in 16 bits; stock the log-probabilities",
     ("nn.functional.binary_cross_entropy_with_logits", "backward"): PARTS,
     ("nn.functional.binary_cross_entropy_with_logits", "input_changed"): PARTS,
     ("nn.functional.binary_cross_entropy_with_logits", "neg_view"): PARTS,

@@ -179,3 +179,43 @@ def test_compiled_autograd_takes_our_nodes():
             x.grad = None
             loss(x).backward()
             torch.testing.assert_close(x.grad, expected.grad)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_inputs_of_16_bits_may_be_changed(dtype):
+    """Stock keeps what it made of them in 32 bits. (Of float32 it keeps the input, and so do we.)"""
+
+    def gradients(change):
+        x, weight = X.to(dtype).requires_grad_(), torch.linspace(1, 2, 8).to(dtype).requires_grad_()
+        h = x * 1
+        y = F.rms_norm(h, (8,), weight)
+        if change:
+            h.mul_(3)
+        return torch.autograd.grad((y * RESIDUAL.to(dtype)).sum(), (x, weight))
+
+    with rusttorch.use():
+        torch.testing.assert_close(gradients(change=True), gradients(change=False), rtol=0, atol=0)
+
+
+@pytest.mark.skipif(not hasattr(torch.autograd.graph, "node_creation_hook"), reason="torch has it from 2.14 on")
+def test_nodes_are_shown_when_they_are_made():
+    """Complete: a hook on the node sees its gradients."""
+    shown, ran_backward = [], []
+
+    def hook(node):
+        shown.append(node.name())
+        node.register_hook(lambda grad_inputs, grad_outputs: ran_backward.append(node.name()))
+
+    x = X.clone().requires_grad_()
+    with torch.autograd.graph.node_creation_hook(hook):
+        y = torch.ops.rusttorch.mish_(rusttorch.mul(x, RESIDUAL))
+        torch.ops.rusttorch.sigmoid_(y[0])  # of a view: autograd's own node stands around ours
+        rusttorch.cross_entropy(y, TARGET).backward()
+    ours = [
+        "RusttorchmulBackward",
+        "RusttorchmishBackward",
+        "CopySlices",
+        "Rusttorchcross_entropy_loss_forwardBackward",
+    ]
+    assert [name for name in shown if name in ours] == ours
+    assert set(ours) <= set(ran_backward)

@@ -94,10 +94,11 @@ def test_derivatives(probabilities):
 def test_opcheck_compile_and_vmap(probabilities):
     x, target, weight = data(6, 9, torch.float32, probabilities)
     op = torch.ops.rusttorch.cross_entropy_loss_forward.default
-    opcheck(op, (x.requires_grad_(), target, weight, 1, IGNORED, 0.1))
-    _, lse, total = op(x, target, weight, 1, IGNORED, 0.1)
+    opcheck(op, (x.requires_grad_(), target, weight, 1, IGNORED, 0.1, True))
+    opcheck(op, (x.detach(), target, weight, 0, IGNORED, 0.1, False))
+    _, slope, total = op(x, target, weight, 1, IGNORED, 0.1, True)
     backward = torch.ops.rusttorch.cross_entropy_loss_backward.default
-    opcheck(backward, (torch.ones(()), x, target, weight, lse, total.detach(), 1, IGNORED, 0.1))
+    opcheck(backward, (torch.ones(()), slope.detach().requires_grad_(), target, total.detach(), 1, IGNORED))
 
     def train(x):
         return torch.autograd.grad(F.cross_entropy(x * 2, target, weight), x)[0]
@@ -217,28 +218,87 @@ def test_linear_cross_entropy_derivatives():
 
 
 @pytest.mark.parametrize("label", [10**9, 4, -1])
-def test_labels_changed_after_forward_are_errors(label):
-    """By a NumPy array that has their memory: autograd does not see it, and nothing may be written beyond the end."""
+def test_labels_changed_after_forward(label):
+    """By a NumPy array that has their memory: autograd does not see it, and nothing is read or written beyond the end.
+    (Stock raises. Of ours only a second derivative reads them again, and raises.)"""
     x, target = torch.randn(3, 4, requires_grad=True), torch.tensor([0, 1, 2])
+    expected = torch.autograd.grad(F.cross_entropy(x, target), x)[0]
     with rusttorch.use():
         loss = F.cross_entropy(x, target)
     target.numpy()[1] = label
-    with pytest.raises(IndexError, match=f"Target {label} is out of bounds"):
+    [gradient] = torch.autograd.grad(loss, x, create_graph=True)
+    torch.testing.assert_close(gradient, expected)
+    with pytest.raises(RuntimeError, match="out of bounds"):
+        gradient.sum().backward()
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+def test_ignored_rows_have_no_gradient_whatever_comes(reduction):
+    """Zero, where what comes is infinite, or where a mean divides by nothing; as in stock."""
+    x, target = torch.randn(4, 20, requires_grad=True), torch.tensor([3, IGNORED, 19, IGNORED])
+    for t in (target, torch.full_like(target, IGNORED)):
+        for g in (1.0, torch.inf, torch.nan):
+            stock, ours = (f(x, t, reduction=reduction) for f in (F.cross_entropy, rusttorch.cross_entropy))
+            grads = [torch.autograd.grad(y, x, torch.full_like(y, g))[0] for y in (stock, ours)]
+            ignored = t == IGNORED
+            assert all((grad[ignored] == 0).all() for grad in grads)
+            torch.testing.assert_close(grads[1].isfinite(), grads[0].isfinite())
+
+
+def test_halves_of_many_rows_have_gradients():
+    """What is kept is not divided by their number yet: a half would lose it, and loss scaling would come too late."""
+    x, target = torch.randn(4096, 512), torch.randint(512, (4096,))
+    wide, narrow = x.double().requires_grad_(), x.half().requires_grad_()
+    exact = torch.autograd.grad(F.cross_entropy(wide, target) * 4096, wide)[0]
+    ours = torch.autograd.grad(rusttorch.cross_entropy(narrow, target) * 4096, narrow)[0]
+    assert (ours.double() - exact).norm() < 1e-3 * exact.norm()
+
+
+@pytest.mark.parametrize("scale", [1, 3])
+def test_the_kept_gradient_is_overwritten_only_by_its_last_reader(scale):
+    x, target = torch.randn(4, 20, requires_grad=True), torch.tensor([3, IGNORED, 19, 0])
+    expected = torch.autograd.grad(F.cross_entropy(x, target) * scale, x)[0]
+
+    loss = rusttorch.cross_entropy(x, target) * scale
+    for retain_graph in (True, True, False):
+        [gradient] = torch.autograd.grad(loss, x, retain_graph=retain_graph)
+        torch.testing.assert_close(gradient, expected)
+        assert not gradient.requires_grad
+        gradient.mul_(5)
+    with pytest.raises(RuntimeError, match="a second time"):
         loss.backward()
+
+    kept = []
+
+    def pack(t):
+        kept.append(t)
+        return len(kept) - 1
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda i: kept[i]):
+        loss = rusttorch.cross_entropy(x, target) * scale
+    before = [t.clone() for t in kept]
+    torch.testing.assert_close(torch.autograd.grad(loss, x)[0], expected)
+    assert all(torch.equal(t, was) for t, was in zip(kept, before, strict=True))
+    for _ in range(2):  # into one .grad
+        (rusttorch.cross_entropy(x, target) * scale).backward()
+    torch.testing.assert_close(x.grad, 2 * expected)
 
 
 def test_backward_by_name_checks_what_it_is_given():
     x, target = torch.randn(3, 4), torch.tensor([0, 1, 2])
-    _, lse, total = torch.ops.rusttorch.cross_entropy_loss_forward(x, target, None, 1, IGNORED, 0.0)
+    _, slope, total = torch.ops.rusttorch.cross_entropy_loss_forward(x, target, None, 1, IGNORED, 0.0, True)
     one = torch.ones(())
 
-    def call(grad=one, lse=lse, total=total, reduction=1):
-        return rusttorch.cross_entropy_loss_backward(grad, x, target, None, lse, total, reduction, IGNORED, 0.0)
+    def call(grad=one, slope=slope, total=total, reduction=1):
+        return rusttorch.cross_entropy_loss_backward(grad, slope, target, total, reduction, IGNORED)
 
     call()
+    nothing = torch.ops.rusttorch.cross_entropy_loss_forward(x, target, None, 1, IGNORED, 0.0, False)[1]
+    assert nothing.shape == (0,)
+    for wrong in (nothing, slope[:2], slope.int(), slope.t()):
+        with pytest.raises(RuntimeError, match="takes the slope and the target"):
+            call(slope=wrong)
     for wrong in (
-        {"lse": lse[:2]},
-        {"lse": lse.float()},
         {"total": total.float()},
         {"total": torch.ones(2, dtype=torch.float64)},
         {"grad": torch.ones(2)},
@@ -247,8 +307,8 @@ def test_backward_by_name_checks_what_it_is_given():
     ):
         with pytest.raises(RuntimeError, match="expected"):
             call(**wrong)
-    wide = torch.stack([lse, lse], 1)[:, 0]  # strided
-    assert torch.equal(call(lse=wide), call())
+    rows = torch.ones(3, 2)[:, 0]  # strided
+    assert torch.equal(call(grad=rows, reduction=0), call(reduction=2))
 
 
 def test_linear_cross_entropy_sums_16_bits_in_32():

@@ -68,7 +68,7 @@ def norms_and_losses():
     target = torch.tensor([0, 5, 1, 2])
     options = (1, -100, 0.0)
     ops = torch.ops.rusttorch
-    loss, lse, total = ops.cross_entropy_loss_forward(x, target, weight, *options)
+    loss, slope, total = ops.cross_entropy_loss_forward(x, target, weight, *options, True)
     return {
         "native_layer_norm": (ops.native_layer_norm, (x, [6], weight, bias, 1e-5)),
         "native_layer_norm_backward": (
@@ -79,10 +79,10 @@ def norms_and_losses():
         "_fused_rms_norm_backward": (ops._fused_rms_norm_backward, (g, x, [6], rstd, weight, [True, True])),
         "rms_norm": (ops.rms_norm, (x, [6], weight, 1e-5)),
         "cross_entropy_loss": (ops.cross_entropy_loss, (x, target, weight, *options)),
-        "cross_entropy_loss_forward": (ops.cross_entropy_loss_forward, (x, target, weight, *options)),
+        "cross_entropy_loss_forward": (ops.cross_entropy_loss_forward, (x, target, weight, *options, True)),
         "cross_entropy_loss_backward": (
             ops.cross_entropy_loss_backward,
-            (loss, x, target, weight, lse, total, *options),
+            (loss, slope, target, total, *options[:2]),
         ),
         "linear_cross_entropy_forward": (
             ops.linear_cross_entropy_forward,

@@ -4,7 +4,7 @@
     python tools/accuracy.py --every 64 --others 512  # one of each 64, and of 512
     python tools/accuracy.py --functions mish --levels default avx2
 
---every is of the first instruction set, --others of those that come after it.
+--every is of the first instruction set, --others of those that come after it. All are measured that the CPU has.
 
 An ulp is the distance from one number of the result's dtype to the next, at the exact result. That is taken for exact
 which the formulas below give in float64; where those would cancel, they are written so that they do not. float64 itself
@@ -38,6 +38,8 @@ from cases import OWN, REFERENCE  # noqa: E402
 
 FOLDER = ROOT / "build" / "accuracy"
 LEVELS = ("avx512", "avx2", "default")  # as ATEN_CPU_CAPABILITY has them
+# Those that this CPU has: it would die of an instruction of another.
+HERE = LEVELS[LEVELS.index(torch.backends.cpu.get_cpu_capability().lower()) :]
 CHUNK = 1 << 15  # numbers at a time: what the cache holds
 SHARDS = 256  # after each of which the state is saved
 
@@ -316,7 +318,7 @@ def main():
     parser.add_argument("--every", type=int, default=1, help="one of so many float32 numbers")
     parser.add_argument("--others", type=int, default=64)
     parser.add_argument("--functions", nargs="+", choices=FUNCTIONS, default=list(FUNCTIONS))
-    parser.add_argument("--levels", nargs="+", choices=LEVELS, default=list(LEVELS))
+    parser.add_argument("--levels", nargs="+", choices=HERE, default=list(HERE))
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "accuracy.md")
     parser.add_argument("--work", nargs=4, help=argparse.SUPPRESS)

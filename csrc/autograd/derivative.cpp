@@ -6,6 +6,7 @@
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
+#include <torch/csrc/autograd/graph_task.h>
 #include <torch/csrc/autograd/saved_variable.h>
 #include <torch/csrc/dynamo/compiled_autograd.h>
 #include <torch/library.h>
@@ -33,15 +34,15 @@ struct Frame {
   std::vector<size_t> tensors;                  // positions of the schema's tensors among the arguments
   std::vector<Saved> kept;                      // of the formula's, what is saved
 
-  ag::variable_list gradients(ag::variable_list grads, const ag::variable_list& saved, std::vector<bool> needed) const {
+  ag::variable_list gradients(ag::variable_list grads, ag::variable_list saved, std::vector<bool> needed) const {
     std::vector<IValue> all = arguments;
     Grads results;
     for (size_t k = 0; k < kept.size(); ++k) {
       if (kept[k].of == Saved::Of::result) {
         results.resize(std::max(results.size(), kept[k].index + 1));
-        results[kept[k].index] = saved[k];
+        results[kept[k].index] = std::move(saved[k]);
       } else {
-        all[kept[k].index] = saved[k];
+        all[kept[k].index] = std::move(saved[k]);
       }
     }
     const Tensor g = grads[0];
@@ -69,7 +70,11 @@ class FormulaNode final : public ag::Node {
     if (std::none_of(grads.begin(), grads.end(), [](const Tensor& g) { return g.defined(); })) {
       return ag::variable_list(frame.tensors.size());
     }
-    return frame.gradients(std::move(grads), unpacked(), needed());
+    ag::variable_list tensors = unpacked();
+    if (!ag::get_current_graph_task_keep_graph()) {  // they are the formula's now
+      for (auto& variable : saved) variable.reset_data();
+    }
+    return frame.gradients(std::move(grads), std::move(tensors), needed());
   }
 
   // Compiled autograd: what the trace depends on. Numbers and sizes are constants of it, tensors are its inputs.
@@ -100,7 +105,7 @@ class FormulaNode final : public ag::Node {
                                                               const std::vector<IValue>& values) {
       ag::variable_list tensors;
       for (const auto& value : values) tensors.push_back(value.toTensor());
-      return frame.gradients(grads, tensors, needed);
+      return frame.gradients(grads, std::move(tensors), needed);
     };
     const std::vector<c10::TypePtr> types(tensors.size(), c10::TensorType::get());
     using Metadata = compiled::IValuePacker<std::vector<std::optional<ag::InputMetadata>>>;
@@ -195,7 +200,8 @@ class Differentiable final : public c10::OperatorKernel {
         of_results.push_back(save);
       } else if (node.frame.like[save.index]) {
         const Tensor& t = (*stack)[begin + save.index].toTensor();
-        keep(node, save, {inplace && save.index == 0 ? t.clone() : t, false});
+        const Tensor read = save.make ? save.make(at::ArrayRef<IValue>(&(*stack)[begin], stack->size() - begin)) : t;
+        keep(node, save, {inplace && save.index == 0 ? t.clone() : read, false});
       }
     }
 

@@ -3,8 +3,10 @@
 // Derivatives of torch.ops.rusttorch.*: one formula per functional op, in tables by family. derivative.cpp makes an
 // autograd kernel of each, and of its in-place form. (A swapped aten op keeps PyTorch's own.)
 
+#include <ATen/TensorSubclassLikeUtils.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/core/ivalue.h>
+#include <c10/core/GradMode.h>
 
 #include <functional>
 #include <string>
@@ -17,14 +19,18 @@ using at::Tensor;
 using Grads = std::vector<Tensor>;
 
 // What a derivative reads of the forward call, and so is kept until then: an argument, by its position in the schema,
-// or a result.
+// or what is made of the arguments, in that one's place; or a result.
 struct Saved {
+  using Make = Tensor (*)(at::ArrayRef<c10::IValue> arguments);
+
   enum class Of : uint8_t { argument, result } of;
   size_t index;
   size_t reader = any;  // the argument whose gradient reads it: it is kept if that one requires a gradient
+  Make make = nullptr;  // differentiable, where a second derivative is wanted
   static constexpr size_t any = SIZE_MAX;
 
-  constexpr Saved for_gradient_of(size_t argument) const { return {of, index, argument}; }
+  constexpr Saved for_gradient_of(size_t argument) const { return {of, index, argument, make}; }
+  constexpr Saved made_by(Make f) const { return {of, index, reader, f}; }
 };
 constexpr Saved argument(size_t i) { return {Saved::Of::argument, i}; }
 constexpr Saved result(size_t k = 0) { return {Saved::Of::result, k}; }
@@ -65,6 +71,12 @@ class Call {
     return other;
   }
   const Tensor& result(size_t k = 0) const { return results_[k]; }
+  // Whether the k-th result is nobody else's any more, now that the graph is used up: a formula may write to it.
+  bool owns_result(size_t k) const {
+    const Tensor& t = results_[k];
+    return !c10::GradMode::is_enabled() && !at::isTensorSubclassLike(t) && t.use_count() == 1 &&
+           t.storage().use_count() == 1;
+  }
   // The gradient of the k-th result; undefined where nothing came of that.
   const Tensor& grad(size_t k) const { return grads_[k]; }
   // grad() where the argument i needs a gradient, else nothing.

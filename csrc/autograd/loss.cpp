@@ -1,11 +1,14 @@
 #include <ATen/ExpandUtils.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/core/Reduction.h>
+#include <ATen/ops/_efficientzerotensor.h>
 #include <ATen/ops/full_like.h>
 #include <ATen/ops/log.h>
 #include <ATen/ops/log1p.h>
 #include <ATen/ops/log_sigmoid.h>
+#include <ATen/ops/ones.h>
 #include <ATen/ops/ones_like.h>
+#include <ATen/ops/result_type.h>
 #include <ATen/ops/sigmoid.h>
 #include <ATen/ops/zeros_like.h>
 
@@ -19,12 +22,11 @@ namespace {
 struct Loss {
   using Slope = std::function<Tensor(const Call&, size_t i)>;
 
-  const char *op, *backward;
-  size_t reduction;     // its position behind x
-  Slope twice;          // d2l/dx2
-  Slope by_target;      // dl/dt; none for a loss of x - t
-  Slope by_both;        // d2l/dx dt, likewise
-  bool linear = false;  // dl/dx does not depend on x
+  const char *op, *backward;  // op: none where the forward's formula stands apart
+  size_t reduction;           // its position behind x
+  Slope twice;                // d2l/dx2
+  Slope by_target;            // dl/dt; none for a loss of x - t
+  Slope by_both;              // d2l/dx dt, likewise
 };
 
 Tensor scaled(const Tensor& g, const Tensor& x, int64_t reduction) {
@@ -45,21 +47,17 @@ std::vector<Saved> tensors(size_t reduction) {
   return all;
 }
 
-// The call with all its tensors (those before the reduction) of one shape, whose elements a mean is of. Where the input
-// was not saved, because its values are not read, the target stands for it.
+// The call with all its tensors (those before the reduction) of one shape, whose elements a mean is of.
 Call of_one_shape(const Call& c, size_t reduction) {
   const auto sizes = at::infer_size_symdimvector(c.sizes(0), c.sizes(1));
   Call whole = c;
   for (size_t i = 0; i < reduction; ++i) {
-    const bool saved = c.argument(i).isTensor();
-    if (saved || i == 0) whole = whole.with(i, c.tensor(saved ? i : 1).expand_symint(sizes));
+    if (c.argument(i).isTensor()) whole = whole.with(i, c.tensor(i).expand_symint(sizes));
   }
   return whole;
 }
 
 Formula forward_formula(const Loss& loss) {
-  auto saves = tensors(loss.reduction);
-  if (loss.linear) saves[0] = argument(0).for_gradient_of(1);
   const auto gradients = [loss](const Call& c, const Tensor& g) -> Grads {
     const auto by_target = [&] {
       if (!loss.by_target) return backward_of(loss, c, g, 0, true);
@@ -67,10 +65,9 @@ Formula forward_formula(const Loss& loss) {
     };
     return {c.want(0, [&] { return backward_of(loss, c, g, 0); }), c.want(1, by_target)};
   };
-  return {loss.op, saves,
+  return {loss.op, tensors(loss.reduction),
           [=](const Call& c, const Tensor& g) {
-            const bool plain = c.argument(0).isTensor() && c.sizes(0).equals(c.sizes(1));
-            return gradients(plain ? c : of_one_shape(c, loss.reduction), g);
+            return gradients(c.sizes(0).equals(c.sizes(1)) ? c : of_one_shape(c, loss.reduction), g);
           },
           1, 2};
 }
@@ -109,7 +106,6 @@ const std::vector<Loss>& losses() {
   static const std::vector<Loss> all = {
       {"mse_loss", "mse_loss_backward", 2, [](const Call& c, size_t i) { return at::full_like(c.tensor(i), 2); },
        nullptr, nullptr},
-      {"l1_loss", "l1_loss_backward", 2, zero, nullptr, nullptr},
       {"smooth_l1_loss", "smooth_l1_loss_backward", 2,
        [](const Call& c, size_t i) {
          const double beta = c.number(i + 3);
@@ -139,18 +135,79 @@ const std::vector<Loss>& losses() {
        [](const Call& c, size_t i) {
          return -(1 + (or_one(c, i + 3) - 1) * at::sigmoid(-c.tensor(i))) * or_one(c, i + 2);
        }},
-      {"kl_div", "kl_div_backward", 2, zero,
-       [](const Call& c, size_t i) {
-         const Tensor &x = c.tensor(i), &t = c.tensor(i + 1);
-         return c.flag(i + 3) ? t.exp() * (t - x + 1) : t.log() + 1 - x;
-       },
+      {nullptr, "kl_div_backward", 2, zero, nullptr,
        [](const Call& c, size_t i) {
          const Tensor& t = c.tensor(i + 1);
          return c.flag(i + 3) ? -t.exp() : -at::ones_like(t);
-       },
-       true},
+       }},
   };
   return all;
+}
+
+// Two losses keep what stock keeps of them, so that their inputs may be changed as much.
+
+// The sign of x - t, in x's place.
+Formula l1_formula() {
+  const auto sign = [](at::ArrayRef<c10::IValue> arguments) {
+    const Tensor &x = arguments[0].toTensor(), &t = arguments[1].toTensor();
+    const Tensor one = at::ones({}, x.options().dtype(at::result_type(x, t)));
+    return call("l1_loss_backward", {one, x, t, int64_t(at::Reduction::Sum)});
+  };
+  return {"l1_loss",
+          {argument(0).made_by(sign)},
+          [](const Call& c, const Tensor& g) -> Grads {
+            const int64_t reduction = c.integer(2);
+            // A mean's gradient is contiguous, in stock.
+            const Tensor sign = reduction == at::Reduction::Mean ? c.tensor(0).contiguous() : c.tensor(0);
+            const Tensor by_x = sign * scaled(g, sign, reduction);
+            return {by_x, c.want(1, [&] { return -by_x; })};
+          },
+          1,
+          2};
+}
+
+// Its second derivatives are zeros, that of x without memory, as stock's.
+Formula l1_backward_formula() {
+  return {"l1_loss_backward",
+          {argument(1).for_gradient_of(0), argument(2).for_gradient_of(0)},
+          [](const Call& c, const Tensor& gg) -> Grads {
+            const auto by_grad = [&] {
+              const Tensor one = at::ones({}, gg.options());
+              return gg * call("l1_loss_backward", {one, c.tensor(1), c.tensor(2), c.argument(3)});
+            };
+            const auto zero = [&] { return at::_efficientzerotensor_symint(gg.sym_sizes(), gg.options()); };
+            return {c.want(0, by_grad), c.want(1, zero), c.want(2, [&] { return -zero(); })};
+          },
+          1,
+          3};
+}
+
+// t (log(t) - x) by a target t that is given; by its logarithm s, exp(s) (s - x): then exp(s) in t's place, s - x in
+// x's.
+Formula kl_div_formula() {
+  constexpr size_t log_target = 3;
+  const auto probability = [](at::ArrayRef<c10::IValue> arguments) {
+    const Tensor& t = arguments[1].toTensor();
+    return arguments[log_target].toBool() ? t.exp() : t;
+  };
+  const auto input = [](at::ArrayRef<c10::IValue> arguments) {
+    const Tensor& x = arguments[0].toTensor();
+    return arguments[log_target].toBool() ? arguments[1].toTensor() - x : x;
+  };
+  return {"kl_div",
+          {argument(0).for_gradient_of(1).made_by(input), argument(1).made_by(probability)},
+          [](const Call& c, const Tensor& g) -> Grads {
+            const auto sizes = at::infer_size_symdimvector(c.sizes(0), c.sizes(1));
+            const Tensor t = c.tensor(1).expand_symint(sizes);
+            const auto by_target = [&] {
+              const Tensor slope = c.flag(log_target) ? t * (c.tensor(0) + 1) : t.log() + 1 - c.tensor(0);
+              return slope * scaled(g, t, c.integer(2));
+            };
+            return {c.want(0, [&] { return call("kl_div_backward", {g, t, t, c.argument(2), false}); }),
+                    c.want(1, by_target)};
+          },
+          1,
+          2};
 }
 
 }  // namespace
@@ -159,9 +216,12 @@ const std::vector<Formula>& loss_formulas() {
   static const auto formulas = [] {
     std::vector<Formula> all;
     for (const Loss& loss : losses()) {
-      all.push_back(forward_formula(loss));
+      if (loss.op) all.push_back(forward_formula(loss));
       all.push_back(backward_formula(loss));
     }
+    all.push_back(l1_formula());
+    all.push_back(l1_backward_formula());
+    all.push_back(kl_div_formula());
     return all;
   }();
   return formulas;

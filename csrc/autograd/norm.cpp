@@ -27,6 +27,15 @@ Grads of_rms_norm(const Tensor& grad, const Tensor& input, const std::optional<T
 
 }  // namespace
 
+// On the CPU stock keeps of 16 bits what it made of them in 32: the tensor itself may be changed until the backward.
+template <size_t i>
+Saved copied_if_narrow() {
+  return argument(i).made_by([](at::ArrayRef<c10::IValue> arguments) {
+    const Tensor& t = arguments[i].toTensor();
+    return t.element_size() == 2 && t.is_cpu() ? t.clone() : t;
+  });
+}
+
 const std::vector<Formula>& norm_formulas() {
   static const std::vector<Formula> formulas = {
       {"native_layer_norm",
@@ -44,7 +53,7 @@ const std::vector<Formula>& norm_formulas() {
                                                         c.argument(3), c10::List<bool>({true, has_weight, has_bias})});
        }},
       {"_fused_rms_norm",
-       {argument(0), argument(2), result(1)},
+       {copied_if_narrow<0>(), argument(2), result(1)},
        [](const Call& c, const Tensor& g) -> Grads {
          const Tensor& x = c.tensor(0);
          if (c10::GradMode::is_enabled()) {

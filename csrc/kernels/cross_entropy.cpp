@@ -103,9 +103,12 @@ struct CrossEntropy {
     return total;
   }
 
+  T* grad_x(int64_t r) const { return static_cast<T*>(a.grad_x) + r * a.classes; }
+  double scale() const { return a.divisor ? 1 / *a.divisor : 1; }
+
   // g (Q softmax(x) - q), where Q is the sum of q.
-  void gradient(int64_t r, double g) const {
-    T* out = static_cast<T*>(a.grad_x) + r * a.classes;
+  void slope(int64_t r, double g) const {
+    T* out = grad_x(r);
     if (ignores(r)) {
       std::fill_n(out, a.classes, T{});
       return;
@@ -136,6 +139,20 @@ struct CrossEntropy {
     const int64_t t = a.target[r];
     const double p = std::exp(double(widened(at_target)) - a.lse[r]);
     store_one(out + t, g * (Q * p - double(even) * weight_of(t) - own));
+  }
+
+  // x times g.
+  void scaled(int64_t r, double g) const {
+    const T* x = row(r);
+    T* out = grad_x(r);
+    if (ignores(r)) {
+      std::fill_n(out, a.classes, T{});
+      return;
+    }
+    const V factor = splat<V>(C(g));
+    int64_t i = 0;
+    for (; i + lanes<V> <= a.classes; i += lanes<V>) store(out + i, V(load<V>(x + i) * factor));
+    if (const int64_t n = a.classes - i) store_part(out + i, V(load_part<V>(x + i, n, 0) * factor), n);
   }
 };
 
@@ -168,21 +185,31 @@ void forward_type(CrossEntropyArgs& a) {
 }
 
 template <class T>
+void slope_type(CrossEntropyArgs& a) {
+  const CrossEntropy<T> rows(a);
+  const double scale = rows.scale();
+  for (int64_t r = 0; r < a.rows; ++r) rows.slope(r, scale);
+}
+
+template <class T>
 void backward_type(CrossEntropyArgs& a) {
   const CrossEntropy<T> rows(a);
   const T* g = static_cast<const T*>(a.grad);
-  const double scale = a.divisor ? 1 / *a.divisor : 1;
-  for (int64_t r = 0; r < a.rows; ++r) rows.gradient(r, scale * double(widened(g[a.grad_of_rows ? r : 0])));
+  const double scale = rows.scale();
+  for (int64_t r = 0; r < a.rows; ++r) rows.scaled(r, scale * double(widened(g[a.grad_of_rows ? r : 0])));
 }
 
 void forward(CrossEntropyArgs& a) {
   with_type<floats>(a.dtype, [&](auto t) { forward_type<decltype(t)>(a); });
 }
+void slope(CrossEntropyArgs& a) {
+  with_type<floats>(a.dtype, [&](auto t) { slope_type<decltype(t)>(a); });
+}
 void backward(CrossEntropyArgs& a) {
   with_type<floats>(a.dtype, [&](auto t) { backward_type<decltype(t)>(a); });
 }
 
-constexpr CrossEntropyKernel cross_entropy_kernels[] = {{&forward}, {&backward}};
+constexpr CrossEntropyKernel cross_entropy_kernels[] = {{&forward}, {&slope}, {&backward}};
 const CrossEntropyKernel* cross_entropy_table() { return cross_entropy_kernels; }
 
 }  // namespace

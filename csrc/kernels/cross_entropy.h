@@ -17,7 +17,7 @@ struct CrossEntropyArgs {
   const void* weight;         // of each class; none: 1
   int64_t ignore_index;
   double smoothing;
-  double* lse;  // of each row: written forward, read backward
+  double* lse;  // of each row: written forward, read for the slope
   // Forward: the loss of each row, or none; and the sum of all.
   void* loss;
   double total;
@@ -26,12 +26,17 @@ struct CrossEntropyArgs {
   double *row_losses, *row_weights, *total_weight;
   void* result;
   bool mean;
-  // Backward: the gradient of x, which may be x itself; from one number, or one for each row, divided by *divisor.
-  void* grad_x;
+  // Slope: the gradient of each row's loss, divided by *divisor. Backward: such a slope, in x, times one number, or one
+  // for each row, divided by *divisor; where the target is ignored it is 0 whatever they are.
+  void* grad_x;  // may be x itself
   const void* grad;
   bool grad_of_rows;
   const double* divisor;  // none: 1
 };
+
+// Whether a mean's slope is divided as it is made, or only in the backward: a half would lose it, and a loss that is
+// scaled to prevent that would be scaled too late.
+constexpr bool divides_slope(bool mean, bool half) { return mean && !half; }
 
 struct CrossEntropyKernel {
   void (*run)(CrossEntropyArgs&);
@@ -39,6 +44,7 @@ struct CrossEntropyKernel {
 
 #define RUSTTORCH_CROSS_ENTROPY(X) \
   X(forward)                       \
+  X(slope)                         \
   X(backward)
 
 }  // namespace rusttorch

@@ -10,7 +10,6 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/mm.h>
-#include <ATen/ops/ones.h>
 #include <ATen/ops/zeros_like.h>
 
 #include "elementwise.h"
@@ -24,15 +23,15 @@ namespace {
 using ThreeTensors = std::tuple<Tensor, Tensor, Tensor>;
 using FourTensors = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
-// Whether the kernels take it: rows of classes, with a class for each or a probability for each class.
+// Whether the kernels take it: rows of classes, with a class for each or a probability for each class. (By the
+// probabilities they have no derivative, nor by the weight.)
 Handed reason(const Tensor& self, const Tensor& target, MaybeTensor weight, int64_t reduction, double smoothing) {
   if (target.device() != self.device() || (given(weight) && weight->device() != self.device())) return Handed::option;
   if (reduction < at::Reduction::None || reduction >= at::Reduction::END || !(smoothing >= 0 && smoothing <= 1)) {
     return Handed::option;
   }
-  if (!is_plain(self) || !is_plain(target) || (given(weight) && (weight->requires_grad() || !is_plain(*weight)))) {
-    return Handed::option;
-  }
+  if (target.requires_grad() || (given(weight) && weight->requires_grad())) return Handed::option;
+  if (!is_plain(self) || !is_plain(target) || (given(weight) && !is_plain(*weight))) return Handed::option;
   if (!dtype_of(self) || !at::isFloatingType(self.scalar_type())) return Handed::dtype;
   if (self.dim() < 1 || self.dim() > 2 || !self.is_contiguous() || !target.is_contiguous()) return Handed::layout;
   if (self.numel() == 0) return Handed::size;
@@ -92,9 +91,9 @@ CrossEntropyArgs rows_of(CrossEntropyArgs a, int64_t begin, int64_t end) {
   return a;
 }
 
-// Runs a kernel over all rows of x; the total is summed in their order, whatever the number of threads.
-double run_rows(cross_entropy which, const Tensor& x, CrossEntropyArgs& a) {
-  const auto run = kernel(which, device_type(x)).run;
+// run(some of the rows) for all rows of x; the total is summed in their order, whatever the number of threads.
+template <class Run>
+double run_rows(const Tensor& x, CrossEntropyArgs& a, Run run) {
   if (!on_cpu(x)) {
     run_on_device(x, run, a);
     return 0;
@@ -117,27 +116,39 @@ double run_rows(cross_entropy which, const Tensor& x, CrossEntropyArgs& a) {
   return total;
 }
 
+// The losses of x's rows, and with grad_x their slopes, for which the rows are read again while they are in cache.
+double losses(const Tensor& x, CrossEntropyArgs& a) {
+  const auto forward = kernel(cross_entropy::forward, device_type(x)).run;
+  const auto slope = kernel(cross_entropy::slope, device_type(x)).run;
+  return run_rows(x, a, [=](CrossEntropyArgs& rows) {
+    forward(rows);
+    if (rows.grad_x) slope(rows);
+  });
+}
+
 Tensor number(double value) {
   Tensor t(at::detail::empty_cpu({}, at::kDouble));
   write_number(t, value);
   return t;
 }
 
-// Forward on a device, where no number is read.
-ThreeTensors forward_on_device(const Tensor& self, CrossEntropyArgs& a, const Tensor& loss, const Tensor& lse) {
+// Forward on a device, where no number is read. Returns the total weight.
+Tensor forward_on_device(const Tensor& self, CrossEntropyArgs& a, const Tensor& loss) {
   const Tensor each = empty_beside(self, {2, a.rows}, at::kDouble);
   Tensor total_weight = empty_beside(self, {}, at::kDouble);
   a.row_losses = each.mutable_data_ptr<double>();
   a.row_weights = a.row_losses + a.rows;
   a.total_weight = total_weight.mutable_data_ptr<double>();
+  if (divides_slope(a.mean, a.dtype == Dtype::f16)) a.divisor = a.total_weight;
   a.result = a.loss ? nullptr : loss.mutable_data_ptr();
-  run_rows(cross_entropy::forward, self, a);
-  return {loss, lse, total_weight};
+  losses(self, a);
+  return total_weight;
 }
 
-// -> the loss, log(sum(exp(x))) of each row, and what a mean divided by.
+// -> the loss, its gradient or that of each row (nothing, if not to be differentiated), and what a mean divided by. The
+// gradient is made here because x may be changed until the backward, as in stock.
 ThreeTensors forward(const Tensor& self, const Tensor& target, MaybeTensor weight, int64_t reduction,
-                     int64_t ignore_index, double smoothing) {
+                     int64_t ignore_index, double smoothing, bool differentiate) {
   stats<"cross_entropy_loss_forward">.count(Handed::no);
   check_one_device({&self, &target, given(weight) ? &*weight : &self});
   TORCH_CHECK(reason(self, target, weight, reduction, smoothing) == Handed::no,
@@ -146,43 +157,42 @@ ThreeTensors forward(const Tensor& self, const Tensor& target, MaybeTensor weigh
   const auto per_row = self.sizes().slice(0, self.dim() - 1);
   const bool each = reduction == at::Reduction::None;
   Tensor loss = empty_beside(self, each ? per_row : at::IntArrayRef(), self.scalar_type());
-  Tensor lse = empty_beside(self, per_row, at::kDouble);
+  Tensor slope = empty_beside(self, differentiate ? self.sizes() : at::IntArrayRef({0}), self.scalar_type());
+  const Tensor lse = empty_beside(self, per_row, at::kDouble);
   a.lse = lse.mutable_data_ptr<double>();
   a.loss = each ? loss.mutable_data_ptr() : nullptr;
+  a.grad_x = differentiate ? slope.mutable_data_ptr() : nullptr;
   a.mean = reduction == at::Reduction::Mean;
-  if (!on_cpu(self)) return forward_on_device(self, a, loss, lse);
+  if (!on_cpu(self)) return {loss, slope, forward_on_device(self, a, loss)};
   const double total_weight = weight_of_targets(a, weight);
-  const double total = run_rows(cross_entropy::forward, self, a);
+  if (divides_slope(a.mean, a.dtype == Dtype::f16)) a.divisor = &total_weight;
+  const double total = losses(self, a);
   if (!each) write_number(loss, a.mean ? total / total_weight : total);
-  return {loss, lse, number(total_weight)};
+  return {loss, slope, number(total_weight)};
 }
 
-Tensor backward(const Tensor& grad, const Tensor& self, const Tensor& target, MaybeTensor weight, const Tensor& lse,
-                const Tensor& total_weight, int64_t reduction, int64_t ignore_index, double smoothing) {
+Tensor backward(const Tensor& grad, const Tensor& slope, const Tensor& target, const Tensor& total_weight,
+                int64_t reduction, int64_t ignore_index) {
   stats<"cross_entropy_loss_backward">.count(Handed::no);
-  check_one_device({&grad, &self, &target, given(weight) ? &*weight : &self, &lse, &total_weight});
-  TORCH_CHECK(reason(self, target, weight, reduction, smoothing) == Handed::no,
-              "cross_entropy_loss_backward takes what cross_entropy_loss_forward does");
-  const auto per_row = self.sizes().slice(0, self.dim() - 1);
+  check_one_device({&grad, &slope, &target, &total_weight});
+  TORCH_CHECK(reason(slope, target, std::nullopt, reduction, 0) == Handed::no,
+              "cross_entropy_loss_backward takes the slope and the target of cross_entropy_loss_forward");
   const auto check = [&](const char* name, const Tensor& t, at::IntArrayRef sizes, at::ScalarType dtype) {
     TORCH_CHECK(t.sizes().equals(sizes) && t.scalar_type() == dtype, "cross_entropy_loss_backward: expected ", name,
                 " to be ", dtype, " ", sizes, ", but got ", t.scalar_type(), " ", t.sizes());
   };
-  check("grad_output", grad, reduction == at::Reduction::None ? per_row : at::IntArrayRef(), self.scalar_type());
-  check("lse", lse, per_row, at::kDouble);
+  const auto per_row = slope.sizes().slice(0, slope.dim() - 1);
+  check("grad_output", grad, reduction == at::Reduction::None ? per_row : at::IntArrayRef(), slope.scalar_type());
   check("total_weight", total_weight, {}, at::kDouble);
-  CrossEntropyArgs a = arguments(self, target, weight, ignore_index, smoothing);
-  // The classes may have been changed since the forward, by another library that has their memory. (A device's kernel
-  // looks at each itself.)
-  if (on_cpu(self)) weight_of_targets(a, std::nullopt);
-  Tensor grad_x = empty_beside(self, self.sizes(), self.scalar_type());
-  const Tensor dense = grad.contiguous(), dense_lse = lse.contiguous();
-  a.lse = dense_lse.mutable_data_ptr<double>();
+  CrossEntropyArgs a = arguments(slope, target, std::nullopt, ignore_index, 0);
+  Tensor grad_x = empty_beside(slope, slope.sizes(), slope.scalar_type());
+  const Tensor dense = grad.contiguous();
   a.grad_x = grad_x.mutable_data_ptr();
   a.grad = dense.const_data_ptr();
   a.grad_of_rows = reduction == at::Reduction::None;
-  a.divisor = reduction == at::Reduction::Mean ? total_weight.const_data_ptr<double>() : nullptr;
-  run_rows(cross_entropy::backward, self, a);
+  const bool mean = reduction == at::Reduction::Mean;
+  if (mean && !divides_slope(mean, a.dtype == Dtype::f16)) a.divisor = total_weight.const_data_ptr<double>();
+  run_rows(slope, a, kernel(cross_entropy::backward, device_type(slope)).run);
   return grad_x;
 }
 
@@ -192,13 +202,14 @@ struct CrossEntropyLoss {
   static Tensor call(const Tensor& self, const Tensor& target, MaybeTensor weight, int64_t reduction,
                      c10::SymInt ignore_index, double smoothing) {
     static const auto forward =
-        own_op<ThreeTensors(const Tensor&, const Tensor&, MaybeTensor, int64_t, c10::SymInt, double)>(
+        own_op<ThreeTensors(const Tensor&, const Tensor&, MaybeTensor, int64_t, c10::SymInt, double, bool)>(
             "cross_entropy_loss_forward");
     Handed why = is_special(self) || is_special(target) ? Handed::option : Handed::no;
     if (why == Handed::no) why = reason(self, target, weight, reduction, smoothing);
     stats<"cross_entropy_loss">.count(why);
     if (why == Handed::no) {
-      return std::get<0>(forward.call(self, target, weight, reduction, ignore_index, smoothing));
+      return std::get<0>(forward.call(self, target, weight, reduction, ignore_index, smoothing,
+                                      self.requires_grad() && c10::GradMode::is_enabled()));
     }
     return at::compositeimplicitautograd::cross_entropy_loss_symint(self, target, weight, reduction, ignore_index,
                                                                     smoothing);
@@ -255,7 +266,6 @@ FourTensors linear_forward(const Tensor& input, const Tensor& weight, const Tens
     if (narrow) product = at::empty_like(weight);
     if (given(bias)) grad_bias = at::zeros_like(*bias, wide);
   }
-  const Tensor one = at::ones({}, input.options());
   const int64_t at_once = std::max<int64_t>(1, logits_at_once / classes);
   Tensor buffer = at::empty({std::min(at_once, rows), classes}, input.options());
   Tensor lse = at::empty({std::min(at_once, rows)}, input.options().dtype(at::kDouble));
@@ -269,12 +279,10 @@ FourTensors linear_forward(const Tensor& input, const Tensor& weight, const Tens
     CrossEntropyArgs a = arguments(logits, dense_target.narrow(0, r, count), std::nullopt, ignore_index, smoothing);
     a.lse = lse.mutable_data_ptr<double>();
     a.row_losses = on_cpu(input) ? nullptr : row_losses.mutable_data_ptr<double>() + r;
-    total += run_rows(cross_entropy::forward, logits, a);
-    if (!differentiate) continue;
-    a.grad_x = logits.mutable_data_ptr();
-    a.grad = one.const_data_ptr();
+    a.grad_x = differentiate ? logits.mutable_data_ptr() : nullptr;
     a.divisor = mean ? total_weight.const_data_ptr<double>() : nullptr;
-    run_rows(cross_entropy::backward, logits, a);
+    total += losses(logits, a);
+    if (!differentiate) continue;
     Tensor grad_x = grad_input.narrow(0, r, count);
     at::mm_out(grad_x, logits, weight);
     narrow ? grad_weight.add_(at::mm_out(product, logits.t(), x)) : grad_weight.addmm_(logits.t(), x);

@@ -92,7 +92,7 @@ __global__ void __launch_bounds__(block_threads) cross_entropy_total(CrossEntrop
 
 // g (Q softmax(x) - q), where Q is the sum of q. grad_x may be x.
 template <class T>
-__global__ void __launch_bounds__(block_threads) cross_entropy_backward(CrossEntropyArgs a, DeviceTiles tiles) {
+__global__ void __launch_bounds__(block_threads) cross_entropy_slope(CrossEntropyArgs a, DeviceTiles tiles) {
   using C = Compute<T>;
   const CrossEntropyRow<T> row{a, tiles};
   row.check_target();
@@ -101,9 +101,7 @@ __global__ void __launch_bounds__(block_threads) cross_entropy_backward(CrossEnt
   double Q = own;
   if (row.spread) Q += row.sum([&](int64_t c) { return row.q(c); });
   if (!me.inside) return;
-  const double scale = a.divisor ? 1 / *a.divisor : 1;
-  const double g =
-      row.ignored ? 0 : scale * double(widen<T>(static_cast<const T*>(a.grad)[a.grad_of_rows ? me.run : 0]));
+  const double g = a.divisor ? 1 / *a.divisor : 1;
   // In two parts, so that its rounding is not felt in the exponential.
   const C lse = C(a.lse[me.run]), rest = C(a.lse[me.run] - double(lse)), up = C(g * Q), down = C(g);
   T* const out = static_cast<T*>(a.grad_x) + me.run * a.classes;
@@ -125,19 +123,40 @@ __global__ void __launch_bounds__(block_threads) cross_entropy_backward(CrossEnt
   });
 }
 
-template <bool forward>
+// A slope, x, times a number.
+template <class T>
+__global__ void __launch_bounds__(block_threads) cross_entropy_backward(CrossEntropyArgs a, DeviceTiles tiles) {
+  using C = Compute<T>;
+  const CrossEntropyRow<T> row{a, tiles};
+  const auto& me = row.me;
+  if (!me.inside) return;
+  const double scale = a.divisor ? 1 / *a.divisor : 1;
+  const C g = C(scale * double(widen<T>(static_cast<const T*>(a.grad)[a.grad_of_rows ? me.run : 0])));
+  T* const out = static_cast<T*>(a.grad_x) + me.run * a.classes;
+  each_pack(row.x, a.classes, 1, me.step, tiles.height, [&](int64_t c, auto count) {
+    C v[count];
+    load_values<count>(row.x + c, v);
+#pragma unroll
+    for (int j = 0; j < count; ++j) v[j] = row.ignored ? C(0) : v[j] * g;
+    store_values<count>(out + c, v);
+  });
+}
+
+template <cross_entropy which>
 void launch_cross_entropy(const CrossEntropyArgs& a, cudaStream_t stream) {
   with_type<floats>(a.dtype, [&](auto t) {
     using T = decltype(t);
     const DeviceTiles tiles(a.rows, a.classes, 1);
     const dim3 blocks(unsigned(tiles.blocks));
-    if constexpr (forward) {
+    if constexpr (which == cross_entropy::forward) {
       start(&cross_entropy_forward<T>, blocks, block_threads, stream, a, tiles);
       if (!a.total_weight) return;
       for (int64_t apart = 1, left = 0; left != 1; apart *= rows_added) {
         left = (a.rows - 1) / (apart * rows_added) + 1;
         start(&cross_entropy_total<T>, dim3(unsigned(left)), block_threads, stream, a, apart);
       }
+    } else if constexpr (which == cross_entropy::slope) {
+      start(&cross_entropy_slope<T>, blocks, block_threads, stream, a, tiles);
     } else {
       start(&cross_entropy_backward<T>, blocks, block_threads, stream, a, tiles);
     }

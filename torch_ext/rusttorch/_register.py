@@ -21,10 +21,10 @@ def _like_input(g, x, *args, **kwargs):
     return torch.empty_like(x)
 
 
-def _cross_entropy_loss_forward(x, target, weight, reduction, ignore_index, label_smoothing):
-    rows = x.shape[:-1]
-    double = {"dtype": torch.float64}
-    return x.new_empty(() if reduction else rows), x.new_empty(rows, **double), x.new_empty((), **double)
+def _cross_entropy_loss_forward(x, target, weight, reduction, ignore_index, label_smoothing, differentiate):
+    loss = x.new_empty(() if reduction else x.shape[:-1])
+    slope = torch.empty_like(x) if differentiate else x.new_empty(0)
+    return loss, slope, x.new_empty((), dtype=torch.float64)
 
 
 def _linear_cross_entropy_forward(x, weight, target, bias, reduction, ignore_index, label_smoothing, differentiate):
