@@ -223,6 +223,7 @@ NOT_FUSED = {
     "a gradient that lies otherwise": transposed,
     "a gradient of another dtype": of_another_dtype,  # which stock's Adam refuses
     "a slice": lambda: with_grad(torch.randn(6, 4)[::2]),
+    "a view that is negated when it is read": lambda: with_grad(torch._neg_view(torch.randn(3)).requires_grad_()),
     "a tensor of another class": lambda: with_grad(torch.randn(3).as_subclass(Mine).requires_grad_()),
     "no gradient at first": lambda: torch.nn.Parameter(torch.randn(3)),
 }

@@ -146,6 +146,9 @@ const std::vector<Loss>& losses() {
 
 // Two losses keep what stock keeps of them, so that their inputs may be changed as much.
 
+// A factor of the gradient, which is contiguous for a mean.
+Tensor of_mean(const Tensor& t, int64_t reduction) { return reduction == at::Reduction::Mean ? t.contiguous() : t; }
+
 // The sign of x - t, in x's place.
 Formula l1_formula() {
   const auto sign = [](at::ArrayRef<c10::IValue> arguments) {
@@ -156,10 +159,7 @@ Formula l1_formula() {
   return {"l1_loss",
           {argument(0).made_by(sign)},
           [](const Call& c, const Tensor& g) -> Grads {
-            const int64_t reduction = c.integer(2);
-            // A mean's gradient is contiguous, in stock.
-            const Tensor sign = reduction == at::Reduction::Mean ? c.tensor(0).contiguous() : c.tensor(0);
-            const Tensor by_x = sign * scaled(g, sign, reduction);
+            const Tensor sign = of_mean(c.tensor(0), c.integer(2)), by_x = sign * scaled(g, sign, c.integer(2));
             return {by_x, c.want(1, [&] { return -by_x; })};
           },
           1,
@@ -198,7 +198,7 @@ Formula kl_div_formula() {
           {argument(0).for_gradient_of(1).made_by(input), argument(1).made_by(probability)},
           [](const Call& c, const Tensor& g) -> Grads {
             const auto sizes = at::infer_size_symdimvector(c.sizes(0), c.sizes(1));
-            const Tensor t = c.tensor(1).expand_symint(sizes);
+            const Tensor t = of_mean(c.tensor(1).expand_symint(sizes), c.integer(2));
             const auto by_target = [&] {
               const Tensor slope = c.flag(log_target) ? t * (c.tensor(0) + 1) : t.log() + 1 - c.tensor(0);
               return slope * scaled(g, t, c.integer(2));

@@ -36,7 +36,7 @@ def _is_open(group):
 def _fits(params, types):
     """Whether the kernels take the parameters: on the CPU any floats; on a GPU all of one dtype on one device."""
     dtypes, classes = {p.dtype for p in params}, {type(p) for p in params}
-    if not (dtypes <= _DTYPES and classes <= types):
+    if not (dtypes <= _DTYPES and classes <= types) or any(p.is_neg() for p in params):
         return False
     if len({c in _PLAIN for c in classes}) > 1:  # no op takes both plain tensors and DTensors
         return False
