@@ -38,7 +38,8 @@ def compare(x, target, weight, reduction, smoothing):
     with rusttorch.use():
         swapped = loss_and_grad(F.cross_entropy, x, target, weight=weight, **options)
     for mine, also, theirs, exact in zip(ours, swapped, stock, reference, strict=True):
-        assert torch.equal(mine, also)
+        if x.dtype != torch.float16:  # stock's, which under use() is made of our ops
+            assert torch.equal(mine, also)
         assert mine.dtype == theirs.dtype
         assert mine.shape == theirs.shape
         error, allowed = ((y.double() - exact).abs().max() for y in (mine, theirs))
@@ -96,9 +97,9 @@ def test_opcheck_compile_and_vmap(probabilities):
     op = torch.ops.rusttorch.cross_entropy_loss_forward.default
     opcheck(op, (x.requires_grad_(), target, weight, 1, IGNORED, 0.1, True))
     opcheck(op, (x.detach(), target, weight, 0, IGNORED, 0.1, False))
-    _, slope, total = op(x, target, weight, 1, IGNORED, 0.1, True)
+    _, slope = op(x, target, weight, 1, IGNORED, 0.1, True)
     backward = torch.ops.rusttorch.cross_entropy_loss_backward.default
-    opcheck(backward, (torch.ones(()), slope.detach().requires_grad_(), target, total.detach(), 1, IGNORED))
+    opcheck(backward, (torch.ones(()), slope.detach().requires_grad_(), target, 1, IGNORED))
 
     def train(x):
         return torch.autograd.grad(F.cross_entropy(x * 2, target, weight), x)[0]
@@ -245,17 +246,41 @@ def test_ignored_rows_have_no_gradient_whatever_comes(reduction):
             torch.testing.assert_close(grads[1].isfinite(), grads[0].isfinite())
 
 
-def test_halves_of_many_rows_have_gradients():
-    """What is kept is not divided by their number yet: a half would lose it, and loss scaling would come too late."""
-    x, target = torch.randn(4096, 512), torch.randint(512, (4096,))
-    wide, narrow = x.double().requires_grad_(), x.half().requires_grad_()
-    exact = torch.autograd.grad(F.cross_entropy(wide, target) * 4096, wide)[0]
-    ours = torch.autograd.grad(rusttorch.cross_entropy(narrow, target) * 4096, narrow)[0]
-    assert (ours.double() - exact).norm() < 1e-3 * exact.norm()
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_gradients_of_halves_by_a_scaled_loss(reduction):
+    """They are stock's: a slope that waits for the scale has no room in a half where the class is unlikely."""
+    x, target = torch.randn(4, 50257).mul_(3).half(), torch.randint(50257, (4,))
+    stock, ours = (x.clone().requires_grad_() for _ in range(2))
+    (F.cross_entropy(stock, target, reduction=reduction) * 1024).backward()
+    (rusttorch.cross_entropy(ours, target, reduction=reduction) * 1024).backward()
+    assert torch.equal(ours.grad, stock.grad)
+    with torch.no_grad():
+        rusttorch.reset_stats()
+        rusttorch.cross_entropy(ours, target)
+        assert rusttorch.stats()["cross_entropy_loss"].ran == 1
+
+
+def penalized(f, x, target, factor, **options):
+    """A loss and the square of its gradient, in one backward: both read what is kept."""
+    x = x.clone().requires_grad_()
+    loss = f(x, target, **options)
+    [gradient] = torch.autograd.grad(loss.sum(), x, create_graph=True)
+    (factor * loss.sum() + gradient.pow(2).sum()).backward()
+    return x.grad
+
+
+@pytest.mark.parametrize("factor", [1, 2, 0.25])
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+def test_a_gradient_penalty(reduction, factor):
+    x, target, weight = data(7, 5, torch.float64, False)
+    for options in ({}, {"weight": weight}, {"label_smoothing": 0.1}):
+        options["reduction"] = reduction
+        stock, ours = (penalized(f, x, target, factor, **options) for f in (F.cross_entropy, rusttorch.cross_entropy))
+        torch.testing.assert_close(ours, stock)
 
 
 @pytest.mark.parametrize("scale", [1, 3])
-def test_the_kept_gradient_is_overwritten_only_by_its_last_reader(scale):
+def test_the_kept_gradient_is_never_changed(scale):
     x, target = torch.randn(4, 20, requires_grad=True), torch.tensor([3, IGNORED, 19, 0])
     expected = torch.autograd.grad(F.cross_entropy(x, target) * scale, x)[0]
 
@@ -268,47 +293,105 @@ def test_the_kept_gradient_is_overwritten_only_by_its_last_reader(scale):
     with pytest.raises(RuntimeError, match="a second time"):
         loss.backward()
 
-    kept = []
+    kept = []  # in memory of somebody else
 
     def pack(t):
-        kept.append(t)
+        kept.append(t.detach().numpy().copy())
         return len(kept) - 1
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda i: kept[i]):
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda i: torch.from_numpy(kept[i])):
         loss = rusttorch.cross_entropy(x, target) * scale
-    before = [t.clone() for t in kept]
-    torch.testing.assert_close(torch.autograd.grad(loss, x)[0], expected)
-    assert all(torch.equal(t, was) for t, was in zip(kept, before, strict=True))
+    before = [t.copy() for t in kept]
+    torch.testing.assert_close(torch.autograd.grad(loss, x)[0].mul_(5), expected * 5)
+    assert all((t == was).all() for t, was in zip(kept, before, strict=True))
+    by_name, slope = torch.ops.rusttorch.cross_entropy_loss_forward(x, target, None, 1, IGNORED, 0.0, True)
+    torch.autograd.grad(by_name, x)[0].mul_(5)
+    torch.testing.assert_close(slope * scale, expected)
     for _ in range(2):  # into one .grad
         (rusttorch.cross_entropy(x, target) * scale).backward()
     torch.testing.assert_close(x.grad, 2 * expected)
 
 
+def test_the_node_looks_like_one_of_one_gradient():
+    x, target = torch.randn(4, 20, requires_grad=True), torch.tensor([3, IGNORED, 19, 0])
+    expected = torch.autograd.grad(F.cross_entropy(x, target), x)[0]
+    loss = rusttorch.cross_entropy(x, target)
+    loss.grad_fn.register_prehook(lambda grads: tuple(g * 2 for g in grads))
+    tries = []
+
+    def fails_once(grad_inputs, grad_outputs):
+        tries.append(len(grad_outputs))
+        if len(tries) == 1:
+            raise ValueError("on purpose")
+
+    loss.grad_fn.register_hook(fails_once)
+    with pytest.raises(ValueError, match="on purpose"):
+        loss.backward()
+    loss.backward()
+    assert tries == [1, 1]
+    torch.testing.assert_close(x.grad, 2 * expected)
+
+
+def test_what_was_traced_without_a_gradient_has_one():
+    x, target = torch.randn(4, 3), torch.tensor([0, 1, 1, IGNORED])
+    with rusttorch.use():
+        traced = torch.fx.experimental.proxy_tensor.make_fx(lambda x: F.cross_entropy(x, target))(x)
+    assert "cross_entropy_loss_forward" in traced.code
+    x.requires_grad_()
+    [ours] = torch.autograd.grad(traced(x), x, create_graph=True)
+    [stock] = torch.autograd.grad(F.cross_entropy(x, target), x, create_graph=True)
+    torch.testing.assert_close(ours, stock)
+    torch.testing.assert_close(*(torch.autograd.grad(g.pow(2).sum(), x)[0] for g in (ours, stock)))
+
+
+@pytest.mark.parametrize("absent", [torch.inf, torch.nan])
+def test_weight_of_a_class_that_is_absent(absent):
+    """1 / bincount(target) is infinite there."""
+    x, target = torch.randn(4, 3, requires_grad=True), torch.tensor([0, 1, 1, 0])
+    weight = torch.tensor([1.0, 2.0, absent])
+    for reduction in ("none", "mean", "sum"):
+        losses = [f(x, target, weight, reduction=reduction).sum() for f in (F.cross_entropy, rusttorch.cross_entropy)]
+        torch.testing.assert_close(*losses)
+        torch.testing.assert_close(*(torch.autograd.grad(loss, x)[0] for loss in losses))
+
+
+@pytest.mark.parametrize(("dtype", "shift"), [(torch.float32, 1e16), (torch.float32, -3.4e38), (torch.float64, 1e10)])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_huge_logits_that_are_nearly_equal(smoothing, dtype, shift):
+    """A row masked by the lowest number: log(sum(exp(x))) is the largest x and a logarithm that is not seen in it."""
+    x = torch.full((2, 40), shift, dtype=dtype)
+    x[1] = torch.randn(40).to(dtype) + shift
+    x.requires_grad_()
+    target = torch.tensor([3, 4])
+    losses = [f(x, target, label_smoothing=smoothing) for f in (F.cross_entropy, rusttorch.cross_entropy)]
+    torch.testing.assert_close(*losses)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, x)[0] for loss in losses))
+
+
 def test_backward_by_name_checks_what_it_is_given():
     x, target = torch.randn(3, 4), torch.tensor([0, 1, 2])
-    _, slope, total = torch.ops.rusttorch.cross_entropy_loss_forward(x, target, None, 1, IGNORED, 0.0, True)
+    forward, backward = (getattr(torch.ops.rusttorch, f"cross_entropy_loss_{end}") for end in ("forward", "backward"))
+    slope = forward(x, target, None, 1, IGNORED, 0.0, True)[1]
+    nothing = forward(x, target, None, 1, IGNORED, 0.0, False)[1]
+    assert nothing.shape == (0,)
     one = torch.ones(())
 
-    def call(grad=one, slope=slope, total=total, reduction=1):
-        return rusttorch.cross_entropy_loss_backward(grad, slope, target, total, reduction, IGNORED)
+    def call(grad=one, slope=slope, reduction=1):
+        return backward(grad, slope, target, reduction, IGNORED)
 
-    call()
-    nothing = torch.ops.rusttorch.cross_entropy_loss_forward(x, target, None, 1, IGNORED, 0.0, False)[1]
-    assert nothing.shape == (0,)
-    for wrong in (nothing, slope[:2], slope.int(), slope.t()):
-        with pytest.raises(RuntimeError, match="takes the slope and the target"):
-            call(slope=wrong)
+    assert torch.equal(call(), slope)
     for wrong in (
-        {"total": total.float()},
-        {"total": torch.ones(2, dtype=torch.float64)},
+        {"slope": nothing},
+        {"slope": slope[:2]},
+        {"slope": slope.int()},
         {"grad": torch.ones(2)},
         {"grad": one.double()},
         {"grad": one, "reduction": 0},
     ):
         with pytest.raises(RuntimeError, match="expected"):
             call(**wrong)
-    rows = torch.ones(3, 2)[:, 0]  # strided
-    assert torch.equal(call(grad=rows, reduction=0), call(reduction=2))
+    strided = {"grad": torch.ones(3, 2)[:, 0], "slope": slope.t().contiguous().t()}
+    assert torch.equal(call(**strided, reduction=0), slope)
 
 
 def test_linear_cross_entropy_sums_16_bits_in_32():

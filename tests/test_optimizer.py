@@ -324,6 +324,38 @@ def test_scaled_gradients():
     assert results[0][1] == 2
 
 
+@pytest.mark.parametrize("name", ["Adam", "SGD", "Adagrad"])
+def test_a_scaled_gradient_that_lies_otherwise_is_unscaled(name):
+    p = torch.nn.Parameter(torch.randn(3, 4))
+    gradient = torch.randn(4, 3).t()
+    optimizer = getattr(torch.optim, name)([p], lr=0.1, fused=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    scaler.scale(torch.ones(()))
+    p.grad = gradient * 8
+    with rusttorch.use():
+        scaler.step(optimizer)
+    torch.testing.assert_close(p.grad, gradient)
+
+
+@pytest.mark.filterwarnings("ignore:.*duplicate parameters")
+@pytest.mark.parametrize("name", ["Adam", "SGD", "Adagrad"])
+def test_a_parameter_that_is_there_twice_takes_both_steps(name):
+    results = []
+    for optimizer, swap in (("torch", contextlib.nullcontext), ("torch", rusttorch.use), ("rusttorch", rusttorch.use)):
+        make = getattr({"torch": torch.optim, "rusttorch": rusttorch.optim}[optimizer], name, None)
+        if make is None:  # Adagrad is torch's
+            continue
+        p = torch.nn.Parameter(torch.linspace(-1, 1, 6))
+        optimizer = make([p, p], lr=0.1)
+        with swap():
+            for _ in range(4):
+                p.grad = p.detach() * 3
+                optimizer.step()
+        results.append(p.detach())
+    for ours in results[1:]:
+        torch.testing.assert_close(ours, results[0])
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch's own, the first time that it compiles
 def test_a_compiled_step_is_stock_s():
     """Compiled once for each of the functions, however often ops are swapped."""

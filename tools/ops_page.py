@@ -79,9 +79,7 @@ CALLS = {
     "clone": lambda x: r.clone(x.t(), memory_format=torch.contiguous_format),
     "cross_entropy_loss": lambda x: r.cross_entropy_loss(x, class_of_rows()),
     "cross_entropy_loss_forward": lambda x: r.cross_entropy_loss_forward(x, class_of_rows(), *OPTIONS, True),
-    "cross_entropy_loss_backward": lambda x: r.cross_entropy_loss_backward(
-        x.sum(), x, class_of_rows(), torch.ones((), dtype=torch.float64), *OPTIONS[1:3]
-    ),
+    "cross_entropy_loss_backward": lambda x: r.cross_entropy_loss_backward(x.sum(), x, class_of_rows(), *OPTIONS[1:3]),
     "amax": lambda x: r.amax(x, [0]),
     "amin": lambda x: r.amin(x, [0]),
     "linear_cross_entropy": lambda x: r.linear_cross_entropy(x, x, class_of_rows() % ROWS),

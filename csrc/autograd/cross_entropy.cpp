@@ -1,12 +1,11 @@
 #include <ATen/TensorOperators.h>
+#include <ATen/TensorSubclassLikeUtils.h>
 #include <ATen/core/Reduction.h>
+#include <ATen/ops/ones_like.h>
 #include <ATen/ops/softmax.h>
 #include <ATen/ops/zeros_like.h>
 #include <c10/core/GradMode.h>
 
-#include <cmath>
-
-#include "../kernels/cross_entropy.h"
 #include "derivative.h"
 
 namespace rusttorch::autograd {
@@ -38,64 +37,75 @@ Grads of_linear(const Call& c, const Tensor& g) {
 
 Tensor per_row(const Tensor& g, int64_t reduction) { return reduction == at::Reduction::None ? g.unsqueeze(-1) : g; }
 
-at::ScalarType wide(const Tensor& x) { return x.element_size() == 2 ? at::kFloat : x.scalar_type(); }
-
-bool is_divided(const Tensor& slope, int64_t reduction) {
-  return divides_slope(reduction == at::Reduction::Mean, slope.scalar_type() == at::kHalf);
+// What a mean divides by: the weights of the targets that are not ignored.
+Tensor weight_of_targets(const Tensor& slope, const Tensor& target, const Tensor& weight, int64_t ignored) {
+  if (target.scalar_type() != at::kLong) return at::ones_like(slope).sum() / slope.sym_size(-1);
+  const Tensor kept = target != ignored;
+  if (!weight.defined()) return kept.sum();
+  return weight.take(target.masked_fill(kept.logical_not(), 0)).masked_fill(kept.logical_not(), 0).sum();
 }
 
-// The gradient of x: the slope times g. In its own memory where that is to be had, which most often leaves nothing to
-// do, because the last loss has a gradient of 1. (What is not finite is the kernel's: rows that are ignored stay 0.)
-Tensor scaled_slope(const Call& c, const Tensor& g) {
-  const Tensor& slope = c.result(1);
-  const int64_t reduction = c.integer(3);
-  const bool late = reduction == at::Reduction::Mean && !is_divided(slope, reduction);
-  if (reduction != at::Reduction::None && !late && slope.is_cpu() && !at::isTensorSubclassLike(g) && c.owns_result(1)) {
-    const double factor = g.item<double>();
-    const Tensor grad = slope.variable_data();  // without the history of a result
-    if (factor == 1) return grad;
-    if (std::isfinite(factor)) return grad.mul_(factor);
-  }
-  return call("cross_entropy_loss_backward", {g, slope, c.tensor(1), c.result(2), c.argument(3), c.argument(4)});
+constexpr size_t differentiate = 6;  // the argument of cross_entropy_loss_forward
+
+// Where none was made, from the input, as a result that is differentiable in turn.
+Tensor slope_of(const Call& c) {
+  if (c.flag(differentiate)) return c.result(1);
+  return call_all("cross_entropy_loss_forward",
+                  {c.argument(0), c.argument(1), c.argument(2), c.argument(3), c.argument(4), c.argument(5), true})[1];
+}
+
+// Whether g is 1, as the gradient of the last loss is. Only the CPU may be asked.
+bool is_one(const Tensor& g) {
+  return g.is_cpu() && !at::isTensorSubclassLike(g) && g.numel() == 1 && g.item<double>() == 1;
+}
+
+// With q as the kernels have it, Q its sum and p = softmax(x), the slope is (Q p - q) / n. Its own gradient, of v, is
+// Q / n (diag(p) - p p^T) v = u (v - (u v) n / Q) with u = slope + q / n.
+Grads of_slope(const Call& c, const Tensor& v) {
+  const Tensor &slope = c.result(1), &target = c.tensor(1);
+  const int64_t ignored = c.integer(4);
+  const auto wide = slope.element_size() == 2 ? at::kFloat : slope.scalar_type();
+  const Tensor weight = c.given(2) ? c.tensor(2).to(wide) : Tensor();
+  Tensor q = targets(slope.to(wide), target, ignored, c.number(5));
+  if (weight.defined()) q = q * weight;
+  const Tensor none = q.sum(-1, true) == 0;  // of a row that is ignored
+  if (c.integer(3) == at::Reduction::Mean) q = q / weight_of_targets(slope, target, weight, ignored);
+  const Tensor u = slope + q, Q = q.sum(-1, true).masked_fill(none, 1);
+  return {(u * (v - (u * v).sum(-1, true) / Q)).masked_fill(none, 0)};
 }
 
 }  // namespace
 
 const std::vector<Formula>& cross_entropy_formulas() {
   static const std::vector<Formula> formulas = {
-      // The slope is a result that is differentiated in turn: with u = slope + q = Q softmax(x), of a gradient v of it,
-      // u (v - sum(u v) / Q). A row that is ignored has no Q.
-      {"cross_entropy_loss_forward",
-       {argument(1), argument(2), result(1), result(2)},
-       [](const Call& c, const Tensor& g) -> Grads {
-         const Tensor& v = c.grad(1);
-         const Tensor by_loss = g.defined() ? scaled_slope(c, g) : Tensor();
-         if (!v.defined()) return {by_loss};
-         const Tensor& slope = c.result(1);
-         Tensor q = targets(slope.to(wide(slope)), c.tensor(1), c.integer(4), c.number(5));
-         if (c.given(2)) q = q * c.tensor(2);
-         if (is_divided(slope, c.integer(3))) q = q / c.result(2);
-         const Tensor u = slope + q, Q = q.sum(-1, true), nothing = Q == 0;
-         const Tensor mean = (u * v).sum(-1, true) / Q.masked_fill(nothing, 1);
-         const Tensor by_slope = (u * (v - mean)).masked_fill(nothing, 0);
-         return {by_loss.defined() ? by_loss + by_slope : by_slope};
+      {.op = "cross_entropy_loss_forward",
+       .saves = {argument(0).made_by([](at::ArrayRef<c10::IValue> arguments) {
+                   return arguments[differentiate].toBool() ? Tensor() : arguments[0].toTensor();
+                 }),
+                 argument(1), argument(2), result(1)},
+       .grads = [](const Call& c, const Tensor& g) -> Grads {
+         const Tensor slope = slope_of(c);
+         if (c.last_to_read_results() && c.integer(3) != at::Reduction::None && is_one(g)) {
+           return {slope.variable_data()};  // without its history
+         }
+         return {call("cross_entropy_loss_backward", {g, slope, c.tensor(1), c.argument(3), c.argument(4)})};
        },
-       2,
-       1},
-      {"cross_entropy_loss_backward",
-       {argument(0).for_gradient_of(1), argument(1).for_gradient_of(0), argument(3)},
-       [](const Call& c, const Tensor& gg) -> Grads {
-         const int64_t reduction = c.integer(4);
-         const bool late = reduction == at::Reduction::Mean && !is_divided(gg, reduction);
-         const Tensor up = late ? gg / c.tensor(3).to(gg.scalar_type()) : gg;
+       .inputs = 1,
+       .next = std::make_shared<const Formula>(Formula{.op = "cross_entropy_loss_slope",
+                                                       .saves = {argument(1), argument(2), result(1)},
+                                                       .grads = of_slope,
+                                                       .inputs = 1})},
+      {.op = "cross_entropy_loss_backward",
+       .saves = {argument(0).for_gradient_of(1), argument(1).for_gradient_of(0)},
+       .grads = [](const Call& c, const Tensor& gg) -> Grads {
+         const int64_t reduction = c.integer(3);
          const auto by_grad = [&] {
-           const Tensor each = (up * c.tensor(1)).sum(-1);
+           const Tensor each = (gg * c.tensor(1)).sum(-1);
            return reduction == at::Reduction::None ? each : each.sum();
          };
-         return {c.want(0, by_grad), c.want(1, [&] { return up * per_row(c.tensor(0), reduction); })};
+         return {c.want(0, by_grad), c.want(1, [&] { return gg * per_row(c.tensor(0), reduction); })};
        },
-       1,
-       2},
+       .inputs = 2},
       {"linear_cross_entropy_forward",
        {argument(0), argument(1), argument(2), argument(3), result(1).for_gradient_of(0), result(2).for_gradient_of(1),
         result(3).for_gradient_of(3)},

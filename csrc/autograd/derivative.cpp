@@ -34,19 +34,20 @@ struct Frame {
   std::vector<size_t> tensors;                  // positions of the schema's tensors among the arguments
   std::vector<Saved> kept;                      // of the formula's, what is saved
 
-  ag::variable_list gradients(ag::variable_list grads, ag::variable_list saved, std::vector<bool> needed) const {
+  ag::variable_list gradients(ag::variable_list grads, const ag::variable_list& saved, std::vector<bool> needed,
+                              bool last = false) const {
     std::vector<IValue> all = arguments;
     Grads results;
     for (size_t k = 0; k < kept.size(); ++k) {
       if (kept[k].of == Saved::Of::result) {
         results.resize(std::max(results.size(), kept[k].index + 1));
-        results[kept[k].index] = std::move(saved[k]);
+        results[kept[k].index] = saved[k];
       } else {
-        all[kept[k].index] = std::move(saved[k]);
+        all[kept[k].index] = saved[k];
       }
     }
     const Tensor g = grads[0];
-    const Call call(std::move(all), like, std::move(results), std::move(grads), std::move(needed));
+    const Call call(std::move(all), like, std::move(results), std::move(grads), std::move(needed), last);
     auto found = formula->grads(call, g);
     found.resize(tensors.size());  // the last tensors may have no derivative
     return found;
@@ -70,11 +71,8 @@ class FormulaNode final : public ag::Node {
     if (std::none_of(grads.begin(), grads.end(), [](const Tensor& g) { return g.defined(); })) {
       return ag::variable_list(frame.tensors.size());
     }
-    ag::variable_list tensors = unpacked();
-    if (!ag::get_current_graph_task_keep_graph()) {  // they are the formula's now
-      for (auto& variable : saved) variable.reset_data();
-    }
-    return frame.gradients(std::move(grads), std::move(tensors), needed());
+    const ag::variable_list tensors = unpacked();
+    return frame.gradients(std::move(grads), tensors, needed(), last_to_read(tensors));
   }
 
   // Compiled autograd: what the trace depends on. Numbers and sizes are constants of it, tensors are its inputs.
@@ -105,7 +103,7 @@ class FormulaNode final : public ag::Node {
                                                               const std::vector<IValue>& values) {
       ag::variable_list tensors;
       for (const auto& value : values) tensors.push_back(value.toTensor());
-      return frame.gradients(grads, std::move(tensors), needed);
+      return frame.gradients(grads, tensors, needed);
     };
     const std::vector<c10::TypePtr> types(tensors.size(), c10::TensorType::get());
     using Metadata = compiled::IValuePacker<std::vector<std::optional<ag::InputMetadata>>>;
@@ -126,6 +124,16 @@ class FormulaNode final : public ag::Node {
       all.push_back(frame.kept[k].of == Saved::Of::result ? saved[k].unpack(getptr()) : saved[k].unpack());
     }
     return all;
+  }
+  // Of the results among them: this graph is not kept, and none has another holder than this node. (What a hook unpacks
+  // may be in memory of anybody.)
+  bool last_to_read(const ag::variable_list& tensors) const {
+    bool last = !ag::get_current_graph_task_keep_graph() && !c10::GradMode::is_enabled();
+    for (size_t k = 0; k < saved.size(); ++k) {
+      if (frame.kept[k].of != Saved::Of::result) continue;
+      last = last && !saved[k].has_hooks() && tensors[k].use_count() == 2;  // in saved and in tensors
+    }
+    return last;
   }
   // By position of the argument.
   std::vector<bool> needed() const {
@@ -181,53 +189,83 @@ class Differentiable final : public c10::OperatorKernel {
     if (!is_differentiated(op, *stack, begin)) return below(op, keys, stack);
 
     const bool inplace = is_inplace(op.schema());
-    const auto pointer = make_node<NodePtr>();
-    auto& node = static_cast<FormulaNode&>(*pointer);
-    node.frame = frame_of(op.schema(), {stack->begin() + begin, stack->end()});
-    ag::variable_list tensors;
-    for (const size_t i : node.frame.tensors) {
-      const IValue& value = (*stack)[begin + i];
-      tensors.push_back(value.isTensor() ? value.toTensor() : Tensor());
-    }
-    check_inputs(op.schema(), node.frame.tensors, tensors);
-    if (inplace) ag::check_inplace(tensors[0], true);
-    node.set_next_edges(ag::collect_next_edges(tensors));
-    std::vector<Saved> of_results;
-    for (const Saved& save : formula_->saves) {
-      // Whether a gradient by which it is read may be asked for.
-      if (save.reader != Saved::any && !requires_grad((*stack)[begin + save.reader])) continue;
-      if (save.of == Saved::Of::result) {
-        of_results.push_back(save);
-      } else if (node.frame.like[save.index]) {
-        const Tensor& t = (*stack)[begin + save.index].toTensor();
-        const Tensor read = save.make ? save.make(at::ArrayRef<IValue>(&(*stack)[begin], stack->size() - begin)) : t;
-        keep(node, save, {inplace && save.index == 0 ? t.clone() : read, false});
-      }
+    const Tensor self = inplace ? (*stack)[begin].toTensor() : Tensor();
+    std::vector<NodePtr> nodes;
+    for (const Formula* formula = formula_; formula; formula = formula->next.get()) {
+      nodes.push_back(start(*formula, op.schema(), *stack, begin));
     }
 
     below(op, keys, stack);
 
-    const size_t results = op.schema().returns().size(), first = stack->size() - results;
-    NodePtr attached = pointer;
-    for (size_t k = 0; k < std::min(results, formula_->outputs); ++k) {
-      attached = attach(inplace ? tensors[0] : (*stack)[first + k].toTensor(), pointer, inplace);
+    const size_t count = op.schema().returns().size();
+    ag::variable_list results;
+    for (size_t i = stack->size() - count; i < stack->size(); ++i) {
+      results.push_back(inplace ? self : (*stack)[i].toTensor());
     }
-    for (const Saved& save : of_results) {
-      const Tensor& y = inplace ? tensors[0] : (*stack)[first + save.index].toTensor();
-      keep(node, save, {y, save.index < formula_->outputs, inplace && y.is_view()});
+    std::vector<NodePtr> attached = nodes;
+    for (size_t n = 0, k = 0; n < nodes.size(); ++n) {
+      const size_t end = std::min(count, k + formula_of(nodes[n]).outputs);
+      for (; k < end; ++k) attached[n] = attach(results[k], nodes[n], inplace);
     }
-    created(attached);
+    for (size_t n = 0, k = 0; n < nodes.size(); ++n) {
+      const size_t end = k + formula_of(nodes[n]).outputs;
+      keep_results(node_of(nodes[n]), results, k, end, inplace);
+      created(attached[n]);
+      k = end;
+    }
   }
 
  private:
+  static FormulaNode& node_of(const NodePtr& pointer) { return static_cast<FormulaNode&>(*pointer); }
+  static const Formula& formula_of(const NodePtr& pointer) { return *node_of(pointer).frame.formula; }
+
+  // A node with its edges, and with what it keeps of the arguments.
+  static NodePtr start(const Formula& formula, const c10::FunctionSchema& schema, const Stack& stack, size_t begin) {
+    NodePtr pointer = make_node<NodePtr>();
+    FormulaNode& node = node_of(pointer);
+    const at::ArrayRef<IValue> arguments(&stack[begin], stack.size() - begin);
+    node.frame = frame_of(formula, schema, arguments.vec());
+    ag::variable_list tensors;
+    for (const size_t i : node.frame.tensors) {
+      tensors.push_back(arguments[i].isTensor() ? arguments[i].toTensor() : Tensor());
+    }
+    check_inputs(formula, schema, node.frame.tensors, tensors);
+    const bool inplace = is_inplace(schema);
+    if (inplace) ag::check_inplace(tensors[0], true);
+    node.set_next_edges(ag::collect_next_edges(tensors));
+    for (const Saved& save : formula.saves) {
+      if (save.of == Saved::Of::result || !is_read(save, node) || !node.frame.like[save.index]) continue;
+      const Tensor& t = arguments[save.index].toTensor();
+      const bool overwritten = inplace && save.index == 0;
+      keep(node, save, {save.make ? save.make(arguments) : overwritten ? t.clone() : t, false});
+    }
+    return pointer;
+  }
+
+  // Keeps what the node reads of the results, of which those from begin to end are its own.
+  static void keep_results(FormulaNode& node, const ag::variable_list& results, size_t begin, size_t end,
+                           bool inplace) {
+    for (const Saved& save : node.frame.formula->saves) {
+      if (save.of == Saved::Of::argument || !is_read(save, node)) continue;
+      const Tensor& y = results[save.index];
+      keep(node, save, {y, begin <= save.index && save.index < end, inplace && y.is_view()});
+    }
+  }
+
   static void keep(FormulaNode& node, const Saved& save, ag::SavedVariable&& variable) {
     node.frame.kept.push_back(save);
     node.saved.push_back(std::move(variable));
   }
-  static bool requires_grad(const IValue& value) { return value.isTensor() && value.toTensor().requires_grad(); }
 
-  Frame frame_of(const c10::FunctionSchema& schema, std::vector<IValue> arguments) const {
-    Frame frame{formula_, std::move(arguments), {}, {}, {}};
+  // Whether a gradient by which it is read may be asked for.
+  static bool is_read(const Saved& save, const FormulaNode& node) {
+    if (save.reader == Saved::any) return true;
+    const auto& tensors = node.frame.tensors;
+    return node.next_edge(std::find(tensors.begin(), tensors.end(), save.reader) - tensors.begin()).is_valid();
+  }
+
+  static Frame frame_of(const Formula& formula, const c10::FunctionSchema& schema, std::vector<IValue> arguments) {
+    Frame frame{&formula, std::move(arguments), {}, {}, {}};
     frame.like.resize(frame.arguments.size());
     for (size_t i = 0; i < frame.arguments.size(); ++i) {
       if (!schema.arguments()[i].type()->isSubtypeOf(*c10::OptionalType::ofTensor())) continue;
@@ -242,10 +280,10 @@ class Differentiable final : public c10::OperatorKernel {
     return frame;
   }
 
-  void check_inputs(const c10::FunctionSchema& schema, const std::vector<size_t>& positions,
-                    const ag::variable_list& tensors) const {
-    for (size_t i = formula_->inputs; i < tensors.size(); ++i) {
-      TORCH_CHECK(!tensors[i].defined() || !tensors[i].requires_grad(), "The function '", formula_->op,
+  static void check_inputs(const Formula& formula, const c10::FunctionSchema& schema,
+                           const std::vector<size_t>& positions, const ag::variable_list& tensors) {
+    for (size_t i = formula.inputs; i < tensors.size(); ++i) {
+      TORCH_CHECK(!tensors[i].defined() || !tensors[i].requires_grad(), "The function '", formula.op,
                   "' is not differentiable with respect to argument '", schema.arguments()[positions[i]].name(),
                   "'. This input cannot have requires_grad True.");
     }

@@ -3,12 +3,11 @@
 // Derivatives of torch.ops.rusttorch.*: one formula per functional op, in tables by family. derivative.cpp makes an
 // autograd kernel of each, and of its in-place form. (A swapped aten op keeps PyTorch's own.)
 
-#include <ATen/TensorSubclassLikeUtils.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/core/ivalue.h>
-#include <c10/core/GradMode.h>
 
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -19,14 +18,14 @@ using at::Tensor;
 using Grads = std::vector<Tensor>;
 
 // What a derivative reads of the forward call, and so is kept until then: an argument, by its position in the schema,
-// or what is made of the arguments, in that one's place; or a result.
+// or what is made of the arguments, which the formula finds in that one's place; or a result.
 struct Saved {
   using Make = Tensor (*)(at::ArrayRef<c10::IValue> arguments);
 
   enum class Of : uint8_t { argument, result } of;
   size_t index;
   size_t reader = any;  // the argument whose gradient reads it: it is kept if that one requires a gradient
-  Make make = nullptr;  // differentiable, where a second derivative is wanted
+  Make make = nullptr;  // of differentiable ops: a second derivative goes through them
   static constexpr size_t any = SIZE_MAX;
 
   constexpr Saved for_gradient_of(size_t argument) const { return {of, index, argument, make}; }
@@ -45,12 +44,13 @@ class Call {
   };
 
   Call(std::vector<c10::IValue> arguments, std::vector<std::optional<Like>> like, Grads results, Grads grads,
-       std::vector<bool> needed)
+       std::vector<bool> needed, bool last)
       : arguments_(std::move(arguments)),
         like_(std::move(like)),
         results_(std::move(results)),
         grads_(std::move(grads)),
-        needed_(std::move(needed)) {}
+        needed_(std::move(needed)),
+        last_(last) {}
 
   const Tensor& tensor(size_t i) const { return arguments_[i].toTensor(); }
   bool given(size_t i) const { return like_[i] || !arguments_[i].isNone(); }
@@ -71,14 +71,11 @@ class Call {
     return other;
   }
   const Tensor& result(size_t k = 0) const { return results_[k]; }
-  // Whether the k-th result is nobody else's any more, now that the graph is used up: a formula may write to it.
-  bool owns_result(size_t k) const {
-    const Tensor& t = results_[k];
-    return !c10::GradMode::is_enabled() && !at::isTensorSubclassLike(t) && t.use_count() == 1 &&
-           t.storage().use_count() == 1;
-  }
   // The gradient of the k-th result; undefined where nothing came of that.
   const Tensor& grad(size_t k) const { return grads_[k]; }
+  // Whether nobody will read the saved results again: neither this graph nor whoever called. A formula may then return
+  // one of them as a gradient.
+  bool last_to_read_results() const { return last_; }
   // grad() where the argument i needs a gradient, else nothing.
   template <class F>
   Tensor want(size_t i, F grad) const {
@@ -90,6 +87,7 @@ class Call {
   std::vector<std::optional<Like>> like_;  // by position of the argument; none: no tensor, or none was given
   Grads results_, grads_;
   std::vector<bool> needed_;  // by position of the argument
+  bool last_;
 };
 
 // The gradients of the schema's tensors, in order, from g, the gradient of the (first) result. They may have the shape
@@ -101,6 +99,9 @@ struct Formula {
   std::function<Grads(const Call&, const Tensor& g)> grads;
   size_t outputs = 1;        // that are differentiable, the first ones; of more than one, g may be undefined
   size_t inputs = SIZE_MAX;  // that may require a gradient, the first tensors of the schema
+  // The derivative of the next result, which is saved and is differentiated a second time. Its node is one of its own,
+  // so that nothing of it shows at the first one's; there op is a name.
+  std::shared_ptr<const Formula> next = nullptr;
 };
 
 // A backward op of this package, through the dispatcher, so that it is differentiable in turn.

@@ -25,8 +25,6 @@ Grads of_rms_norm(const Tensor& grad, const Tensor& input, const std::optional<T
   return {grad_x, weight ? (g * h).sum_to_size(weight->sizes()) : Tensor()};
 }
 
-}  // namespace
-
 // On the CPU stock keeps of 16 bits what it made of them in 32: the tensor itself may be changed until the backward.
 template <size_t i>
 Saved copied_if_narrow() {
@@ -35,6 +33,8 @@ Saved copied_if_narrow() {
     return t.element_size() == 2 && t.is_cpu() ? t.clone() : t;
   });
 }
+
+}  // namespace
 
 const std::vector<Formula>& norm_formulas() {
   static const std::vector<Formula> formulas = {

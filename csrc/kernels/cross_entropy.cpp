@@ -78,12 +78,21 @@ struct CrossEntropy {
     }
   }
 
-  double spread_loss(int64_t r, double lse) const {
+  // log(sum(exp(x))) in two parts, of which the second is what the first one's rounding leaves.
+  template <class Number>
+  struct LogSumExp {
+    Number high, low;
+    LogSumExp(double largest, double log_sum)
+        : high(Number(largest + log_sum)), low(Number((largest - double(high)) + log_sum)) {}
+    auto minus(auto x) const { return (high - x) + low; }
+  };
+
+  double spread_loss(int64_t r, LogSumExp<C> lse) const {
     double total = 0;
     V sums = {};
     int64_t count = 0, left = a.classes;
     each_class(r, nullptr, [&](V x, V q) {
-      V term = q * (C(lse) - x);
+      V term = q * lse.minus(x);
       if (left < lanes<V>) term = keep_part(term, left, 0);
       left -= lanes<V>;
       sums += term;
@@ -96,15 +105,18 @@ struct CrossEntropy {
     return total + sum_lanes(sums);
   }
 
-  double loss(int64_t r, double lse) const {
+  double loss(int64_t r) const {
     if (ignores(r)) return 0;
-    double total = a.target && a.smoothing == 0 ? 0 : spread_loss(r, lse);
-    if (a.target) total += (1 - a.smoothing) * weight_of(a.target[r]) * (lse - double(widened(row(r)[a.target[r]])));
+    double total = 0;
+    if (!a.target || a.smoothing != 0) total = spread_loss(r, {a.largest[r], a.log_sum[r]});
+    if (a.target) {
+      const LogSumExp<double> lse(a.largest[r], a.log_sum[r]);
+      total += (1 - a.smoothing) * weight_of(a.target[r]) * lse.minus(double(widened(row(r)[a.target[r]])));
+    }
     return total;
   }
 
   T* grad_x(int64_t r) const { return static_cast<T*>(a.grad_x) + r * a.classes; }
-  double scale() const { return a.divisor ? 1 / *a.divisor : 1; }
 
   // g (Q softmax(x) - q), where Q is the sum of q.
   void slope(int64_t r, double g) const {
@@ -114,7 +126,8 @@ struct CrossEntropy {
       return;
     }
     const double own = a.target ? (1 - a.smoothing) * weight_of(a.target[r]) : 0;
-    double Q = own + double(even) * all_weights;
+    double Q = own;
+    if (a.target && a.smoothing != 0) Q += double(even) * all_weights;
     if (!a.target) {
       Q = 0;
       V sums = {};
@@ -128,17 +141,17 @@ struct CrossEntropy {
     }
     const T at_target = a.target ? row(r)[a.target[r]] : T{};  // grad_x may be x
     const V up = splat<V>(C(g * Q)), down = splat<V>(C(g));
-    // In two parts, so that its rounding is not felt in the exponential.
-    const C lse = C(a.lse[r]), rest = C(a.lse[r] - double(lse));
+    const LogSumExp<C> lse(a.largest[r], a.log_sum[r]);
     if (a.target && a.smoothing == 0) {
-      each_class(r, out, [&](V x, V) { return V(math::exp(V((x - lse) - rest)) * up); });
+      each_class(r, out, [&](V x, V) { return V(math::exp(V((x - lse.high) - lse.low)) * up); });
     } else {
-      each_class(r, out, [&](V x, V q) { return V(math::exp(V((x - lse) - rest)) * up - down * q); });
+      each_class(r, out, [&](V x, V q) { return V(math::exp(V((x - lse.high) - lse.low)) * up - down * q); });
     }
     if (!a.target) return;
     const int64_t t = a.target[r];
-    const double p = std::exp(double(widened(at_target)) - a.lse[r]);
-    store_one(out + t, g * (Q * p - double(even) * weight_of(t) - own));
+    const double p = std::exp(-LogSumExp<double>(a.largest[r], a.log_sum[r]).minus(double(widened(at_target))));
+    const double spread = a.smoothing != 0 ? double(even) * weight_of(t) : 0;
+    store_one(out + t, g * (Q * p - spread - own));
   }
 
   // x times g.
@@ -165,19 +178,18 @@ void forward_type(CrossEntropyArgs& a) {
   a.total = 0;
   for (int64_t first = 0; first < a.rows; first += at_once) {
     const int64_t end = std::min(a.rows, first + at_once);
-    double m[at_once] = {}, sum[at_once] = {};
+    double sum[at_once] = {};
     for (int64_t r = first; r < end; ++r) {
+      a.largest[r] = 0;
       if (rows.ignores(r)) continue;
       const auto s = rows.sum_of_exp(rows.row(r));
-      m[r - first] = s.largest;
+      a.largest[r] = s.largest;
       sum[r - first] = s.sum;
     }
-    for (int64_t k = 0; k < end - first; k += lanes<D>) {
-      store(m + k, D(load<D>(m + k) + math::log(load<D>(sum + k))));
-    }
+    for (int64_t k = 0; k < end - first; k += lanes<D>) store(sum + k, math::log(load<D>(sum + k)));
     for (int64_t r = first; r < end; ++r) {
-      a.lse[r] = m[r - first];
-      const double loss = rows.loss(r, a.lse[r]);
+      a.log_sum[r] = sum[r - first];
+      const double loss = rows.loss(r);
       a.total += loss;
       if (a.loss) store_one(static_cast<T*>(a.loss) + r, loss);
     }
@@ -187,7 +199,7 @@ void forward_type(CrossEntropyArgs& a) {
 template <class T>
 void slope_type(CrossEntropyArgs& a) {
   const CrossEntropy<T> rows(a);
-  const double scale = rows.scale();
+  const double scale = a.divisor ? 1 / *a.divisor : 1;
   for (int64_t r = 0; r < a.rows; ++r) rows.slope(r, scale);
 }
 
@@ -195,8 +207,7 @@ template <class T>
 void backward_type(CrossEntropyArgs& a) {
   const CrossEntropy<T> rows(a);
   const T* g = static_cast<const T*>(a.grad);
-  const double scale = rows.scale();
-  for (int64_t r = 0; r < a.rows; ++r) rows.scaled(r, scale * double(widened(g[a.grad_of_rows ? r : 0])));
+  for (int64_t r = 0; r < a.rows; ++r) rows.scaled(r, double(widened(g[a.grad_of_rows ? r : 0])));
 }
 
 void forward(CrossEntropyArgs& a) {

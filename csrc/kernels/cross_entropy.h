@@ -17,7 +17,9 @@ struct CrossEntropyArgs {
   const void* weight;         // of each class; none: 1
   int64_t ignore_index;
   double smoothing;
-  double* lse;  // of each row: written forward, read for the slope
+  // Of each row, written forward, read for the slope: the largest x, and log(sum(exp(x - largest))). Their sum is lse;
+  // where the largest is huge, the sum is not seen in it.
+  double *largest, *log_sum;
   // Forward: the loss of each row, or none; and the sum of all.
   void* loss;
   double total;
@@ -26,17 +28,14 @@ struct CrossEntropyArgs {
   double *row_losses, *row_weights, *total_weight;
   void* result;
   bool mean;
-  // Slope: the gradient of each row's loss, divided by *divisor. Backward: such a slope, in x, times one number, or one
-  // for each row, divided by *divisor; where the target is ignored it is 0 whatever they are.
-  void* grad_x;  // may be x itself
+  // Slope: the gradient of each row's loss, divided by *divisor.
+  void* grad_x;           // may be x itself
+  const double* divisor;  // none: 1
+  // Backward: grad_x is a slope, which x is, times one number, or one for each row. Where the target is ignored it is 0
+  // whatever they are.
   const void* grad;
   bool grad_of_rows;
-  const double* divisor;  // none: 1
 };
-
-// Whether a mean's slope is divided as it is made, or only in the backward: a half would lose it, and a loss that is
-// scaled to prevent that would be scaled too late.
-constexpr bool divides_slope(bool mean, bool half) { return mean && !half; }
 
 struct CrossEntropyKernel {
   void (*run)(CrossEntropyArgs&);

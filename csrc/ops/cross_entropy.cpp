@@ -20,7 +20,7 @@ RUSTTORCH_DEFINE_FAMILY(cross_entropy)
 
 namespace {
 
-using ThreeTensors = std::tuple<Tensor, Tensor, Tensor>;
+using TwoTensors = std::tuple<Tensor, Tensor>;
 using FourTensors = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
 // Whether the kernels take it: rows of classes, with a class for each or a probability for each class. (By the
@@ -85,7 +85,8 @@ CrossEntropyArgs rows_of(CrossEntropyArgs a, int64_t begin, int64_t end) {
   advance(a.probabilities, bytes);
   advance(a.grad_x, bytes);
   advance(a.target, begin * int64_t(sizeof(int64_t)));
-  advance(a.lse, begin * int64_t(sizeof(double)));
+  advance(a.largest, begin * int64_t(sizeof(double)));
+  advance(a.log_sum, begin * int64_t(sizeof(double)));
   advance(a.loss, begin * size);
   if (a.grad_of_rows) advance(a.grad, begin * size);
   return a;
@@ -132,23 +133,22 @@ Tensor number(double value) {
   return t;
 }
 
-// Forward on a device, where no number is read. Returns the total weight.
-Tensor forward_on_device(const Tensor& self, CrossEntropyArgs& a, const Tensor& loss) {
+// Forward on a device, where no number is read.
+void forward_on_device(const Tensor& self, CrossEntropyArgs& a, const Tensor& loss) {
   const Tensor each = empty_beside(self, {2, a.rows}, at::kDouble);
   Tensor total_weight = empty_beside(self, {}, at::kDouble);
   a.row_losses = each.mutable_data_ptr<double>();
   a.row_weights = a.row_losses + a.rows;
   a.total_weight = total_weight.mutable_data_ptr<double>();
-  if (divides_slope(a.mean, a.dtype == Dtype::f16)) a.divisor = a.total_weight;
+  if (a.mean) a.divisor = a.total_weight;
   a.result = a.loss ? nullptr : loss.mutable_data_ptr();
   losses(self, a);
-  return total_weight;
 }
 
-// -> the loss, its gradient or that of each row (nothing, if not to be differentiated), and what a mean divided by. The
-// gradient is made here because x may be changed until the backward, as in stock.
-ThreeTensors forward(const Tensor& self, const Tensor& target, MaybeTensor weight, int64_t reduction,
-                     int64_t ignore_index, double smoothing, bool differentiate) {
+// -> the loss, and the gradient of it, or of each row's, by x: the slope. It is made here because x may be changed
+// until the backward, as in stock; it is empty if it is not wanted.
+TwoTensors forward(const Tensor& self, const Tensor& target, MaybeTensor weight, int64_t reduction,
+                   int64_t ignore_index, double smoothing, bool differentiate) {
   stats<"cross_entropy_loss_forward">.count(Handed::no);
   check_one_device({&self, &target, given(weight) ? &*weight : &self});
   TORCH_CHECK(reason(self, target, weight, reduction, smoothing) == Handed::no,
@@ -158,40 +158,41 @@ ThreeTensors forward(const Tensor& self, const Tensor& target, MaybeTensor weigh
   const bool each = reduction == at::Reduction::None;
   Tensor loss = empty_beside(self, each ? per_row : at::IntArrayRef(), self.scalar_type());
   Tensor slope = empty_beside(self, differentiate ? self.sizes() : at::IntArrayRef({0}), self.scalar_type());
-  const Tensor lse = empty_beside(self, per_row, at::kDouble);
-  a.lse = lse.mutable_data_ptr<double>();
+  const Tensor sums = empty_beside(self, {2, a.rows}, at::kDouble);
+  a.largest = sums.mutable_data_ptr<double>();
+  a.log_sum = a.largest + a.rows;
   a.loss = each ? loss.mutable_data_ptr() : nullptr;
   a.grad_x = differentiate ? slope.mutable_data_ptr() : nullptr;
   a.mean = reduction == at::Reduction::Mean;
-  if (!on_cpu(self)) return {loss, slope, forward_on_device(self, a, loss)};
+  if (!on_cpu(self)) {
+    forward_on_device(self, a, loss);
+    return {loss, slope};
+  }
   const double total_weight = weight_of_targets(a, weight);
-  if (divides_slope(a.mean, a.dtype == Dtype::f16)) a.divisor = &total_weight;
+  if (a.mean) a.divisor = &total_weight;
   const double total = losses(self, a);
   if (!each) write_number(loss, a.mean ? total / total_weight : total);
-  return {loss, slope, number(total_weight)};
+  return {loss, slope};
 }
 
-Tensor backward(const Tensor& grad, const Tensor& slope, const Tensor& target, const Tensor& total_weight,
-                int64_t reduction, int64_t ignore_index) {
+Tensor backward(const Tensor& grad, const Tensor& slope, const Tensor& target, int64_t reduction,
+                int64_t ignore_index) {
   stats<"cross_entropy_loss_backward">.count(Handed::no);
-  check_one_device({&grad, &slope, &target, &total_weight});
-  TORCH_CHECK(reason(slope, target, std::nullopt, reduction, 0) == Handed::no,
-              "cross_entropy_loss_backward takes the slope and the target of cross_entropy_loss_forward");
-  const auto check = [&](const char* name, const Tensor& t, at::IntArrayRef sizes, at::ScalarType dtype) {
-    TORCH_CHECK(t.sizes().equals(sizes) && t.scalar_type() == dtype, "cross_entropy_loss_backward: expected ", name,
-                " to be ", dtype, " ", sizes, ", but got ", t.scalar_type(), " ", t.sizes());
-  };
-  const auto per_row = slope.sizes().slice(0, slope.dim() - 1);
-  check("grad_output", grad, reduction == at::Reduction::None ? per_row : at::IntArrayRef(), slope.scalar_type());
-  check("total_weight", total_weight, {}, at::kDouble);
-  CrossEntropyArgs a = arguments(slope, target, std::nullopt, ignore_index, 0);
+  check_one_device({&grad, &slope, &target});
+  const Tensor dense = slope.contiguous(), dense_grad = grad.contiguous();  // a hook may have brought others
+  TORCH_CHECK(reason(dense, target, std::nullopt, reduction, 0) == Handed::no,
+              "cross_entropy_loss_backward: expected the slope and the target of cross_entropy_loss_forward, but got ",
+              slope.scalar_type(), " ", slope.sizes(), " and ", target.scalar_type(), " ", target.sizes());
+  const bool each = reduction == at::Reduction::None;
+  const auto sizes = each ? slope.sizes().slice(0, slope.dim() - 1) : at::IntArrayRef();
+  TORCH_CHECK(grad.sizes().equals(sizes) && grad.scalar_type() == slope.scalar_type(),
+              "cross_entropy_loss_backward: expected grad_output to be ", slope.scalar_type(), " ", sizes, ", but got ",
+              grad.scalar_type(), " ", grad.sizes());
+  CrossEntropyArgs a = arguments(dense, target, std::nullopt, ignore_index, 0);
   Tensor grad_x = empty_beside(slope, slope.sizes(), slope.scalar_type());
-  const Tensor dense = grad.contiguous();
   a.grad_x = grad_x.mutable_data_ptr();
-  a.grad = dense.const_data_ptr();
-  a.grad_of_rows = reduction == at::Reduction::None;
-  const bool mean = reduction == at::Reduction::Mean;
-  if (mean && !divides_slope(mean, a.dtype == Dtype::f16)) a.divisor = total_weight.const_data_ptr<double>();
+  a.grad = dense_grad.const_data_ptr();
+  a.grad_of_rows = each;
   run_rows(slope, a, kernel(cross_entropy::backward, device_type(slope)).run);
   return grad_x;
 }
@@ -202,14 +203,16 @@ struct CrossEntropyLoss {
   static Tensor call(const Tensor& self, const Tensor& target, MaybeTensor weight, int64_t reduction,
                      c10::SymInt ignore_index, double smoothing) {
     static const auto forward =
-        own_op<ThreeTensors(const Tensor&, const Tensor&, MaybeTensor, int64_t, c10::SymInt, double, bool)>(
+        own_op<TwoTensors(const Tensor&, const Tensor&, MaybeTensor, int64_t, c10::SymInt, double, bool)>(
             "cross_entropy_loss_forward");
-    Handed why = is_special(self) || is_special(target) ? Handed::option : Handed::no;
+    const bool differentiate = self.requires_grad() && c10::GradMode::is_enabled();
+    Handed why = is_special(self) || is_special(target) || is_special(weight) ? Handed::option : Handed::no;
     if (why == Handed::no) why = reason(self, target, weight, reduction, smoothing);
+    // A half has no room for the slopes of unlikely classes, whose gradient a scaled loss is there to save.
+    if (why == Handed::no && differentiate && self.scalar_type() == at::kHalf) why = Handed::dtype;
     stats<"cross_entropy_loss">.count(why);
     if (why == Handed::no) {
-      return std::get<0>(forward.call(self, target, weight, reduction, ignore_index, smoothing,
-                                      self.requires_grad() && c10::GradMode::is_enabled()));
+      return std::get<0>(forward.call(self, target, weight, reduction, ignore_index, smoothing, differentiate));
     }
     return at::compositeimplicitautograd::cross_entropy_loss_symint(self, target, weight, reduction, ignore_index,
                                                                     smoothing);
@@ -268,7 +271,7 @@ FourTensors linear_forward(const Tensor& input, const Tensor& weight, const Tens
   }
   const int64_t at_once = std::max<int64_t>(1, logits_at_once / classes);
   Tensor buffer = at::empty({std::min(at_once, rows), classes}, input.options());
-  Tensor lse = at::empty({std::min(at_once, rows)}, input.options().dtype(at::kDouble));
+  const Tensor sums = at::empty({2, std::min(at_once, rows)}, input.options().dtype(at::kDouble));
   const Tensor row_losses = on_cpu(input) ? Tensor() : empty_beside(input, {rows}, at::kDouble);
   double total = 0;
   for (int64_t r = 0; r < rows; r += at_once) {
@@ -277,7 +280,8 @@ FourTensors linear_forward(const Tensor& input, const Tensor& weight, const Tens
     Tensor logits = buffer.narrow(0, 0, count);
     given(bias) ? at::addmm_out(logits, *bias, x, weight.t()) : at::mm_out(logits, x, weight.t());
     CrossEntropyArgs a = arguments(logits, dense_target.narrow(0, r, count), std::nullopt, ignore_index, smoothing);
-    a.lse = lse.mutable_data_ptr<double>();
+    a.largest = sums.mutable_data_ptr<double>();
+    a.log_sum = a.largest + sums.size(1);
     a.row_losses = on_cpu(input) ? nullptr : row_losses.mutable_data_ptr<double>() + r;
     a.grad_x = differentiate ? logits.mutable_data_ptr() : nullptr;
     a.divisor = mean ? total_weight.const_data_ptr<double>() : nullptr;

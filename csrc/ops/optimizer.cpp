@@ -178,8 +178,9 @@ std::vector<Tensor> contiguous(TensorList list) {
   return all;
 }
 
-// A step of tensors that lie otherwise than their parameters, which stock's kernels do not look at: on copies. Says
-// whether the kernels take those.
+// A step of tensors that lie otherwise than their parameters, which stock's kernels do not look at: on copies, of which
+// what the step writes is copied back (with a scale the gradients too, which it unscales). Says whether the kernels
+// take those.
 template <class Lr>
 bool step_on_copies(const Lists& lists, const OptimizerArgs& a, const Lr& lr, MaybeTensor grad_scale,
                     MaybeTensor found_inf) {
@@ -192,6 +193,7 @@ bool step_on_copies(const Lists& lists, const OptimizerArgs& a, const Lr& lr, Ma
                         : step_on_device(copies, a, lr, grad_scale, found_inf);
   for (size_t i = 0; i < parameters.size(); ++i) {
     lists.parameters[i].copy_(parameters[i]);
+    if (given(grad_scale)) lists.grads[i].copy_(grads[i]);
     for (size_t k = 0; k < state.size(); ++k) lists.state[k][i].copy_(state[k][i]);
   }
   return true;

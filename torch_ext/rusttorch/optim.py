@@ -34,9 +34,14 @@ def _is_open(group):
 
 
 def _fits(params, types):
-    """Whether the kernels take the parameters: on the CPU any floats; on a GPU all of one dtype on one device."""
+    """Whether the kernels take the parameters: on the CPU any floats; on a GPU all of one dtype on one device.
+
+    One that is there twice (torch only warns) takes both its steps, one after the other: stock's way.
+    """
     dtypes, classes = {p.dtype for p in params}, {type(p) for p in params}
     if not (dtypes <= _DTYPES and classes <= types) or any(p.is_neg() for p in params):
+        return False
+    if len(set(map(id, params))) < len(params):
         return False
     if len({c in _PLAIN for c in classes}) > 1:  # no op takes both plain tensors and DTensors
         return False
