@@ -1,6 +1,7 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/TensorSubclassLikeUtils.h>
 #include <ATen/core/Reduction.h>
+#include <ATen/ops/full_like.h>
 #include <ATen/ops/ones_like.h>
 #include <ATen/ops/softmax.h>
 #include <ATen/ops/zeros_like.h>
@@ -11,16 +12,16 @@
 namespace rusttorch::autograd {
 namespace {
 
-// q of kernels/cross_entropy.h for all rows of x.
-Tensor targets(const Tensor& x, const Tensor& target, int64_t ignored, double smoothing) {
-  const bool by_class = target.scalar_type() == at::kLong;
-  Tensor q = target;
-  if (by_class) {
-    const Tensor class_of = target.unsqueeze(-1), valid = class_of.masked_fill(class_of == ignored, 0);
-    q = at::zeros_like(x).scatter(-1, valid, 1);
-  }
-  q = q * (1 - smoothing) + smoothing / double(x.size(-1));
-  return by_class ? q.masked_fill(target.unsqueeze(-1) == ignored, 0) : q;
+// q of kernels/cross_entropy.h for all rows of x. (An absent class may have an infinite weight, which is not read.)
+Tensor targets(const Tensor& x, const Tensor& target, const Tensor& weight, int64_t ignored, double smoothing) {
+  const auto weighted = [&](const Tensor& q) { return weight.defined() ? q * weight : q; };
+  const Tensor spread = weighted(at::full_like(x, smoothing / double(x.size(-1))));
+  if (target.scalar_type() != at::kLong) return weighted(target * (1 - smoothing)) + spread;
+  const Tensor class_of = target.unsqueeze(-1), is_ignored = class_of == ignored;
+  const Tensor valid = class_of.masked_fill(is_ignored, 0);
+  const Tensor own = weight.defined() ? weight.take(valid) : at::ones_like(valid, x.options());
+  const Tensor q = at::zeros_like(x).scatter(-1, valid, own * (1 - smoothing));
+  return (smoothing == 0 ? q : q + spread).masked_fill(is_ignored, 0);
 }
 
 // The gradients of linear_cross_entropy by differentiable ops, for a second derivative: with all the logits.
@@ -28,12 +29,14 @@ Grads of_linear(const Call& c, const Tensor& g) {
   const Tensor &x = c.tensor(0), &w = c.tensor(1), &target = c.tensor(2);
   Tensor logits = x.mm(w.t());
   if (c.given(3)) logits = logits + c.tensor(3);
-  const Tensor q = targets(logits, target, c.integer(5), c.number(6));
+  const Tensor q = targets(logits, target, Tensor(), c.integer(5), c.number(6));
   Tensor d = g * (q.sum(-1, true) * at::softmax(logits, -1) - q);
   if (c.integer(4) == at::Reduction::Mean) d = d / target.ne(c.integer(5)).sum();
   return {c.want(0, [&] { return d.mm(w); }), c.want(1, [&] { return d.t().mm(x); }), Tensor(),
           c.want(3, [&] { return d.sum(0); })};
 }
+
+at::ScalarType wide(const Tensor& x) { return x.element_size() == 2 ? at::kFloat : x.scalar_type(); }
 
 Tensor per_row(const Tensor& g, int64_t reduction) { return reduction == at::Reduction::None ? g.unsqueeze(-1) : g; }
 
@@ -64,10 +67,8 @@ bool is_one(const Tensor& g) {
 Grads of_slope(const Call& c, const Tensor& v) {
   const Tensor &slope = c.result(1), &target = c.tensor(1);
   const int64_t ignored = c.integer(4);
-  const auto wide = slope.element_size() == 2 ? at::kFloat : slope.scalar_type();
-  const Tensor weight = c.given(2) ? c.tensor(2).to(wide) : Tensor();
-  Tensor q = targets(slope.to(wide), target, ignored, c.number(5));
-  if (weight.defined()) q = q * weight;
+  const Tensor weight = c.given(2) ? c.tensor(2).to(wide(slope)) : Tensor();
+  Tensor q = targets(slope.to(wide(slope)), target, weight, ignored, c.number(5));
   const Tensor none = q.sum(-1, true) == 0;  // of a row that is ignored
   if (c.integer(3) == at::Reduction::Mean) q = q / weight_of_targets(slope, target, weight, ignored);
   const Tensor u = slope + q, Q = q.sum(-1, true).masked_fill(none, 1);
@@ -85,6 +86,7 @@ const std::vector<Formula>& cross_entropy_formulas() {
                  argument(1), argument(2), result(1)},
        .grads = [](const Call& c, const Tensor& g) -> Grads {
          const Tensor slope = slope_of(c);
+         // (Under a tracer this is never the last, and is_one() is not asked.)
          if (c.last_to_read_results() && c.integer(3) != at::Reduction::None && is_one(g)) {
            return {slope.variable_data()};  // without its history
          }
@@ -110,9 +112,11 @@ const std::vector<Formula>& cross_entropy_formulas() {
        {argument(0), argument(1), argument(2), argument(3), result(1).for_gradient_of(0), result(2).for_gradient_of(1),
         result(3).for_gradient_of(3)},
        [](const Call& c, const Tensor& g) -> Grads {
-         if (c10::GradMode::is_enabled()) return of_linear(c, g);
-         return {c.want(0, [&] { return g * c.result(1); }), c.want(1, [&] { return g * c.result(2); }), Tensor(),
-                 c.want(3, [&] { return g * c.result(3); })};
+         if (c10::GradMode::is_enabled() || !c.flag(7)) return of_linear(c, g);
+         Tensor up = g.to(wide(g));
+         if (c.integer(4) == at::Reduction::Mean) up = up / c.tensor(2).ne(c.integer(5)).sum().clamp_min(1);
+         return {c.want(0, [&] { return up * c.result(1); }), c.want(1, [&] { return up * c.result(2); }), Tensor(),
+                 c.want(3, [&] { return up * c.result(3); })};
        }},
   };
   return formulas;

@@ -31,8 +31,14 @@ struct Frame {
   const Formula* formula;
   std::vector<IValue> arguments;                // the tensors among them taken out
   std::vector<std::optional<Call::Like>> like;  // by position of the argument, as in Call
-  std::vector<size_t> tensors;                  // positions of the schema's tensors among the arguments
+  std::vector<size_t> tensors;                  // positions among the arguments of the tensors that may have a gradient
+  size_t first = 0;                             // of the call's results, which are this formula's
   std::vector<Saved> kept;                      // of the formula's, what is saved
+
+  // Whether that is a result of this formula, and not the next one's.
+  bool is_own(const Saved& save) const {
+    return save.of == Saved::Of::result && first <= save.index && save.index < first + formula->outputs;
+  }
 
   ag::variable_list gradients(ag::variable_list grads, const ag::variable_list& saved, std::vector<bool> needed,
                               bool last = false) const {
@@ -87,10 +93,9 @@ class FormulaNode final : public ag::Node {
       for (const auto& size : like->sizes) args.collect(size.guard_int(__FILE__, __LINE__));
     }
     for (size_t k = 0; k < saved.size(); ++k) {
-      const bool of_result = frame.kept[k].of == Saved::Of::result;
       args.collect(frame.kept[k].index);
-      args.collect(of_result);
-      args.collect(saved[k], of_result);
+      args.collect(frame.kept[k].of == Saved::Of::result);
+      args.collect(saved[k], frame.is_own(frame.kept[k]));
     }
   }
 
@@ -121,17 +126,20 @@ class FormulaNode final : public ag::Node {
   ag::variable_list unpacked() {
     ag::variable_list all;
     for (size_t k = 0; k < saved.size(); ++k) {
-      all.push_back(frame.kept[k].of == Saved::Of::result ? saved[k].unpack(getptr()) : saved[k].unpack());
+      all.push_back(frame.is_own(frame.kept[k]) ? saved[k].unpack(getptr()) : saved[k].unpack());
     }
     return all;
   }
-  // Of the results among them: this graph is not kept, and none has another holder than this node. (What a hook unpacks
-  // may be in memory of anybody.)
+  // Of the results among them: this graph is not kept; nobody holds the tensor but `saved` and `tensors`, its memory
+  // but it and its own node, and that node but it, so that no other graph goes through there. (What a hook unpacks may
+  // be in memory of anybody.)
   bool last_to_read(const ag::variable_list& tensors) const {
     bool last = !ag::get_current_graph_task_keep_graph() && !c10::GradMode::is_enabled();
-    for (size_t k = 0; k < saved.size(); ++k) {
+    for (size_t k = 0; k < saved.size() && last; ++k) {
       if (frame.kept[k].of != Saved::Of::result) continue;
-      last = last && !saved[k].has_hooks() && tensors[k].use_count() == 2;  // in saved and in tensors
+      const Tensor& t = tensors[k];
+      last = !saved[k].has_hooks() && t.use_count() == 2 && t.has_storage() && t.storage().use_count() == 2 &&
+             t.grad_fn() && t.grad_fn().use_count() == 1;
     }
     return last;
   }
@@ -202,22 +210,25 @@ class Differentiable final : public c10::OperatorKernel {
     for (size_t i = stack->size() - count; i < stack->size(); ++i) {
       results.push_back(inplace ? self : (*stack)[i].toTensor());
     }
+    // All hang before any keeps the results: what the first node keeps of the next one's result leads there.
     std::vector<NodePtr> attached = nodes;
-    for (size_t n = 0, k = 0; n < nodes.size(); ++n) {
-      const size_t end = std::min(count, k + formula_of(nodes[n]).outputs);
-      for (; k < end; ++k) attached[n] = attach(results[k], nodes[n], inplace);
+    size_t k = 0;
+    for (size_t n = 0; n < nodes.size(); ++n) {
+      FormulaNode& node = node_of(nodes[n]);
+      node.frame.first = k;
+      for (; k < std::min(count, node.frame.first + node.frame.formula->outputs); ++k) {
+        const bool made = n == 0 || results[k].sym_numel() != 0;  // a next result may not have been wanted
+        if (made) attached[n] = attach(results[k], nodes[n], inplace);
+      }
     }
-    for (size_t n = 0, k = 0; n < nodes.size(); ++n) {
-      const size_t end = k + formula_of(nodes[n]).outputs;
-      keep_results(node_of(nodes[n]), results, k, end, inplace);
+    for (size_t n = 0; n < nodes.size(); ++n) {
+      keep_results(node_of(nodes[n]), results, inplace, /*is_next=*/n > 0);
       created(attached[n]);
-      k = end;
     }
   }
 
  private:
   static FormulaNode& node_of(const NodePtr& pointer) { return static_cast<FormulaNode&>(*pointer); }
-  static const Formula& formula_of(const NodePtr& pointer) { return *node_of(pointer).frame.formula; }
 
   // A node with its edges, and with what it keeps of the arguments.
   static NodePtr start(const Formula& formula, const c10::FunctionSchema& schema, const Stack& stack, size_t begin) {
@@ -232,6 +243,10 @@ class Differentiable final : public c10::OperatorKernel {
     check_inputs(formula, schema, node.frame.tensors, tensors);
     const bool inplace = is_inplace(schema);
     if (inplace) ag::check_inplace(tensors[0], true);
+    if (tensors.size() > formula.inputs) {
+      tensors.resize(formula.inputs);
+      node.frame.tensors.resize(formula.inputs);
+    }
     node.set_next_edges(ag::collect_next_edges(tensors));
     for (const Saved& save : formula.saves) {
       if (save.of == Saved::Of::result || !is_read(save, node) || !node.frame.like[save.index]) continue;
@@ -242,13 +257,14 @@ class Differentiable final : public c10::OperatorKernel {
     return pointer;
   }
 
-  // Keeps what the node reads of the results, of which those from begin to end are its own.
-  static void keep_results(FormulaNode& node, const ag::variable_list& results, size_t begin, size_t end,
-                           bool inplace) {
+  // Keeps what the node reads of the results. No backward may ever come to a next node, and free what it keeps: it
+  // keeps its result without the history, which leads back to itself, and a hook on saved tensors may hold on to that.
+  static void keep_results(FormulaNode& node, const ag::variable_list& results, bool inplace, bool is_next) {
     for (const Saved& save : node.frame.formula->saves) {
       if (save.of == Saved::Of::argument || !is_read(save, node)) continue;
       const Tensor& y = results[save.index];
-      keep(node, save, {y, begin <= save.index && save.index < end, inplace && y.is_view()});
+      const bool own = node.frame.is_own(save);
+      keep(node, save, {own && is_next ? y.detach() : y, own, inplace && y.is_view()});
     }
   }
 
@@ -265,7 +281,9 @@ class Differentiable final : public c10::OperatorKernel {
   }
 
   static Frame frame_of(const Formula& formula, const c10::FunctionSchema& schema, std::vector<IValue> arguments) {
-    Frame frame{&formula, std::move(arguments), {}, {}, {}};
+    Frame frame;
+    frame.formula = &formula;
+    frame.arguments = std::move(arguments);
     frame.like.resize(frame.arguments.size());
     for (size_t i = 0; i < frame.arguments.size(); ++i) {
       if (!schema.arguments()[i].type()->isSubtypeOf(*c10::OptionalType::ofTensor())) continue;

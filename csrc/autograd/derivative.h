@@ -25,7 +25,8 @@ struct Saved {
   enum class Of : uint8_t { argument, result } of;
   size_t index;
   size_t reader = any;  // the argument whose gradient reads it: it is kept if that one requires a gradient
-  Make make = nullptr;  // of differentiable ops: a second derivative goes through them
+  // Made before the op, of differentiable ops, through which a second derivative goes; undefined: nothing is kept.
+  Make make = nullptr;
   static constexpr size_t any = SIZE_MAX;
 
   constexpr Saved for_gradient_of(size_t argument) const { return {of, index, argument, make}; }

@@ -26,12 +26,10 @@ Grads of_rms_norm(const Tensor& grad, const Tensor& input, const std::optional<T
 }
 
 // On the CPU stock keeps of 16 bits what it made of them in 32: the tensor itself may be changed until the backward.
-template <size_t i>
-Saved copied_if_narrow() {
-  return argument(i).made_by([](at::ArrayRef<c10::IValue> arguments) {
-    const Tensor& t = arguments[i].toTensor();
-    return t.element_size() == 2 && t.is_cpu() ? t.clone() : t;
-  });
+// (Of layer norm it keeps the tensor.)
+Tensor copied_if_narrow(at::ArrayRef<c10::IValue> arguments) {
+  const Tensor& x = arguments[0].toTensor();
+  return x.element_size() == 2 && x.is_cpu() ? x.clone() : x;
 }
 
 }  // namespace
@@ -53,7 +51,7 @@ const std::vector<Formula>& norm_formulas() {
                                                         c.argument(3), c10::List<bool>({true, has_weight, has_bias})});
        }},
       {"_fused_rms_norm",
-       {copied_if_narrow<0>(), argument(2), result(1)},
+       {argument(0).made_by(copied_if_narrow), argument(2), result(1)},
        [](const Call& c, const Tensor& g) -> Grads {
          const Tensor& x = c.tensor(0);
          if (c10::GradMode::is_enabled()) {

@@ -78,21 +78,16 @@ struct CrossEntropy {
     }
   }
 
-  // log(sum(exp(x))) in two parts, of which the second is what the first one's rounding leaves.
-  template <class Number>
-  struct LogSumExp {
-    Number high, low;
-    LogSumExp(double largest, double log_sum)
-        : high(Number(largest + log_sum)), low(Number((largest - double(high)) + log_sum)) {}
-    auto minus(auto x) const { return (high - x) + low; }
-  };
+  // lse - x of a class.
+  double minus_log(int64_t r, int64_t c) const { return (a.largest[r] - double(widened(row(r)[c]))) + a.log_sum[r]; }
 
-  double spread_loss(int64_t r, LogSumExp<C> lse) const {
+  double spread_loss(int64_t r) const {
+    const C largest = C(a.largest[r]), log_sum = C(a.log_sum[r]);
     double total = 0;
     V sums = {};
     int64_t count = 0, left = a.classes;
     each_class(r, nullptr, [&](V x, V q) {
-      V term = q * lse.minus(x);
+      V term = q * ((largest - x) + log_sum);
       if (left < lanes<V>) term = keep_part(term, left, 0);
       left -= lanes<V>;
       sums += term;
@@ -107,12 +102,8 @@ struct CrossEntropy {
 
   double loss(int64_t r) const {
     if (ignores(r)) return 0;
-    double total = 0;
-    if (!a.target || a.smoothing != 0) total = spread_loss(r, {a.largest[r], a.log_sum[r]});
-    if (a.target) {
-      const LogSumExp<double> lse(a.largest[r], a.log_sum[r]);
-      total += (1 - a.smoothing) * weight_of(a.target[r]) * lse.minus(double(widened(row(r)[a.target[r]])));
-    }
+    double total = !a.target || a.smoothing != 0 ? spread_loss(r) : 0;
+    if (a.target) total += (1 - a.smoothing) * weight_of(a.target[r]) * minus_log(r, a.target[r]);
     return total;
   }
 
@@ -139,19 +130,19 @@ struct CrossEntropy {
       });
       Q = sum_lanes(sums);
     }
-    const T at_target = a.target ? row(r)[a.target[r]] : T{};  // grad_x may be x
+    const double at_target = a.target ? std::exp(-minus_log(r, a.target[r])) : 0;  // now, as grad_x may be x
     const V up = splat<V>(C(g * Q)), down = splat<V>(C(g));
-    const LogSumExp<C> lse(a.largest[r], a.log_sum[r]);
+    // lse in two parts, so that its rounding is not felt in the exponential.
+    const C lse = C(a.largest[r] + a.log_sum[r]), rest = C((a.largest[r] - double(lse)) + a.log_sum[r]);
     if (a.target && a.smoothing == 0) {
-      each_class(r, out, [&](V x, V) { return V(math::exp(V((x - lse.high) - lse.low)) * up); });
+      each_class(r, out, [&](V x, V) { return V(math::exp(V((x - lse) - rest)) * up); });
     } else {
-      each_class(r, out, [&](V x, V q) { return V(math::exp(V((x - lse.high) - lse.low)) * up - down * q); });
+      each_class(r, out, [&](V x, V q) { return V(math::exp(V((x - lse) - rest)) * up - down * q); });
     }
     if (!a.target) return;
     const int64_t t = a.target[r];
-    const double p = std::exp(-LogSumExp<double>(a.largest[r], a.log_sum[r]).minus(double(widened(at_target))));
     const double spread = a.smoothing != 0 ? double(even) * weight_of(t) : 0;
-    store_one(out + t, g * (Q * p - spread - own));
+    store_one(out + t, g * (Q * at_target - spread - own));
   }
 
   // x times g.

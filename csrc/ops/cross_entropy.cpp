@@ -231,8 +231,9 @@ Tensor count_targets(const Tensor& target, int64_t classes, int64_t ignore_index
 }
 
 // The logits are made a few rows at a time, and their gradients in their place, so that all of them are never held:
-// what is kept is the gradients of the input, the weight and the bias for a gradient of 1 of the (summed) loss.
-// P.-L. Hsu et al., Liger Kernel, 2024, describe the scheme.
+// what is kept is the gradients of the summed loss by the input, the weight and the bias; of halves, those of weight
+// and bias in 32 bits, because the scale of the loss that saves the small ones comes only in the backward. P.-L. Hsu et
+// al., Liger Kernel, 2024, describe the scheme.
 FourTensors linear_forward(const Tensor& input, const Tensor& weight, const Tensor& target, MaybeTensor bias,
                            int64_t reduction, int64_t ignore_index, double smoothing, bool differentiate) {
   stats<"linear_cross_entropy_forward">.count(Handed::no);
@@ -284,7 +285,6 @@ FourTensors linear_forward(const Tensor& input, const Tensor& weight, const Tens
     a.log_sum = a.largest + sums.size(1);
     a.row_losses = on_cpu(input) ? nullptr : row_losses.mutable_data_ptr<double>() + r;
     a.grad_x = differentiate ? logits.mutable_data_ptr() : nullptr;
-    a.divisor = mean ? total_weight.const_data_ptr<double>() : nullptr;
     total += losses(logits, a);
     if (!differentiate) continue;
     Tensor grad_x = grad_input.narrow(0, r, count);
@@ -292,7 +292,7 @@ FourTensors linear_forward(const Tensor& input, const Tensor& weight, const Tens
     narrow ? grad_weight.add_(at::mm_out(product, logits.t(), x)) : grad_weight.addmm_(logits.t(), x);
     if (given(bias)) grad_bias.add_(logits.sum(0, false, wide.dtype().toScalarType()));
   }
-  if (differentiate && narrow) {
+  if (differentiate && input.scalar_type() == at::kBFloat16) {
     grad_weight = grad_weight.to(input.scalar_type());
     if (given(bias)) grad_bias = grad_bias.to(input.scalar_type());
   }

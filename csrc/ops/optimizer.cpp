@@ -1,5 +1,6 @@
 #include "../kernels/optimizer.h"
 
+#include <ATen/MemoryOverlap.h>
 #include <ATen/Parallel.h>
 #include <ATen/TensorIterator.h>
 #include <ATen/TensorOperators.h>
@@ -189,6 +190,9 @@ bool step_on_copies(const Lists& lists, const OptimizerArgs& a, const Lr& lr, Ma
   for (const auto& list : lists.state) state.push_back(contiguous(list));
   const Lists copies{lists.kernel, parameters, grads, {state.begin(), state.end()}, lists.steps};
   if (fit(copies, lr, grad_scale, found_inf) != Handed::no) return false;
+  if (given(grad_scale)) {
+    for (const Tensor& grad : lists.grads) at::assert_no_internal_overlap(grad);  // before anything is written
+  }
   on_cpu(parameters[0]) ? step_on_cpu(copies, a, lr, grad_scale, found_inf)
                         : step_on_device(copies, a, lr, grad_scale, found_inf);
   for (size_t i = 0; i < parameters.size(); ++i) {

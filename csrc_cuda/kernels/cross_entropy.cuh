@@ -5,15 +5,6 @@
 
 namespace rusttorch {
 
-// log(sum(exp(x))) in two parts, of which the second is what the first one's rounding leaves.
-template <class Number>
-struct LogSumExp {
-  Number high, low;
-  __device__ LogSumExp(double largest, double log_sum)
-      : high(Number(largest + log_sum)), low(Number((largest - double(high)) + log_sum)) {}
-  __device__ Number minus(Number x) const { return (high - x) + low; }
-};
-
 // One row, as its threads see it (the formulas are in csrc/kernels/cross_entropy.h).
 template <class T>
 struct CrossEntropyRow {
@@ -59,19 +50,21 @@ __global__ void __launch_bounds__(block_threads) cross_entropy_forward(CrossEntr
   Share<false, T, 1> share({row.x}, a.classes, 1, row.me, tiles.height);
   const ExpSumState all = exp_sum(share, tiles);
   const double log_sum = ::log(all.sum);
-  const LogSumExp<double> lse(all.largest, log_sum);
+  const int64_t r = row.me.run;
+  if (row.me.inside && row.me.step == 0) {
+    a.largest[r] = all.largest;
+    a.log_sum[r] = log_sum;
+  }
   double loss = 0;
   if (row.spread) {
-    loss = row.sum([&](int64_t c) { return row.q(c) * lse.minus(double(widen<T>(row.x[c]))); });
+    loss = row.sum([&](int64_t c) { return row.q(c) * ((all.largest - double(widen<T>(row.x[c]))) + log_sum); });
   }
   if (!row.me.inside || row.me.step != 0) return;
   if (a.target && !row.ignored) {
-    loss += (1 - a.smoothing) * row.target_weight() * lse.minus(double(widen<T>(row.x[row.target])));
+    const double minus_log = (all.largest - double(widen<T>(row.x[row.target]))) + log_sum;
+    loss += (1 - a.smoothing) * row.target_weight() * minus_log;
   }
   if (row.ignored) loss = 0;
-  const int64_t r = row.me.run;
-  a.largest[r] = all.largest;
-  a.log_sum[r] = log_sum;
   if (a.loss) static_cast<T*>(a.loss)[r] = narrow<T>(loss);
   a.row_losses[r] = loss;
   if (a.row_weights) a.row_weights[r] = row.target_weight();
@@ -113,7 +106,9 @@ __global__ void __launch_bounds__(block_threads) cross_entropy_slope(CrossEntrop
   if (row.spread) Q += row.sum([&](int64_t c) { return row.q(c); });
   if (!me.inside) return;
   const double g = a.divisor ? 1 / *a.divisor : 1;
-  const LogSumExp<C> lse(a.largest[me.run], a.log_sum[me.run]);
+  const double largest = a.largest[me.run], log_sum = a.log_sum[me.run];
+  // lse in two parts, so that its rounding is not felt in the exponential.
+  const C lse = C(largest + log_sum), rest = C((largest - double(lse)) + log_sum);
   const C up = C(g * Q), down = C(g);
   T* const out = static_cast<T*>(a.grad_x) + me.run * a.classes;
   each_pack(row.x, a.classes, 1, me.step, tiles.height, [&](int64_t c, auto count) {
@@ -124,11 +119,11 @@ __global__ void __launch_bounds__(block_threads) cross_entropy_slope(CrossEntrop
       if (row.ignored) {
         v[j] = 0;
       } else if (c + j == row.target) {
-        const double p = ::exp(-LogSumExp<double>(a.largest[me.run], a.log_sum[me.run]).minus(double(v[j])));
+        const double p = ::exp((double(v[j]) - largest) - log_sum);
         const double spread = row.spread ? double(row.even * row.weight_of(c + j)) : 0;
         v[j] = C(g * (Q * p - spread - own));
       } else {
-        v[j] = math::exp((v[j] - lse.high) - lse.low) * up - (row.spread ? down * row.q(c + j) : C(0));
+        v[j] = math::exp((v[j] - lse) - rest) * up - (row.spread ? down * row.q(c + j) : C(0));
       }
     }
     store_values<count>(out + c, v);

@@ -27,7 +27,11 @@ def _cross_entropy_loss_forward(x, target, weight, reduction, ignore_index, labe
 
 
 def _linear_cross_entropy_forward(x, weight, target, bias, reduction, ignore_index, label_smoothing, differentiate):
-    grads = [torch.empty_like(t) if differentiate and t is not None else x.new_empty(0) for t in (x, weight, bias)]
+    summed = torch.float32 if x.dtype == torch.float16 else x.dtype  # over all rows
+    likes = ((x, x.dtype), (weight, summed), (bias, summed))
+    grads = [
+        torch.empty_like(t, dtype=dtype) if differentiate and t is not None else x.new_empty(0) for t, dtype in likes
+    ]
     return x.new_empty(()), *grads
 
 

@@ -36,7 +36,8 @@ def _is_open(group):
 def _fits(params, types):
     """Whether the kernels take the parameters: on the CPU any floats; on a GPU all of one dtype on one device.
 
-    One that is there twice (torch only warns) takes both its steps, one after the other: stock's way.
+    One that is there twice (torch only warns) takes both its steps, one after the other; one that is negated when it is
+    read has no values in its memory. Both are stock's.
     """
     dtypes, classes = {p.dtype for p in params}, {type(p) for p in params}
     if not (dtypes <= _DTYPES and classes <= types) or any(p.is_neg() for p in params):
