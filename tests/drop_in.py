@@ -32,7 +32,7 @@ from drop_in_judge import Reference, difference, identical, outcome
 # What differs: pattern of entries, kinds of check: why.
 PARTS = "with a weight and a pos_weight the parts of stock's formula are differentiated, which keep other tensors"
 STRIDES = "strides of a gradient, where input and target have different ones"
-REGAINED = "a second derivative gets the probabilities back from the gradient, which is kept; stock keeps their logarithms"
+REGAINED = "a second derivative regains the probabilities from the gradient, where stock has their logarithms"
 ROUNDING = "what is left of a sum that cancels is rounding, in stock too"
 ZERO = "the sign of a zero"
 EXPLAINED = {
