@@ -1,3 +1,4 @@
+import contextlib
 import gc
 import itertools
 import weakref
@@ -336,6 +337,21 @@ def test_the_node_looks_like_one_of_one_gradient():
     loss.backward()
     assert tries == [1, 1]
     torch.testing.assert_close(x.grad, 2 * expected)
+
+
+@pytest.mark.parametrize("hooked", [False, True])
+def test_a_third_derivative(hooked):
+    x, target, weight = data(4, 5, torch.float64, False)
+    x.requires_grad_()
+
+    def third(f):
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t) if hooked else contextlib.nullcontext():
+            y = f(x, target, weight, label_smoothing=0.1)
+        for _ in range(3):
+            y = torch.autograd.grad(y, x, create_graph=True)[0].pow(2).sum()
+        return y
+
+    torch.testing.assert_close(third(rusttorch.cross_entropy), third(F.cross_entropy))
 
 
 def test_a_post_hook_may_replace_the_gradient():

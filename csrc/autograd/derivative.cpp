@@ -35,6 +35,7 @@ struct Frame {
   size_t first = 0;                             // of the call's results, which are this formula's
   std::vector<Saved> kept;                      // of the formula's, what is saved
 
+  bool is_next() const { return first > 0; }
   // Whether that is a result of this formula, and not the next one's.
   bool is_own(const Saved& save) const {
     return save.of == Saved::Of::result && first <= save.index && save.index < first + formula->outputs;
@@ -95,7 +96,7 @@ class FormulaNode final : public ag::Node {
     for (size_t k = 0; k < saved.size(); ++k) {
       args.collect(frame.kept[k].index);
       args.collect(frame.kept[k].of == Saved::Of::result);
-      args.collect(saved[k], frame.is_own(frame.kept[k]));
+      args.collect(saved[k], frame.is_own(frame.kept[k]) && !frame.is_next());
     }
   }
 
@@ -126,7 +127,11 @@ class FormulaNode final : public ag::Node {
   ag::variable_list unpacked() {
     ag::variable_list all;
     for (size_t k = 0; k < saved.size(); ++k) {
-      all.push_back(frame.is_own(frame.kept[k]) ? saved[k].unpack(getptr()) : saved[k].unpack());
+      const bool own = frame.is_own(frame.kept[k]);
+      all.push_back(own && !frame.is_next() ? saved[k].unpack(getptr()) : saved[k].unpack());
+      if (!own || !frame.is_next()) continue;
+      all.back() = all.back().tensor_data();
+      ag::impl::set_gradient_edge(all.back(), {getptr(), uint32_t(frame.kept[k].index - frame.first)});
     }
     return all;
   }
@@ -222,7 +227,7 @@ class Differentiable final : public c10::OperatorKernel {
       }
     }
     for (size_t n = 0; n < nodes.size(); ++n) {
-      keep_results(node_of(nodes[n]), results, inplace, /*is_next=*/n > 0);
+      keep_results(node_of(nodes[n]), results, inplace);
       created(attached[n]);
     }
   }
@@ -257,14 +262,19 @@ class Differentiable final : public c10::OperatorKernel {
     return pointer;
   }
 
-  // Keeps what the node reads of the results. No backward may ever come to a next node, and free what it keeps: it
-  // keeps its result without the history, which leads back to itself, and a hook on saved tensors may hold on to that.
-  static void keep_results(FormulaNode& node, const ag::variable_list& results, bool inplace, bool is_next) {
+  // Keeps what the node reads of the results. A next node keeps its own without the history, and unpacked() gives that
+  // back: a hook on saved tensors may hold on to what it is given, and from there the history leads to this node, which
+  // no backward may ever come to, and free.
+  static void keep_results(FormulaNode& node, const ag::variable_list& results, bool inplace) {
     for (const Saved& save : node.frame.formula->saves) {
       if (save.of == Saved::Of::argument || !is_read(save, node)) continue;
       const Tensor& y = results[save.index];
       const bool own = node.frame.is_own(save);
-      keep(node, save, {own && is_next ? y.detach() : y, own, inplace && y.is_view()});
+      if (own && node.frame.is_next()) {
+        keep(node, save, {y.tensor_data(), false});
+      } else {
+        keep(node, save, {y, own, inplace && y.is_view()});
+      }
     }
   }
 
