@@ -212,7 +212,7 @@ def test_threads(pool):
     assert not failures
 
 
-@pytest.mark.filterwarnings("ignore:.*Profiler clears events")  # torch 2.12's own
+@pytest.mark.filterwarnings("ignore:.*Profiler clears events")  # torch's own, in 2.11 and 2.12
 def test_profiler_sees_the_memory(pool):
     with torch.profiler.profile(profile_memory=True) as profile:
         x = torch.empty(1 << 18)
