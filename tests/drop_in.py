@@ -36,7 +36,8 @@ REGAINED = "a second derivative regains the probabilities from the gradient, whe
 ROUNDING = "what is left of a sum that cancels is rounding, in stock too"
 ZERO = "the sign of a zero"
 EXPLAINED = {
-    ("nn.functional.*cross_entropy", "backward"): REGAINED,
+    ("nn.functional.cross_entropy", "backward"): REGAINED,
+    ("nn.functional.linear_cross_entropy", "backward"): REGAINED,
     ("nn.functional.binary_cross_entropy_with_logits", "backward input_changed neg_view zero_tensor"): PARTS,
     ("nn.BCEWithLogitsLoss", "backward input_changed zero_tensor"): PARTS,
     ("nn.functional.kl_div", "backward"): STRIDES,

@@ -10,7 +10,7 @@ from drop_in_checks import weights
 from torch.testing._internal import common_methods_invocations as ops
 from torch.testing._internal.common_modules import module_db
 from torch.testing._internal.common_optimizers import optim_db
-from torch.testing._internal.opinfo.core import SampleInput
+from torch.testing._internal.opinfo.core import ErrorInput, SampleInput
 
 
 class Entry:
@@ -75,7 +75,8 @@ class Optimizer(Entry):
         for error in self.info.optim_error_inputs_func(device, torch.float32):
             wrong = error.optimizer_error_input
             parameters = self.parameters(torch.float32) if wrong.params is None else wrong.params
-            yield Wrong(SampleInput(parameters, kwargs=wrong.kwargs))
+            sample = SampleInput(parameters, kwargs=wrong.kwargs)
+            yield ErrorInput(sample, error_type=error.error_type, error_regex=error.error_regex)
 
     def __call__(self, parameters, **options):
         leaves = [x.detach().requires_grad_() for x in parameters]
@@ -90,13 +91,6 @@ class Optimizer(Entry):
             closure()
             optimizer.step(closure if self.info.step_requires_closure else None)
         return leaves, [dict(optimizer.state[x]) for x in leaves]
-
-
-class Wrong:
-    """A sample that is to raise."""
-
-    def __init__(self, sample_input):
-        self.sample_input = sample_input
 
 
 def database():
