@@ -1,3 +1,4 @@
+#include <ATen/OpMathType.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/TensorSubclassLikeUtils.h>
 #include <ATen/core/Reduction.h>
@@ -36,8 +37,6 @@ Grads of_linear(const Call& c, const Tensor& g) {
           c.want(3, [&] { return d.sum(0); })};
 }
 
-at::ScalarType wide(const Tensor& x) { return x.element_size() == 2 ? at::kFloat : x.scalar_type(); }
-
 Tensor per_row(const Tensor& g, int64_t reduction) { return reduction == at::Reduction::None ? g.unsqueeze(-1) : g; }
 
 // What a mean divides by: the weights of the targets that are not ignored.
@@ -67,8 +66,9 @@ bool is_one(const Tensor& g) {
 Grads of_slope(const Call& c, const Tensor& v) {
   const Tensor &slope = c.result(1), &target = c.tensor(1);
   const int64_t ignored = c.integer(4);
-  const Tensor weight = c.given(2) ? c.tensor(2).to(wide(slope)) : Tensor();
-  Tensor q = targets(slope.to(wide(slope)), target, weight, ignored, c.number(5));
+  const auto wide = at::toOpMathType(slope.scalar_type());
+  const Tensor weight = c.given(2) ? c.tensor(2).to(wide) : Tensor();
+  Tensor q = targets(slope.to(wide), target, weight, ignored, c.number(5));
   const Tensor none = q.sum(-1, true) == 0;  // of a row that is ignored
   if (c.integer(3) == at::Reduction::Mean) q = q / weight_of_targets(slope, target, weight, ignored);
   const Tensor u = slope + q, Q = q.sum(-1, true).masked_fill(none, 1);
@@ -113,7 +113,7 @@ const std::vector<Formula>& cross_entropy_formulas() {
         result(3).for_gradient_of(3)},
        [](const Call& c, const Tensor& g) -> Grads {
          if (c10::GradMode::is_enabled() || !c.flag(7)) return of_linear(c, g);
-         Tensor up = g.to(wide(g));
+         Tensor up = g.to(at::toOpMathType(g.scalar_type()));
          if (c.integer(4) == at::Reduction::Mean) up = up / c.tensor(2).ne(c.integer(5)).sum().clamp_min(1);
          return {c.want(0, [&] { return up * c.result(1); }), c.want(1, [&] { return up * c.result(2); }), Tensor(),
                  c.want(3, [&] { return up * c.result(3); })};

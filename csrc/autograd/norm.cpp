@@ -1,3 +1,4 @@
+#include <ATen/OpMathType.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/native_layer_norm_backward.h>
 #include <ATen/ops/rsqrt.h>
@@ -17,7 +18,7 @@ std::optional<Tensor> maybe(const Call& c, size_t i) {
 // derivative.
 Grads of_rms_norm(const Tensor& grad, const Tensor& input, const std::optional<Tensor>& weight,
                   const at::DimVector& dims, double eps) {
-  const auto wide = input.element_size() == 2 ? at::kFloat : input.scalar_type();  // as in the kernels
+  const auto wide = at::toOpMathType(input.scalar_type());  // as in the kernels
   const Tensor g = grad.to(wide), x = input.to(wide);
   const Tensor rstd = at::rsqrt((x * x).mean(dims, true) + eps), h = x * rstd;
   const Tensor d = weight ? g * weight->to(wide) : g;
