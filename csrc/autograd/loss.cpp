@@ -22,11 +22,11 @@ namespace {
 struct Loss {
   using Slope = std::function<Tensor(const Call&, size_t i)>;
 
-  const char *op, *backward;  // op: none where the forward's formula stands apart
-  size_t reduction;           // its position behind x
-  Slope twice;                // d2l/dx2
-  Slope by_target;            // dl/dt; none for a loss of x - t
-  Slope by_both;              // d2l/dx dt, likewise
+  const char *op, *backward;
+  size_t reduction;  // its position behind x
+  Slope twice;       // d2l/dx2
+  Slope by_target;   // dl/dt; none for a loss of x - t
+  Slope by_both;     // d2l/dx dt, likewise
 };
 
 Tensor scaled(const Tensor& g, const Tensor& x, int64_t reduction) {
@@ -135,11 +135,6 @@ const std::vector<Loss>& losses() {
        [](const Call& c, size_t i) {
          return -(1 + (or_one(c, i + 3) - 1) * at::sigmoid(-c.tensor(i))) * or_one(c, i + 2);
        }},
-      {nullptr, "kl_div_backward", 2, zero, nullptr,
-       [](const Call& c, size_t i) {
-         const Tensor& t = c.tensor(i + 1);
-         return c.flag(i + 3) ? -t.exp() : -at::ones_like(t);
-       }},
   };
   return all;
 }
@@ -216,12 +211,16 @@ const std::vector<Formula>& loss_formulas() {
   static const auto formulas = [] {
     std::vector<Formula> all;
     for (const Loss& loss : losses()) {
-      if (loss.op) all.push_back(forward_formula(loss));
+      all.push_back(forward_formula(loss));
       all.push_back(backward_formula(loss));
     }
     all.push_back(l1_formula());
     all.push_back(l1_backward_formula());
     all.push_back(kl_div_formula());
+    all.push_back(backward_formula({"kl_div", "kl_div_backward", 2, zero, nullptr, [](const Call& c, size_t i) {
+                                      const Tensor& t = c.tensor(i + 1);
+                                      return c.flag(i + 3) ? -t.exp() : -at::ones_like(t);
+                                    }}));
     return all;
   }();
   return formulas;
