@@ -93,7 +93,8 @@ def test_log_sigmoid_backward_without_a_buffer(dtype, offset):
     x, g = (torch.randn(101, dtype=torch.float64).to(dtype)[offset:] for _ in range(2))
     exact = g.double() * torch.sigmoid(-x.double())
     ours = rusttorch.log_sigmoid_backward(g, x, torch.empty(0, dtype=dtype))
-    torch.testing.assert_close(ours.double(), exact, rtol=2 * torch.finfo(dtype).eps, atol=torch.finfo(dtype).tiny)
+    ulps = 4 if dtype == torch.float64 else 2  # the reference's own are among them
+    torch.testing.assert_close(ours.double(), exact, rtol=ulps * torch.finfo(dtype).eps, atol=torch.finfo(dtype).tiny)
 
 
 @pytest.mark.parametrize("name", ["gelu_backward", "mish_backward"])

@@ -1,5 +1,7 @@
 """What autograd keeps of a call, and what it may be given: results that are changed, tangents without memory."""
 
+import functools
+
 import pytest
 import rusttorch
 import torch
@@ -141,6 +143,16 @@ def test_tangents_without_memory(name):
             assert (found is None) == (expected is None)
             if found is not None:
                 torch.testing.assert_close(found + 0, expected + 0)
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_value_without_memory_in_a_loss_that_changes_it_in_place(place):
+    values = [torch.rand(3, 4), torch.rand(3, 4)]
+    values[place] = torch._efficientzerotensor((3, 4))
+    loss = functools.partial(F.binary_cross_entropy_with_logits, *values, torch.rand(3, 4), pos_weight=torch.rand(4))
+    expected = loss()
+    with rusttorch.use():
+        torch.testing.assert_close(loss(), expected)
 
 
 @pytest.mark.parametrize("op", ["clone", "mul", "add", "neg_", "sum", "softmax", "mish"])

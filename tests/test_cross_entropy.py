@@ -225,6 +225,14 @@ def test_linear_cross_entropy_derivatives():
     torch.testing.assert_close(torch.func.grad(f)(x.detach(), w.detach(), b.detach()), expected)
 
 
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_linear_cross_entropy_with_all_ignored(create_graph):
+    x, w = torch.randn(3, 4, requires_grad=True), torch.randn(5, 4, requires_grad=True)
+    loss = rusttorch.linear_cross_entropy(x, w, torch.full((3,), IGNORED))
+    for grad in torch.autograd.grad(loss, (x, w), create_graph=create_graph):
+        assert grad.abs().max() == 0
+
+
 @pytest.mark.parametrize("label", [10**9, 4, -1])
 def test_labels_changed_after_forward(label):
     """By a NumPy array that has their memory: autograd does not see it, and nothing is read or written beyond the end.
@@ -429,6 +437,21 @@ def test_huge_logits_that_are_nearly_equal(smoothing, dtype, shift):
     losses = [f(x, target, label_smoothing=smoothing) for f in (F.cross_entropy, rusttorch.cross_entropy)]
     torch.testing.assert_close(*losses)
     torch.testing.assert_close(*(torch.autograd.grad(loss, x)[0] for loss in losses))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("reduction", ["none", "sum"])
+def test_slope_and_backward_by_name(reduction, dtype):
+    """Of halves too, which under autograd are stock's."""
+    x, target, _ = data(13, 1000, dtype, False)
+    number = ("none", "mean", "sum").index(reduction)
+    grad = torch.linspace(0.5, 1.5, 13).to(dtype) if reduction == "none" else torch.tensor(1.25, dtype=dtype)
+    slope = torch.ops.rusttorch.cross_entropy_loss_forward(x, target, None, number, IGNORED, 0.0, True)[1]
+    ours = torch.ops.rusttorch.cross_entropy_loss_backward(grad, slope, target, number, IGNORED)
+    wide = x.double().requires_grad_()
+    exact = torch.autograd.grad(F.cross_entropy(wide, target, reduction=reduction), wide, grad.double())[0]
+    eps = torch.finfo(dtype).eps * (4 if dtype == torch.float64 else 1)  # the reference's own are among them
+    torch.testing.assert_close(ours.double(), exact, rtol=2 * eps, atol=eps)
 
 
 def test_backward_by_name_checks_what_it_is_given():

@@ -25,6 +25,9 @@ Tensor targets(const Tensor& x, const Tensor& target, const Tensor& weight, int6
   return (smoothing == 0 ? q : q + spread).masked_fill(is_ignored, 0);
 }
 
+// What linear_cross_entropy's mean divides by; if all are ignored the gradients are 0 whatever it is, but not by 0.
+Tensor count_targets(const Tensor& target, int64_t ignored) { return target.ne(ignored).sum().clamp_min(1); }
+
 // The gradients of linear_cross_entropy by differentiable ops, for a second derivative: with all the logits.
 Grads of_linear(const Call& c, const Tensor& g) {
   const Tensor &x = c.tensor(0), &w = c.tensor(1), &target = c.tensor(2);
@@ -32,7 +35,7 @@ Grads of_linear(const Call& c, const Tensor& g) {
   if (c.given(3)) logits = logits + c.tensor(3);
   const Tensor q = targets(logits, target, Tensor(), c.integer(5), c.number(6));
   Tensor d = g * (q.sum(-1, true) * at::softmax(logits, -1) - q);
-  if (c.integer(4) == at::Reduction::Mean) d = d / target.ne(c.integer(5)).sum();
+  if (c.integer(4) == at::Reduction::Mean) d = d / count_targets(target, c.integer(5));
   return {c.want(0, [&] { return d.mm(w); }), c.want(1, [&] { return d.t().mm(x); }), Tensor(),
           c.want(3, [&] { return d.sum(0); })};
 }
@@ -114,7 +117,7 @@ const std::vector<Formula>& cross_entropy_formulas() {
        [](const Call& c, const Tensor& g) -> Grads {
          if (c10::GradMode::is_enabled() || !c.flag(7)) return of_linear(c, g);
          Tensor up = g.to(at::toOpMathType(g.scalar_type()));
-         if (c.integer(4) == at::Reduction::Mean) up = up / c.tensor(2).ne(c.integer(5)).sum().clamp_min(1);
+         if (c.integer(4) == at::Reduction::Mean) up = up / count_targets(c.tensor(2), c.integer(5));
          return {c.want(0, [&] { return up * c.result(1); }), c.want(1, [&] { return up * c.result(2); }), Tensor(),
                  c.want(3, [&] { return up * c.result(3); })};
        }},
