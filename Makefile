@@ -22,7 +22,7 @@ export CCACHE_BASEDIR := $(CURDIR)
 SOURCES := $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc_cuda/*' 'tests/emulation/*.h' 'tests/*.cpp')
 
 # What runs kernels, without what is about the dispatcher.
-FAMILIES := pointwise activation reduction scan copy softmax loss cross_entropy norm dropout optimizer foreach
+FAMILIES := $(shell sed -n 's/^  X(\([a-z_]*\)).*/\1/p' csrc/families.h)
 KERNEL_TESTS := $(FAMILIES:%=tests/test_%.py) -k "not (opcheck or compile or vmap or derivatives or swapped or complete)"
 
 .PHONY: demo test drop-in bench accuracy wheel asan tsan lint cuda gpu emulate build clean

@@ -48,25 +48,23 @@ KERNEL_FLAGS = [
     *("-Wno-maybe-uninitialized", "-Wno-uninitialized"),  # gcc 12's own AVX-512 intrinsics
     "-Wno-psabi",  # vectors as arguments: every such function is inlined
 ]
-# How at::native::DispatchStub names the levels, and what each lets the compiler use. DEFAULT comes first, so that
-# where the linker meets an inline function of a header in several copies, it keeps the one every machine can run.
+# What each of csrc/instruction_set.h lets the compiler use. The base comes first, so that where the linker meets an
+# inline function of a header in several copies, it keeps the one every machine can run.
 INSTRUCTION_SETS = {
-    "DEFAULT": [],
-    "AVX2": ["-mavx2", "-mfma", "-mf16c"],
-    "AVX512": [
+    "base": [],
+    "avx2": ["-mavx2", "-mfma", "-mf16c"],
+    "avx512": [
         *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"),
         *("-mavx2", "-mfma", "-mf16c", "-mprefer-vector-width=512"),
     ],
 }
 EMULATION = os.environ.get("RUSTTORCH_EMULATION") == "1"
-LEVELS = [("HAVE_AVX2_CPU_DEFINITION", None), ("HAVE_AVX512_CPU_DEFINITION", None)]
 
 
 def cpu_sources():
-    for level, flags in INSTRUCTION_SETS.items():
+    for name, flags in INSTRUCTION_SETS.items():
         for source in sorted((ROOT / "csrc" / "kernels").glob("*.cpp")):
-            macros = [f"-DCPU_CAPABILITY={level}", f"-DCPU_CAPABILITY_{level}"]
-            yield f"{source.stem}.{level}", source, macros + flags
+            yield f"{source.stem}.{name}", source, [f"-DRUSTTORCH_INSTRUCTION_SET={name}", *flags]
 
 
 def emulated_sources():
@@ -86,16 +84,14 @@ def compile_kernels(folder):
     """
     folder = Path(folder).absolute() / "kernels"
     folder.mkdir(parents=True, exist_ok=True)
-    includes = [f"-isystem {path}" for path in cpp_extension.include_paths()]
-    macros = [f"-D{name}" for name, _ in LEVELS]
-    command = " ".join([os.environ.get("CXX", "c++"), *FLAGS, *KERNEL_FLAGS, *macros, *includes])
-    lines = ["rule kernel", f"  command = {command} $level -MMD -MF $out.d -c $in -o $out"]
+    command = " ".join([os.environ.get("CXX", "c++"), *FLAGS, *KERNEL_FLAGS])
+    lines = ["rule kernel", f"  command = {command} $flags -MMD -MF $out.d -c $in -o $out"]
     lines += ["  depfile = $out.d", "  deps = gcc", ""]
     objects = []
     for stem, source, flags in emulated_sources() if EMULATION else cpu_sources():
         objects.append(str(folder / f"{stem}.o"))
         lines.append(f"build {objects[-1]}: kernel {source}")
-        lines.append(f"  level = {' '.join(flags)}")
+        lines.append(f"  flags = {' '.join(flags)}")
     (folder / "build.ninja").write_text("\n".join(lines) + "\n")
     jobs = ["-j", os.environ["MAX_JOBS"]] if "MAX_JOBS" in os.environ else []
     subprocess.run(["ninja", "-C", folder, *jobs], check=True)
@@ -133,14 +129,14 @@ def extension():
             [*sources, "csrc_cuda/register.cpp"] if EMULATION else sources,
             include_dirs=[f"{os.environ['CUDA_HOME']}/include"] if EMULATION else [],
             depends=headers,
-            define_macros=[*LEVELS, ("RUSTTORCH_EMULATION", None)] if EMULATION else LEVELS,
+            define_macros=[("RUSTTORCH_EMULATION", None)] if EMULATION else [],
             extra_compile_args=FLAGS,
             extra_link_args=link,
         )
     if cpp_extension.CUDA_HOME is None:  # torch.utils.cpp_extension forgets it under a CPU torch
         cpp_extension.CUDA_HOME = os.environ.get("CUDA_HOME", "/usr/local/cuda")
     cuda = sorted(str(f.relative_to(ROOT)) for f in (ROOT / "csrc_cuda").glob("*.c[up]*"))
-    macros = [*LEVELS, ("RUSTTORCH_CUDA", None)]
+    macros = [("RUSTTORCH_CUDA", None)]
     if torch.version.cuda is None:
         macros.append(("C10_CUDA_NO_CMAKE_CONFIGURE_FILE", None))
     if not torch.cuda.is_available():  # no GPU to ask for its architecture

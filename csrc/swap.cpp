@@ -6,7 +6,6 @@
 #include <set>
 
 #include "form.h"
-#include "ops/families.h"
 #include "schemas.h"
 
 namespace rusttorch {
@@ -15,11 +14,9 @@ namespace {
 const std::map<std::string, Row>& rows() {
   static const auto all = [] {
     std::map<std::string, Row> map;
-    for (const Rows* table :
-         {&pointwise_rows(), &activation_rows(), &reduction_rows(), &scan_rows(), &copy_rows(), &softmax_rows(),
-          &loss_rows(), &cross_entropy_rows(), &optimizer_rows(), &foreach_rows(), &dropout_rows(), &norm_rows()}) {
-      for (const Row& row : *table) map.emplace(row.name, row);
-    }
+#define RUSTTORCH_ADD_ROWS(family) \
+  for (const Row& row : family##_rows()) map.emplace(row.name, row);
+    RUSTTORCH_FAMILIES(RUSTTORCH_ADD_ROWS)
     return map;
   }();
   return all;

@@ -4,6 +4,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include "../csrc/families.h"
 #include "../csrc/kernels/kernel.h"
 
 namespace rusttorch {
@@ -14,25 +15,11 @@ struct Launcher {
   uint8_t dtypes = everything;
 };
 
-struct CrossEntropyArgs;
-struct NormArgs;
-struct OptimizerArgs;
-struct ReductionArgs;
-struct ScanArgs;
-struct SoftmaxArgs;
-struct TransposeArgs;
-
-const Launcher<Args>* pointwise_launchers();
-const Launcher<Args>* activation_launchers();
-const Launcher<Args>* loss_launchers();
-const Launcher<Args>* loss_total_launchers();
-const Launcher<ReductionArgs>* reduction_launchers();
-const Launcher<ScanArgs>* scan_launchers();
-const Launcher<SoftmaxArgs>* softmax_launchers();
-const Launcher<TransposeArgs>* copy_launchers();
-const Launcher<CrossEntropyArgs>* cross_entropy_launchers();
-const Launcher<NormArgs>* norm_launchers();
-const Launcher<OptimizerArgs>* optimizer_launchers();
+// Each family's, in its .cu.
+#define RUSTTORCH_DECLARE_LAUNCHERS(family, A) \
+  struct A;                                    \
+  const Launcher<A>* family##_launchers();
+RUSTTORCH_DEVICE_TABLES(RUSTTORCH_DECLARE_LAUNCHERS)
 
 // A family's launchers, of arguments of type A.
 #define RUSTTORCH_LAUNCHERS(family, A, ...)             \

@@ -1,17 +1,6 @@
-// The CUDA kernels at their families' stubs: on the current stream, with a check of the launch. In the tests' emulation
-// of a GPU they stand in the CPU kernels' place.
+// The tables of the CUDA kernels, each on the current stream and with a check of the launch.
 
-#include "../csrc/kernels/activation.h"
-#include "../csrc/kernels/copy.h"
-#include "../csrc/kernels/cross_entropy.h"
-#include "../csrc/kernels/dropout.h"
-#include "../csrc/kernels/loss.h"
-#include "../csrc/kernels/norm.h"
-#include "../csrc/kernels/optimizer.h"
-#include "../csrc/kernels/pointwise.h"
-#include "../csrc/kernels/reduction.h"
-#include "../csrc/kernels/scan.h"
-#include "../csrc/kernels/softmax.h"
+#include "../csrc/kernels/kernels.h"
 #include "launchers.h"
 
 #ifdef RUSTTORCH_EMULATION
@@ -35,7 +24,7 @@ const char* name() {
 #endif
 
 template <auto launchers, size_t k, class A>
-void on_current_stream(A& a) {
+void on_current_stream(const A& a) {
 #ifdef RUSTTORCH_EMULATION
   launchers()[k].run(a, nullptr);
   emulation::launched(name<launchers, k>());
@@ -45,50 +34,33 @@ void on_current_stream(A& a) {
 #endif
 }
 
-template <class K, auto launchers, size_t k>
-K kernel_of() {
-  K kernel{};
-  kernel.run = &on_current_stream<launchers, k>;
+template <class A, auto launchers, size_t k>
+Kernel<A> kernel_of() {
 #ifdef RUSTTORCH_EMULATION
   if (launchers()[k].dtypes) emulation::exists(name<launchers, k>());
 #endif
-  if constexpr (requires { kernel.dtypes; }) kernel.dtypes = launchers()[k].dtypes;
+  Kernel<A> kernel{};
+  kernel.run = &on_current_stream<launchers, k, A>;
+  kernel.dtypes = launchers()[k].dtypes;
   return kernel;
 }
 
-template <class K, auto launchers, size_t count>
-const K* table() {
+template <class A, auto launchers, size_t count>
+const Kernel<A>* table() {
   static const auto kernels = []<size_t... k>(std::index_sequence<k...>) {
-    return std::array<K, count>{kernel_of<K, launchers, k>()...};
+    return std::array<Kernel<A>, count>{kernel_of<A, launchers, k>()...};
   }(std::make_index_sequence<count>());
   return kernels.data();
 }
 
 }  // namespace
+
+namespace device {
+
+#define RUSTTORCH_DEVICE_TABLE(family, A) \
+  const Kernel<A>* family##_kernels() { return table<A, &family##_launchers, family##_count>(); }
+RUSTTORCH_DEVICE_TABLES(RUSTTORCH_DEVICE_TABLE)
+
+}  // namespace device
+
 }  // namespace rusttorch
-
-#ifdef RUSTTORCH_EMULATION
-#define RUSTTORCH_REGISTER REGISTER_ALL_CPU_DISPATCH
-#else
-#define RUSTTORCH_REGISTER REGISTER_CUDA_DISPATCH
-#endif
-#define RUSTTORCH_TABLE(family, K)              \
-  RUSTTORCH_REGISTER(rusttorch_##family##_stub, \
-                     (&rusttorch::table<rusttorch::K, &rusttorch::family##_launchers, rusttorch::family##_count>))
-
-namespace at::native {
-RUSTTORCH_TABLE(pointwise, Kernel)
-RUSTTORCH_TABLE(activation, Kernel)
-RUSTTORCH_TABLE(loss, Kernel)
-RUSTTORCH_TABLE(loss_total, Kernel)
-RUSTTORCH_TABLE(reduction, ReductionKernel)
-RUSTTORCH_TABLE(scan, ScanKernel)
-RUSTTORCH_TABLE(softmax, SoftmaxKernel)
-RUSTTORCH_TABLE(copy, TransposeKernel)
-RUSTTORCH_TABLE(cross_entropy, CrossEntropyKernel)
-RUSTTORCH_TABLE(norm, NormKernel)
-RUSTTORCH_TABLE(optimizer, OptimizerKernel)
-#ifdef RUSTTORCH_EMULATION
-REGISTER_ALL_CPU_DISPATCH(rusttorch_dropout_stub, nullptr)  // stock's has its own random numbers
-#endif
-}  // namespace at::native

@@ -30,14 +30,19 @@ def test_what_is_registered_for_the_cpu_is_for_cuda():
 
 
 def test_every_family_of_kernels_has_a_table_for_a_device():
-    declaration = r"RUSTTORCH_DECLARE_FAMILY(?:_OF\(\w+, |\()(\w+),"
-    declared = {
-        family
-        for header in (ROOT / "csrc" / "kernels").glob("*.h")
-        for family in re.findall(declaration, header.read_text())
-        if family != "family"
-    }
-    tables = set(
-        re.findall(r"^RUSTTORCH_TABLE\((\w+),", (ROOT / "csrc_cuda" / "register.cpp").read_text(), re.MULTILINE)
-    )
-    assert declared - tables == set(STOCK_S)
+    """But those that say whose a device's are."""
+    lists = (ROOT / "csrc" / "families.h").read_text().split("#define ")
+    tables = {text.split("(")[0]: set(re.findall(r"X\((\w+), \w+\)", text)) for text in lists}
+    headers = (header.read_text() for header in (ROOT / "csrc" / "kernels").glob("*.h"))
+    declared = {family for text in headers for family in re.findall(r"^RUSTTORCH_DECLARE_FAMILY\((\w+),", text, re.M)}
+    assert tables["RUSTTORCH_CPU_TABLES"] == set(STOCK_S)
+    assert tables["RUSTTORCH_DEVICE_TABLES"] | set(STOCK_S) == declared
+
+
+def test_kernels_know_no_torch():
+    """No header of torch's, directly or through another, under csrc/kernels and csrc_cuda/kernels."""
+    folders = (ROOT / "csrc" / "kernels", ROOT / "csrc_cuda" / "kernels")
+    for source in (f for folder in folders for f in folder.iterdir()):
+        for name in re.findall(r'^#\s*include ["<](.*)[">]', source.read_text(), re.M):
+            here = (source.parent / name).resolve()
+            assert here.parent in folders if here.exists() else not name.startswith(("ATen", "c10", "torch")), source

@@ -25,11 +25,19 @@ from torch.utils import cpp_extension
 ROOT = Path(__file__).parents[1]
 HOST_SOURCES = [
     *sorted(str(f.relative_to(ROOT)) for f in (ROOT / "csrc" / "ops").glob("*.cpp")),
-    *("csrc/swap.cpp", "csrc/form.cpp", "csrc/schemas.cpp", "csrc_cuda/register.cpp"),
+    *("csrc/swap.cpp", "csrc/form.cpp", "csrc/schemas.cpp", "csrc/tables.cpp", "csrc/instruction_set.cpp"),
+    "csrc_cuda/register.cpp",
 ]
-# The headers in which families of kernels are declared, and the families.
-DECLARATION = re.compile(r"^RUSTTORCH_DECLARE_FAMILY(?:_OF\(\w+, |\()(\w+),", re.MULTILINE)
-HEADERS = {f: DECLARATION.findall(f.read_text()) for f in sorted((ROOT / "csrc" / "kernels").glob("*.h"))}
+# Empty tables in the place of the CPU's kernels, which are not compiled here.
+CPU_TABLES = f"""
+#include "{ROOT}/csrc/families.h"
+#include "{ROOT}/csrc/kernels/kernels.h"
+#define TABLE(set, family, Args) const Kernel<Args> set::family##_kernels[family##_count] = {{}};
+#define TABLES(family, Args) TABLE(base, family, Args) TABLE(avx2, family, Args) TABLE(avx512, family, Args)
+namespace rusttorch {{
+RUSTTORCH_DEVICE_TABLES(TABLES) RUSTTORCH_CPU_TABLES(TABLES)
+}}
+"""
 
 
 def cuda_home():
@@ -104,8 +112,7 @@ def main():
     def host(source):
         includes = [*cpp_extension.include_paths(), home / "include", sysconfig.get_path("include")]
         flags = ["-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror",
-                 "-Wno-unused-parameter", "-DRUSTTORCH_CUDA", "-DC10_CUDA_NO_CMAKE_CONFIGURE_FILE",
-                 "-DHAVE_AVX2_CPU_DEFINITION", "-DHAVE_AVX512_CPU_DEFINITION"]  # fmt: skip
+                 "-Wno-unused-parameter", "-DRUSTTORCH_CUDA", "-DC10_CUDA_NO_CMAKE_CONFIGURE_FILE"]  # fmt: skip
         run(["c++", *flags, *(f"-isystem{i}" for i in includes), "-c", source, "-o", object_of(source)])
 
     devices = sorted((ROOT / "csrc_cuda").glob("*.cu"))
@@ -117,14 +124,10 @@ def main():
         for future in done:
             future.result()
 
-    # The CPU kernels' tables are not linked here: their symbols are the only ones that may be missing.
     for name in ("libc10_cuda", "libtorch_cuda"):
         stand_in(name, options.out)
     kernels = options.out / "cpu_kernels.cpp"
-    text = "".join(f'#include "{header}"\n' for header, families in HEADERS.items() if families)
-    for family in (family for families in HEADERS.values() for family in families):
-        text += f"namespace at::native {{ REGISTER_ALL_CPU_DISPATCH(rusttorch_{family}_stub, nullptr) }}\n"
-    kernels.write_text(text)
+    kernels.write_text(CPU_TABLES)
     host(kernels)
     objects = [object_of(source) for source in (*devices, *hosts, kernels)]
     libraries = [f"-L{options.out}", *(f"-L{p}" for p in cpp_extension.library_paths()), f"-L{home}/lib64",

@@ -17,10 +17,8 @@ from cuda_check import cuda_home
 
 ROOT = Path(__file__).parents[1]
 BUILD = ROOT / "build" / "emulation"
-TESTS = (
-    *("pointwise", "activation", "reduction", "scan", "copy", "softmax", "loss", "cross_entropy", "norm", "optimizer"),
-    "functions",
-)
+FAMILIES = re.findall(r"^  X\((\w+), \w+\)", (ROOT / "csrc" / "families.h").read_text(), re.MULTILINE)
+TESTS = [name for name in (*FAMILIES, "functions") if (ROOT / "tests" / f"test_{name}.py").exists()]
 # Tests that are about something else:
 LEFT_OUT = {
     "opcheck": "the dispatcher",

@@ -44,8 +44,8 @@ def all_functions(object_):
 def main():
     library = Path(sys.argv[1]) if len(sys.argv) > 1 else next((ROOT / "torch_ext" / "rusttorch").glob("_C*.so"))
     objects = list((ROOT / "build").glob("temp.*/**/*.o"))
-    own = [o for o in objects if o.name.endswith(".AVX512.o")]
-    others = [o for o in objects if not o.name.endswith(".AVX512.o")]
+    own = [o for o in objects if o.name.endswith(".avx512.o")]
+    others = [o for o in objects if not o.name.endswith(".avx512.o")]
     if not own or not others:
         sys.exit("build first: there are no objects in build/temp.*")
     wide = functions_with_avx512(library)

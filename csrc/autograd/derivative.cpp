@@ -393,11 +393,9 @@ class Updates final : public c10::OperatorKernel {
 const Formula* find_formula(const std::string& op) {
   static const auto by_op = [] {
     std::unordered_map<std::string, const Formula*> map;
-    for (const auto* table :
-         {&pointwise_formulas(), &activation_formulas(), &reduction_formulas(), &scan_formulas(), &softmax_formulas(),
-          &loss_formulas(), &cross_entropy_formulas(), &dropout_formulas(), &norm_formulas()}) {
-      for (const auto& formula : *table) map.emplace(formula.op, &formula);
-    }
+#define RUSTTORCH_ADD_FORMULAS(family) \
+  for (const auto& formula : family##_formulas()) map.emplace(formula.op, &formula);
+    RUSTTORCH_DIFFERENTIABLE_FAMILIES(RUSTTORCH_ADD_FORMULAS)
     return map;
   }();
   const auto found = by_op.find(op);

@@ -11,6 +11,8 @@
 #include <string>
 #include <vector>
 
+#include "../families.h"
+
 namespace rusttorch::autograd {
 
 using at::Scalar;
@@ -109,14 +111,8 @@ struct Formula {
 Tensor call(const char* op, std::vector<c10::IValue> arguments);
 Grads call_all(const char* op, std::vector<c10::IValue> arguments);  // all its results
 
-const std::vector<Formula>& pointwise_formulas();
-const std::vector<Formula>& activation_formulas();
-const std::vector<Formula>& reduction_formulas();
-const std::vector<Formula>& scan_formulas();
-const std::vector<Formula>& softmax_formulas();
-const std::vector<Formula>& loss_formulas();
-const std::vector<Formula>& cross_entropy_formulas();
-const std::vector<Formula>& dropout_formulas();
-const std::vector<Formula>& norm_formulas();
+// Each family's table, in its file.
+#define RUSTTORCH_DECLARE_FORMULAS(family) const std::vector<Formula>& family##_formulas();
+RUSTTORCH_DIFFERENTIABLE_FAMILIES(RUSTTORCH_DECLARE_FORMULAS)
 
 }  // namespace rusttorch::autograd

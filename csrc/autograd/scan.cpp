@@ -18,7 +18,6 @@ const std::vector<Formula>& scan_formulas() {
        }},
       {"cummax", {result(1)}, extreme},
       {"cummin", {result(1)}, extreme},
-      {"clone", {}, [](const Call&, const Tensor& g) -> Grads { return {g}; }},
   };
   return formulas;
 }

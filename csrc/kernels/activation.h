@@ -1,6 +1,6 @@
 #pragma once
 
 #include "activation_formulas.h"
-#include "stub.h"
+#include "family.h"
 
-RUSTTORCH_DECLARE_FAMILY(activation, RUSTTORCH_ACTIVATION)
+RUSTTORCH_DECLARE_FAMILY(activation, ElementwiseArgs, RUSTTORCH_ACTIVATION)

@@ -72,12 +72,7 @@ void transpose(const TransposeArgs& a) {
   }
 }
 
-constexpr TransposeKernel copy_kernels[] = {{&transpose}};
-const TransposeKernel* copy_table() { return copy_kernels; }
-
 }  // namespace
 }  // namespace rusttorch
 
-namespace at::native {
-ALSO_REGISTER_AVX512_DISPATCH(rusttorch_copy_stub, &rusttorch::copy_table)
-}
+RUSTTORCH_DEFINE_TABLE(copy, TransposeArgs, {&transpose})

@@ -1,6 +1,6 @@
 #pragma once
 
-#include "stub.h"
+#include "family.h"
 
 namespace rusttorch {
 
@@ -9,14 +9,18 @@ struct TransposeArgs {
   int64_t batch, rows, columns, element_size;
   const void* in;
   void* out;
-};
 
-struct TransposeKernel {
-  void (*run)(const TransposeArgs&);
+  TransposeArgs part(int64_t begin, int64_t end) const {
+    TransposeArgs part = *this;
+    part.batch = end - begin;
+    advance(part.in, begin * rows * columns * element_size);
+    advance(part.out, begin * rows * columns * element_size);
+    return part;
+  }
 };
 
 #define RUSTTORCH_COPY(X) X(transpose)
 
 }  // namespace rusttorch
 
-RUSTTORCH_DECLARE_FAMILY_OF(TransposeKernel, copy, RUSTTORCH_COPY)
+RUSTTORCH_DECLARE_FAMILY(copy, TransposeArgs, RUSTTORCH_COPY)

@@ -162,11 +162,11 @@ struct CrossEntropy {
 
 // A few rows at a time: their sums of exponentials, then all their logarithms, then their losses.
 template <class T>
-void forward_type(CrossEntropyArgs& a) {
+void forward_type(const CrossEntropyArgs& a) {
   using D = Vector<double>;
   constexpr int64_t at_once = 64;
   const CrossEntropy<T> rows(a);
-  a.total = 0;
+  double total = 0;
   for (int64_t first = 0; first < a.rows; first += at_once) {
     const int64_t end = std::min(a.rows, first + at_once);
     double sum[at_once] = {};
@@ -181,42 +181,38 @@ void forward_type(CrossEntropyArgs& a) {
     for (int64_t r = first; r < end; ++r) {
       a.log_sum[r] = sum[r - first];
       const double loss = rows.loss(r);
-      a.total += loss;
+      total += loss;
       if (a.loss) store_one(static_cast<T*>(a.loss) + r, loss);
     }
   }
+  *a.total = total;
 }
 
 template <class T>
-void slope_type(CrossEntropyArgs& a) {
+void slope_type(const CrossEntropyArgs& a) {
   const CrossEntropy<T> rows(a);
   const double scale = a.divisor ? 1 / *a.divisor : 1;
   for (int64_t r = 0; r < a.rows; ++r) rows.slope(r, scale);
 }
 
 template <class T>
-void backward_type(CrossEntropyArgs& a) {
+void backward_type(const CrossEntropyArgs& a) {
   const CrossEntropy<T> rows(a);
   const T* g = static_cast<const T*>(a.grad);
   for (int64_t r = 0; r < a.rows; ++r) rows.scaled(r, double(widened(g[a.grad_of_rows ? r : 0])));
 }
 
-void forward(CrossEntropyArgs& a) {
+void forward(const CrossEntropyArgs& a) {
   with_type<floats>(a.dtype, [&](auto t) { forward_type<decltype(t)>(a); });
 }
-void slope(CrossEntropyArgs& a) {
+void slope(const CrossEntropyArgs& a) {
   with_type<floats>(a.dtype, [&](auto t) { slope_type<decltype(t)>(a); });
 }
-void backward(CrossEntropyArgs& a) {
+void backward(const CrossEntropyArgs& a) {
   with_type<floats>(a.dtype, [&](auto t) { backward_type<decltype(t)>(a); });
 }
-
-constexpr CrossEntropyKernel cross_entropy_kernels[] = {{&forward}, {&slope}, {&backward}};
-const CrossEntropyKernel* cross_entropy_table() { return cross_entropy_kernels; }
 
 }  // namespace
 }  // namespace rusttorch
 
-namespace at::native {
-ALSO_REGISTER_AVX512_DISPATCH(rusttorch_cross_entropy_stub, &rusttorch::cross_entropy_table)
-}
+RUSTTORCH_DEFINE_TABLE(cross_entropy, CrossEntropyArgs, {&forward}, {&slope}, {&backward})

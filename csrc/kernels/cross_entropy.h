@@ -1,6 +1,8 @@
 #pragma once
 
-#include "stub.h"
+#include <initializer_list>
+
+#include "family.h"
 
 namespace rusttorch {
 
@@ -20,9 +22,9 @@ struct CrossEntropyArgs {
   // Of each row, written forward, read for the slope: the largest x, and log(sum(exp(x - largest))). Their sum is lse;
   // where the largest is huge, the sum is not seen in it.
   double *largest, *log_sum;
-  // Forward: the loss of each row, or none; and the sum of all.
+  // Forward: the loss of each row, or none; and, on the CPU, the sum of all.
   void* loss;
-  double total;
+  double* total;
   // On a device, where the total is not read: the loss and the target's weight of each row, and, if they are wanted,
   // the weights' sum and the losses' sum, divided by it for a mean.
   double *row_losses, *row_weights, *total_weight;
@@ -35,10 +37,20 @@ struct CrossEntropyArgs {
   // whatever they are.
   const void* grad;
   bool grad_of_rows;
-};
 
-struct CrossEntropyKernel {
-  void (*run)(CrossEntropyArgs&);
+  CrossEntropyArgs part(int64_t begin, int64_t end) const {
+    CrossEntropyArgs part = *this;
+    part.rows = end - begin;
+    const int64_t size = element_size(dtype), row = classes * size;
+    advance(part.x, begin * row);
+    advance(part.probabilities, begin * row);
+    advance(part.grad_x, begin * row);
+    advance(part.target, begin * int64_t(sizeof(int64_t)));
+    for (double** p : {&part.largest, &part.log_sum}) advance(*p, begin * int64_t(sizeof(double)));
+    advance(part.loss, begin * size);
+    if (grad_of_rows) advance(part.grad, begin * size);
+    return part;
+  }
 };
 
 #define RUSTTORCH_CROSS_ENTROPY(X) \
@@ -48,4 +60,4 @@ struct CrossEntropyKernel {
 
 }  // namespace rusttorch
 
-RUSTTORCH_DECLARE_FAMILY_OF(CrossEntropyKernel, cross_entropy, RUSTTORCH_CROSS_ENTROPY)
+RUSTTORCH_DECLARE_FAMILY(cross_entropy, CrossEntropyArgs, RUSTTORCH_CROSS_ENTROPY)

@@ -105,12 +105,7 @@ void backward(const DropoutArgs& a) {
 }
 
 #define RUSTTORCH_DROPOUT_KERNEL(name) {&name},
-constexpr DropoutKernel dropout_kernels[] = {RUSTTORCH_DROPOUT(RUSTTORCH_DROPOUT_KERNEL)};
-const DropoutKernel* dropout_table() { return dropout_kernels; }
-
 }  // namespace
 }  // namespace rusttorch
 
-namespace at::native {
-ALSO_REGISTER_AVX512_DISPATCH(rusttorch_dropout_stub, &rusttorch::dropout_table)
-}
+RUSTTORCH_DEFINE_TABLE(dropout, DropoutArgs, RUSTTORCH_DROPOUT(RUSTTORCH_DROPOUT_KERNEL))

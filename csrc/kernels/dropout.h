@@ -1,6 +1,6 @@
 #pragma once
 
-#include "stub.h"
+#include "family.h"
 
 namespace rusttorch {
 
@@ -22,10 +22,15 @@ struct DropoutArgs {
   // Forward, which writes the mask: an element is kept where a random number of 53 bits is below kept.
   Twister* random;
   uint64_t kept;
-};
 
-struct DropoutKernel {
-  void (*run)(const DropoutArgs&);
+  DropoutArgs part(int64_t begin, int64_t end) const {
+    DropoutArgs part = *this;
+    part.n = end - begin;
+    advance(part.in, begin * element_size(dtype));
+    advance(part.out, begin * element_size(dtype));
+    part.mask += begin;
+    return part;
+  }
 };
 
 // X(name)
@@ -35,4 +40,4 @@ struct DropoutKernel {
 
 }  // namespace rusttorch
 
-RUSTTORCH_DECLARE_FAMILY_OF(DropoutKernel, dropout, RUSTTORCH_DROPOUT)
+RUSTTORCH_DECLARE_FAMILY(dropout, DropoutArgs, RUSTTORCH_DROPOUT)

@@ -1,8 +1,10 @@
 #pragma once
 
-// What a kernel is given: pointers, a length, scalars. No Tensor.
+// What a kernel is, and what it is given: pointers, lengths, scalars. No Tensor: nothing here, and nothing that is
+// included here, knows torch.
 
 #include <cstdint>
+#include <type_traits>
 
 namespace rusttorch {
 
@@ -16,7 +18,7 @@ constexpr uint8_t wide_floats = 0b0000011, floats = 0b0001111, numbers = 0b01111
 //
 // A total is one number instead: on the CPU the sum, a double at out[0]; on a device the sum times scale, in dtype, and
 // out[1] is room for total_parts(n) doubles.
-struct Args {
+struct ElementwiseArgs {
   Dtype dtype;
   bool stream;        // the outputs are too large for the cache: write them around it
   uint8_t broadcast;  // bit k: in[k] is one element, taken for every i
@@ -25,6 +27,8 @@ struct Args {
   const void* in[4];
   const void* scalars;  // in the type that is computed in: float for bf16 and f16, else dtype's own
   double scale;
+
+  ElementwiseArgs part(int64_t begin, int64_t end) const;
 };
 
 constexpr int64_t element_size(Dtype dtype) {
@@ -44,11 +48,34 @@ constexpr int64_t total_parts(int64_t n) {
   return parts < 1 ? 1 : parts > 1024 ? 1024 : parts;
 }
 
+enum class Device : uint8_t { cpu, cuda };
+
+// A kernel by what it is given.
+template <class A>
 struct Kernel {
-  void (*run)(const Args&);
-  uint8_t dtypes;
+  void (*run)(const A&);
+  uint8_t dtypes = everything;
 
   bool takes(Dtype dtype) const { return dtypes >> int(dtype) & 1; }
 };
+
+// p moved on by so many bytes; nothing stays nothing.
+template <class P>
+void advance(P*& p, int64_t bytes) {
+  using Byte = std::conditional_t<std::is_const_v<P>, const char, char>;
+  if (p) p = reinterpret_cast<P*>(reinterpret_cast<Byte*>(p) + bytes);
+}
+
+// The elements from begin to end. (Every Args has such a part of its items, for threads to share.)
+inline ElementwiseArgs ElementwiseArgs::part(int64_t begin, int64_t end) const {
+  ElementwiseArgs part = *this;
+  part.n = end - begin;
+  const int64_t bytes = begin * element_size(dtype);
+  for (auto& p : part.out) advance(p, bytes);
+  for (int k = 0; k < 4; ++k) {
+    if (!(broadcast >> k & 1)) advance(part.in[k], bytes);
+  }
+  return part;
+}
 
 }  // namespace rusttorch

@@ -85,7 +85,7 @@ struct Loop<Op, T, std::index_sequence<I...>, std::index_sequence<S...>> {
     _mm_sfence();
   }
 
-  static void run(const Args& a) {
+  static void run(const ElementwiseArgs& a) {
     const T* in[] = {static_cast<const T*>(a.in[I])...};
     T* out[outputs];
     for (int k = 0; k < outputs; ++k) out[k] = static_cast<T*>(a.out[k]);
@@ -98,23 +98,19 @@ struct Loop<Op, T, std::index_sequence<I...>, std::index_sequence<S...>> {
 };
 
 template <class Op>
-void run(const Args& a) {
+void run(const ElementwiseArgs& a) {
   with_type<Op::types>(a.dtype, [&](auto t) { Loop<Op, decltype(t)>::run(a); });
 }
 
 }  // namespace
 }  // namespace rusttorch
 
-// The kernels of a family, registered for the instruction set that this file is being compiled for.
+// A family of formulas: its table.
 #define RUSTTORCH_KERNEL(NAME, ...) {&run<NAME##_formula>, NAME##_formula::types},
-#define RUSTTORCH_KERNELS(family, LIST)                                                \
-  namespace rusttorch {                                                                \
-  namespace {                                                                          \
-  LIST(RUSTTORCH_FORMULA)                                                              \
-  constexpr Kernel family##_kernels[] = {LIST(RUSTTORCH_KERNEL)};                      \
-  const Kernel* family##_table() { return family##_kernels; }                          \
-  }                                                                                    \
-  }                                                                                    \
-  namespace at::native {                                                               \
-  ALSO_REGISTER_AVX512_DISPATCH(rusttorch_##family##_stub, &rusttorch::family##_table) \
-  }
+#define RUSTTORCH_KERNELS(family, LIST) \
+  namespace rusttorch {                 \
+  namespace {                           \
+  LIST(RUSTTORCH_FORMULA)               \
+  }                                     \
+  }                                     \
+  RUSTTORCH_DEFINE_TABLE(family, ElementwiseArgs, LIST(RUSTTORCH_KERNEL))

@@ -1,8 +1,8 @@
 #pragma once
 
+#include "family.h"
 #include "loss_formulas.h"
-#include "stub.h"
 
 // Each formula element by element, and the forward ones summed.
-RUSTTORCH_DECLARE_FAMILY(loss, RUSTTORCH_LOSS)
-RUSTTORCH_DECLARE_FAMILY(loss_total, RUSTTORCH_LOSS_FORWARD)
+RUSTTORCH_DECLARE_FAMILY(loss, ElementwiseArgs, RUSTTORCH_LOSS)
+RUSTTORCH_DECLARE_FAMILY(loss_total, ElementwiseArgs, RUSTTORCH_LOSS_FORWARD)

@@ -141,15 +141,8 @@ void backward(const NormArgs& a) {
 }
 
 // Layer norms of 16 bits have statistics of 16 bits in stock.
-constexpr NormKernel norm_kernels[] = {{&forward<true, wide_floats>},
-                                       {&backward<true, wide_floats>},
-                                       {&forward<false, floats>},
-                                       {&backward<false, floats>}};
-const NormKernel* norm_table() { return norm_kernels; }
-
 }  // namespace
 }  // namespace rusttorch
 
-namespace at::native {
-ALSO_REGISTER_AVX512_DISPATCH(rusttorch_norm_stub, &rusttorch::norm_table)
-}
+RUSTTORCH_DEFINE_TABLE(norm, NormArgs, {&forward<true, wide_floats>}, {&backward<true, wide_floats>},
+                       {&forward<false, floats>}, {&backward<false, floats>})

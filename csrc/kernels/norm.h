@@ -2,7 +2,7 @@
 
 #include <limits>
 
-#include "stub.h"
+#include "family.h"
 #include "tiles.h"
 
 namespace rusttorch {
@@ -23,6 +23,18 @@ struct NormArgs {
   const void* grad;
   void *grad_weight, *grad_bias;
   void* workspace;  // on a device: a pair of sums for each of DeviceNorm's parts and each column
+
+  NormArgs part(int64_t begin, int64_t end) const {
+    NormArgs part = *this;
+    part.rows = end - begin;
+    const int64_t row = n * element_size(dtype), statistic = dtype == Dtype::f64 ? 8 : 4;
+    advance(part.x, begin * row);
+    advance(part.grad, begin * row);
+    advance(part.y, begin * row);
+    advance(part.mean, begin * statistic);
+    advance(part.rstd, begin * statistic);
+    return part;
+  }
 };
 
 // How a device's blocks share the sums over all rows, for the gradients of weight and bias: each leaves its part.
@@ -43,10 +55,6 @@ constexpr double rms_norm_eps(bool is_double) {
   return is_double ? std::numeric_limits<double>::epsilon() : std::numeric_limits<float>::epsilon();
 }
 
-struct NormKernel {
-  void (*run)(const NormArgs&);
-};
-
 // X(name)
 #define RUSTTORCH_NORM(X) \
   X(layer_norm)           \
@@ -56,4 +64,4 @@ struct NormKernel {
 
 }  // namespace rusttorch
 
-RUSTTORCH_DECLARE_FAMILY_OF(NormKernel, norm, RUSTTORCH_NORM)
+RUSTTORCH_DECLARE_FAMILY(norm, NormArgs, RUSTTORCH_NORM)

@@ -61,12 +61,7 @@ void run(const OptimizerArgs& a) {
 
 #define RUSTTORCH_OPTIMIZER_KERNEL(NAME, ...) {&run<formula::NAME##_formula>},
 
-constexpr OptimizerKernel optimizer_kernels[] = {RUSTTORCH_OPTIMIZER(RUSTTORCH_OPTIMIZER_KERNEL)};
-const OptimizerKernel* optimizer_table() { return optimizer_kernels; }
-
 }  // namespace
 }  // namespace rusttorch
 
-namespace at::native {
-ALSO_REGISTER_AVX512_DISPATCH(rusttorch_optimizer_stub, &rusttorch::optimizer_table)
-}
+RUSTTORCH_DEFINE_TABLE(optimizer, OptimizerArgs, RUSTTORCH_OPTIMIZER(RUSTTORCH_OPTIMIZER_KERNEL))

@@ -1,6 +1,6 @@
 #pragma once
 
-#include "stub.h"
+#include "family.h"
 
 namespace rusttorch {
 
@@ -31,10 +31,6 @@ struct OptimizerArgs {
   const float *lr_there, *grad_scale, *found_inf;  // on a device, or nullptr
 };
 
-struct OptimizerKernel {
-  void (*run)(const OptimizerArgs&);
-};
-
 // X(name, states, rates): rates is how lr follows from the step (optimizer_formulas.h).
 #define RUSTTORCH_OPTIMIZER(X)       \
   X(sgd, 0, constant)                \
@@ -46,4 +42,4 @@ struct OptimizerKernel {
 
 }  // namespace rusttorch
 
-RUSTTORCH_DECLARE_FAMILY_OF(OptimizerKernel, optimizer, RUSTTORCH_OPTIMIZER)
+RUSTTORCH_DECLARE_FAMILY(optimizer, OptimizerArgs, RUSTTORCH_OPTIMIZER)

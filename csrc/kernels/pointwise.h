@@ -1,6 +1,6 @@
 #pragma once
 
+#include "family.h"
 #include "pointwise_formulas.h"
-#include "stub.h"
 
-RUSTTORCH_DECLARE_FAMILY(pointwise, RUSTTORCH_POINTWISE)
+RUSTTORCH_DECLARE_FAMILY(pointwise, ElementwiseArgs, RUSTTORCH_POINTWISE)

@@ -429,7 +429,7 @@ void join(const ReductionArgs& a, const ReductionState* parts, int64_t count) {
 }
 
 template <template <class> class R, uint8_t dtypes>
-constexpr ReductionKernel reduction_kernel = {
+constexpr Kernel<ReductionArgs> reduction_kernel = {
     [](const ReductionArgs& a) { with_type<dtypes>(a.dtype, [&](auto t) { run<R<decltype(t)>, decltype(t)>(a); }); },
     [](const ReductionArgs& a, ReductionState* to) {
       with_type<dtypes>(a.dtype, [&](auto t) { part<R<decltype(t)>, decltype(t)>(a, to); });
@@ -449,12 +449,7 @@ namespace rusttorch {
 namespace {
 
 #define RUSTTORCH_REDUCTION_KERNEL(name, dtypes) reduction_kernel<reducer::name, dtypes>,
-constexpr ReductionKernel reduction_kernels[] = {RUSTTORCH_REDUCTION(RUSTTORCH_REDUCTION_KERNEL)};
-const ReductionKernel* reduction_table() { return reduction_kernels; }
-
 }  // namespace
 }  // namespace rusttorch
 
-namespace at::native {
-ALSO_REGISTER_AVX512_DISPATCH(rusttorch_reduction_stub, &rusttorch::reduction_table)
-}
+RUSTTORCH_DEFINE_TABLE(reduction, ReductionArgs, RUSTTORCH_REDUCTION(RUSTTORCH_REDUCTION_KERNEL))

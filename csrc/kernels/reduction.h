@@ -1,20 +1,28 @@
 #pragma once
 
-#include "stub.h"
+#include "along.h"
+#include "family.h"
 #include "tiles.h"
 
 namespace rusttorch {
 
 // out[o][i] = the reduction of in[o][0..n)[i]: every reduction of a dense tensor over neighbouring dims.
-struct ReductionArgs {
-  Dtype dtype;  // of the input
-  int64_t outer, n, inner;
-  int64_t row;    // elements from in[o][k] to in[o][k + 1]: inner, or more where inner is a part of it
+struct ReductionArgs : Along {
   int64_t first;  // the index of in[o][0], where in is a part of a longer run
   double scalar;  // the correction of a variance
   const void* in;
   void* out[2];
-  void* workspace;  // on a device: room for the states of DeviceReduction
+  int64_t out_size[2];  // bytes of an element of each
+  void* workspace;      // on a device: room for the states of DeviceReduction
+
+  ReductionArgs part(int64_t outer_begin, int64_t outer_end, int64_t inner_begin, int64_t inner_end) const {
+    ReductionArgs part = *this;
+    part.outer = outer_end - outer_begin;
+    part.inner = inner_end - inner_begin;
+    advance(part.in, (outer_begin * n * row + inner_begin) * element_size(dtype));
+    for (int k = 0; k < 2; ++k) advance(part.out[k], (outer_begin * row + inner_begin) * out_size[k]);
+    return part;
+  }
 };
 
 // What a part of a run comes to, until the parts are put together.
@@ -39,7 +47,8 @@ struct DeviceReduction : DeviceTiles {
   int64_t outputs, per_part, parts;
 };
 
-struct ReductionKernel {
+template <>
+struct Kernel<ReductionArgs> {
   void (*run)(const ReductionArgs&);
   // On the CPU, one run (outer and inner are 1) in parts: each part's state, then the result of all, in order.
   void (*part)(const ReductionArgs&, ReductionState*);
@@ -72,4 +81,4 @@ struct ReductionKernel {
 
 }  // namespace rusttorch
 
-RUSTTORCH_DECLARE_FAMILY_OF(ReductionKernel, reduction, RUSTTORCH_REDUCTION)
+RUSTTORCH_DECLARE_FAMILY(reduction, ReductionArgs, RUSTTORCH_REDUCTION)

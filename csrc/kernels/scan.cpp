@@ -114,12 +114,7 @@ void run(const ScanArgs& a) {
   with_type<numbers>(a.dtype, [&](auto t) { run_type<Scan<decltype(t)>, decltype(t)>(a); });
 }
 
-constexpr ScanKernel scan_kernels[] = {{&run<Sum>}, {&run<Largest>}, {&run<Smallest>}};
-const ScanKernel* scan_table() { return scan_kernels; }
-
 }  // namespace
 }  // namespace rusttorch
 
-namespace at::native {
-ALSO_REGISTER_AVX512_DISPATCH(rusttorch_scan_stub, &rusttorch::scan_table)
-}
+RUSTTORCH_DEFINE_TABLE(scan, ScanArgs, {&run<Sum>}, {&run<Largest>}, {&run<Smallest>})

@@ -1,21 +1,27 @@
 #pragma once
 
-#include "stub.h"
+#include "along.h"
+#include "family.h"
 
 namespace rusttorch {
 
 // out[o][k][i] from in[o][0..k][i]: what has come together up to k, along the middle of three dims.
-struct ScanArgs {
-  Dtype dtype;
-  int64_t outer, n, inner;
-  int64_t row;  // elements from [o][k] to [o][k + 1]: inner, or more where inner is a part of it
+struct ScanArgs : Along {
   const void* in;
   void* out;
-  int64_t* index;  // of the largest or smallest so far, the last of equals
-};
+  int64_t out_size;  // bytes of an element of out
+  int64_t* index;    // of the largest or smallest so far, the last of equals
 
-struct ScanKernel {
-  void (*run)(const ScanArgs&);
+  // From the element `at` on: so many outer ones, of so many columns.
+  ScanArgs part(int64_t at, int64_t outer, int64_t inner) const {
+    ScanArgs part = *this;
+    part.outer = outer;
+    part.inner = inner;
+    advance(part.in, at * element_size(dtype));
+    advance(part.out, at * out_size);
+    advance(part.index, at * int64_t(sizeof(int64_t)));
+    return part;
+  }
 };
 
 #define RUSTTORCH_SCAN(X) \
@@ -25,4 +31,4 @@ struct ScanKernel {
 
 }  // namespace rusttorch
 
-RUSTTORCH_DECLARE_FAMILY_OF(ScanKernel, scan, RUSTTORCH_SCAN)
+RUSTTORCH_DECLARE_FAMILY(scan, ScanArgs, RUSTTORCH_SCAN)

@@ -181,13 +181,8 @@ void run(const SoftmaxArgs& a) {
   with_type<floats>(a.dtype, [&](auto t) { run_type<Op, log, decltype(t)>(a); });
 }
 
-constexpr SoftmaxKernel softmax_kernels[] = {
-    {&run<Forward, false>}, {&run<Forward, true>}, {&run<Backward, false>}, {&run<Backward, true>}};
-const SoftmaxKernel* softmax_table() { return softmax_kernels; }
-
 }  // namespace
 }  // namespace rusttorch
 
-namespace at::native {
-ALSO_REGISTER_AVX512_DISPATCH(rusttorch_softmax_stub, &rusttorch::softmax_table)
-}
+RUSTTORCH_DEFINE_TABLE(softmax, SoftmaxArgs, {&run<Forward, false>}, {&run<Forward, true>}, {&run<Backward, false>},
+                       {&run<Backward, true>})

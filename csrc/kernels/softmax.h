@@ -1,20 +1,24 @@
 #pragma once
 
-#include "stub.h"
+#include "along.h"
+#include "family.h"
 
 namespace rusttorch {
 
 // out[o][k][i] from in[o][0..n)[i]: softmax and its kin along the middle of three dims.
-struct SoftmaxArgs {
-  Dtype dtype;
-  int64_t outer, n, inner;
-  int64_t row;        // elements from [o][k] to [o][k + 1]: inner, or more where inner is a part of it
+struct SoftmaxArgs : Along {
   const void* in[2];  // the input; or, of a backward, the gradient and the output
   void* out;
-};
 
-struct SoftmaxKernel {
-  void (*run)(const SoftmaxArgs&);
+  // From the element `at` on: so many outer ones, of so many columns.
+  SoftmaxArgs part(int64_t at, int64_t outer, int64_t inner) const {
+    SoftmaxArgs part = *this;
+    part.outer = outer;
+    part.inner = inner;
+    for (auto& p : part.in) advance(p, at * element_size(dtype));
+    advance(part.out, at * element_size(dtype));
+    return part;
+  }
 };
 
 #define RUSTTORCH_SOFTMAX(X) \
@@ -25,4 +29,4 @@ struct SoftmaxKernel {
 
 }  // namespace rusttorch
 
-RUSTTORCH_DECLARE_FAMILY_OF(SoftmaxKernel, softmax, RUSTTORCH_SOFTMAX)
+RUSTTORCH_DECLARE_FAMILY(softmax, SoftmaxArgs, RUSTTORCH_SOFTMAX)

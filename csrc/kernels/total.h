@@ -39,7 +39,7 @@ struct Total<Op, T, std::index_sequence<I...>, std::index_sequence<S...>> {
     return double(sum_lanes(V((sums[0] + sums[1]) + (sums[2] + sums[3]))));
   }
 
-  static void run(const Args& a) {
+  static void run(const ElementwiseArgs& a) {
     const T* x[] = {static_cast<const T*>(a.in[I])...};
     T full[Op::tensors][block];  // of an input that is one element for all
     for (int k = 0; a.broadcast && k < Op::tensors; ++k) {
@@ -55,7 +55,7 @@ struct Total<Op, T, std::index_sequence<I...>, std::index_sequence<S...>> {
 };
 
 template <class Op>
-void run_total(const Args& a) {
+void run_total(const ElementwiseArgs& a) {
   with_type<Op::types>(a.dtype, [&](auto t) { Total<Op, decltype(t)>::run(a); });
 }
 

@@ -9,7 +9,6 @@
 #include <cmath>
 
 #include "elementwise.h"
-#include "families.h"
 #include "stock.h"
 
 // The three forms of an activation, and the two of a backward.
@@ -18,8 +17,6 @@
 #define BACKWARD(name, pick) ROW(#name, pick, STOCK(name)), ROW(#name ".grad_input", pick, STOCK(name##_outf))
 
 namespace rusttorch {
-RUSTTORCH_DEFINE_FAMILY(activation)
-
 namespace {
 
 // By approximate="none" or "tanh"; anything else has no kernel, and stock raises.
@@ -29,7 +26,7 @@ struct Approximate {
   static Request request(const A&... args) {
     Request r = Always<none>::request(args...);
     const std::string_view approximate = std::get<sizeof...(A) - 1>(std::tie(args...));
-    if (approximate != "none") r.kernel = approximate == "tanh" ? &resolve<tanh> : nullptr;
+    if (approximate != "none") r.kernel = approximate == "tanh" ? kernel(tanh) : nullptr;
     return r;
   }
 };
@@ -72,7 +69,7 @@ struct EluBackward {
   static Request request(const Tensor& grad, const Scalar& alpha, const Scalar& scale, const Scalar& input_scale,
                          bool is_result, const Tensor& self_or_result) {
     Request r = Always<activation::elu_backward>::request(grad, alpha, scale, input_scale, self_or_result);
-    if (is_result) r.kernel = alpha.toDouble() < 0 ? nullptr : &resolve<activation::elu_backward_result>;
+    if (is_result) r.kernel = alpha.toDouble() < 0 ? nullptr : kernel(activation::elu_backward_result);
     return r;
   }
 };

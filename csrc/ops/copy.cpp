@@ -1,14 +1,10 @@
 #include "../kernels/copy.h"
 
 #include <ATen/CompositeExplicitAutogradFunctions.h>
-#include <ATen/Parallel.h>
-#include <ATen/TensorIterator.h>
 
-#include "families.h"
+#include "run.h"
 
 namespace rusttorch {
-RUSTTORCH_DEFINE_FAMILY(copy)
-
 namespace {
 
 class TransposePlan;
@@ -19,7 +15,7 @@ struct CloneRequest {
   const Tensor* self;
   std::optional<at::MemoryFormat> format;
 
-  c10::DeviceType device() const { return device_type(*self); }
+  Device device() const { return device_type(*self); }
   static CloneRequest request(const Tensor& self, std::optional<at::MemoryFormat> format) { return {&self, format}; }
 };
 
@@ -32,25 +28,13 @@ class TransposePlan {
   template <class R>
   R compute() {
     Tensor out = empty_beside(self_, self_.sizes(), self_.scalar_type());
-    TransposeArgs a{self_.numel() / (self_.size(-1) * self_.size(-2)),
-                    self_.size(-1),
-                    self_.size(-2),
-                    int64_t(self_.element_size()),
-                    self_.const_data_ptr(),
-                    out.mutable_data_ptr()};
-    const int64_t matrix = a.rows * a.columns;
-    const auto run = kernel(copy::transpose, self_.device().type()).run;
-    if (!on_cpu(self_)) {
-      run_on_device(self_, run, a);
-      return out;
-    }
-    at::parallel_for(0, a.batch, at::divup(at::internal::GRAIN_SIZE, matrix), [&](int64_t begin, int64_t end) {
-      TransposeArgs part = a;
-      part.batch = end - begin;
-      advance(part.in, begin * matrix * a.element_size);
-      advance(part.out, begin * matrix * a.element_size);
-      run(part);
-    });
+    const TransposeArgs a{self_.numel() / (self_.size(-1) * self_.size(-2)),
+                          self_.size(-1),
+                          self_.size(-2),
+                          int64_t(self_.element_size()),
+                          self_.const_data_ptr(),
+                          out.mutable_data_ptr()};
+    run_items(self_, kernel(copy::transpose).on(device_type(self_)), a, a.batch, a.rows * a.columns);
     return out;
   }
 

@@ -1,8 +1,6 @@
 #include "../kernels/cross_entropy.h"
 
 #include <ATen/CompositeImplicitAutogradFunctions.h>
-#include <ATen/Parallel.h>
-#include <ATen/TensorIterator.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/core/Reduction.h>
 #include <ATen/ops/addmm.h>
@@ -13,11 +11,9 @@
 #include <ATen/ops/zeros_like.h>
 
 #include "elementwise.h"
-#include "families.h"
+#include "run.h"
 
 namespace rusttorch {
-RUSTTORCH_DEFINE_FAMILY(cross_entropy)
-
 namespace {
 
 using TwoTensors = std::tuple<Tensor, Tensor>;
@@ -77,54 +73,35 @@ double weight_of_targets(const CrossEntropyArgs& a, MaybeTensor weight) {
   return total;
 }
 
-// The rows from begin to end of a call.
-CrossEntropyArgs rows_of(CrossEntropyArgs a, int64_t begin, int64_t end) {
-  const int64_t size = element_size(a.dtype), bytes = begin * a.classes * size;
-  a.rows = end - begin;
-  advance(a.x, bytes);
-  advance(a.probabilities, bytes);
-  advance(a.grad_x, bytes);
-  advance(a.target, begin * int64_t(sizeof(int64_t)));
-  advance(a.largest, begin * int64_t(sizeof(double)));
-  advance(a.log_sum, begin * int64_t(sizeof(double)));
-  advance(a.loss, begin * size);
-  if (a.grad_of_rows) advance(a.grad, begin * size);
-  return a;
-}
-
-// run(some of the rows) for all rows of x; the total is summed in their order, whatever the number of threads.
+// run(some of the rows) for all of x's on the CPU; the total is summed in their order, whatever the number of threads.
 template <class Run>
-double run_rows(const Tensor& x, CrossEntropyArgs& a, Run run) {
-  if (!on_cpu(x)) {
-    run_on_device(x, run, a);
-    return 0;
-  }
-  const int64_t chunk = at::divup(at::internal::GRAIN_SIZE, a.classes), chunks = at::divup(a.rows, chunk);
-  if (chunks == 1) {
-    run(a);
-    return a.total;
-  }
-  std::vector<double> totals(chunks);
-  at::parallel_for(0, chunks, 1, [&](int64_t first, int64_t last) {
-    for (int64_t k = first; k < last; ++k) {
-      CrossEntropyArgs part = rows_of(a, k * chunk, std::min((k + 1) * chunk, a.rows));
-      run(part);
-      totals[k] = part.total;
-    }
+double total_of_rows(const CrossEntropyArgs& a, Run run) {
+  const int64_t each = divide_up(grain, a.classes);
+  c10::SmallVector<double, 16> totals(divide_up(a.rows, each));
+  parallel_parts(a.rows, each, a.classes, [&](int64_t k, int64_t begin, int64_t end) {
+    CrossEntropyArgs part = a.part(begin, end);
+    part.total = &totals[k];
+    run(part);
   });
   double total = 0;
   for (const double t : totals) total += t;
   return total;
 }
 
-// The losses of x's rows, and with grad_x their slopes, for which the rows are read again while they are in cache.
-double losses(const Tensor& x, CrossEntropyArgs& a) {
-  const auto forward = kernel(cross_entropy::forward, device_type(x)).run;
-  const auto slope = kernel(cross_entropy::slope, device_type(x)).run;
-  return run_rows(x, a, [=](CrossEntropyArgs& rows) {
-    forward(rows);
-    if (rows.grad_x) slope(rows);
-  });
+// The losses of x's rows, and with grad_x their slopes, for which the rows are read again while they are in cache. What
+// they come to is returned on the CPU only.
+double losses(const Tensor& x, const CrossEntropyArgs& a) {
+  const auto& forward = kernel(cross_entropy::forward).on(device_type(x));
+  const auto& slope = kernel(cross_entropy::slope).on(device_type(x));
+  if (on_cpu(x)) {
+    return total_of_rows(a, [&](const CrossEntropyArgs& rows) {
+      forward.run(rows);
+      if (rows.grad_x) slope.run(rows);
+    });
+  }
+  run_on_device(x, forward, a);
+  if (a.grad_x) run_on_device(x, slope, a);
+  return 0;
 }
 
 Tensor number(double value) {
@@ -193,7 +170,7 @@ Tensor backward(const Tensor& grad, const Tensor& slope, const Tensor& target, i
   a.grad_x = grad_x.mutable_data_ptr();
   a.grad = dense_grad.const_data_ptr();
   a.grad_of_rows = each;
-  run_rows(slope, a, kernel(cross_entropy::backward, device_type(slope)).run);
+  run_items(slope, kernel(cross_entropy::backward).on(device_type(slope)), a, a.rows, a.classes);
   return grad_x;
 }
 

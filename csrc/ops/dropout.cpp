@@ -1,18 +1,14 @@
 #include "../kernels/dropout.h"
 
 #include <ATen/CPUGeneratorImpl.h>
-#include <ATen/Parallel.h>
-#include <ATen/TensorIterator.h>
 #include <ATen/ops/empty_like.h>
 
 #include <cmath>
 
-#include "families.h"
+#include "run.h"
 #include "stock.h"
 
 namespace rusttorch {
-RUSTTORCH_DEFINE_FAMILY(dropout)
-
 namespace {
 
 using Two = std::tuple<Tensor, Tensor>;
@@ -52,7 +48,7 @@ Two dropout_forward(const Tensor& input, double p) {
   auto data = engine.data();
   Twister random{data.state_.data(), Twister::size + 1 - data.left_};
   a.random = &random;
-  kernel(dropout::forward, c10::DeviceType::CPU).run(a);
+  kernel(dropout::forward).on(Device::cpu).run(a);
   data.left_ = Twister::size + 1 - random.next;
   data.next_ = uint32_t(random.next);
   engine.set_data(data);
@@ -83,15 +79,7 @@ struct NativeDropoutBackward {
     }
     const Tensor out = at::empty_like(grad);
     const DropoutArgs whole = arguments(grad, mask, out, scale);
-    const auto run = kernel(dropout::backward, c10::DeviceType::CPU).run;
-    at::parallel_for(0, whole.n, at::internal::GRAIN_SIZE, [&](int64_t begin, int64_t end) {
-      DropoutArgs part = whole;
-      part.n = end - begin;
-      advance(part.in, begin * element_size(part.dtype));
-      advance(part.out, begin * element_size(part.dtype));
-      part.mask += begin;
-      run(part);
-    });
+    run_items(grad, kernel(dropout::backward).on(Device::cpu), whole, whole.n, 1);
     return out;
   }
 };

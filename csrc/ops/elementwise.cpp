@@ -1,8 +1,8 @@
 #include "elementwise.h"
 
-#include <ATen/Parallel.h>
-#include <ATen/TensorIterator.h>
 #include <ATen/ops/empty_strided.h>
+
+#include "run.h"
 
 namespace rusttorch {
 namespace {
@@ -84,7 +84,7 @@ Handed Plan::fit() {
   if (!dtype) return Handed::dtype;
   args_.dtype = *dtype;
   args_.n = like_->numel();
-  kernel_ = request_.kernel(like_->device().type());
+  kernel_ = request_.kernel.on(device_type(*like_));
   if (!kernel_.takes(args_.dtype)) return Handed::dtype;
   if (on_cpu(*like_) && element_size(args_.dtype) == 2 && args_.n >= request_.limit_16_bit) return Handed::size;
   if (request_.contiguous && !like_->is_contiguous()) return Handed::layout;
@@ -182,17 +182,6 @@ bool Plan::accepts(const Tensor& out) {
   return true;
 }
 
-Args Plan::part(int64_t begin, int64_t end) const {
-  const int64_t size = element_size(args_.dtype);
-  Args part = args_;
-  part.n = end - begin;
-  for (auto& p : part.out) advance(p, begin * size);
-  for (size_t k = 0; k < request_.tensors; ++k) {
-    if (!(args_.broadcast >> k & 1)) advance(part.in[k], begin * size);
-  }
-  return part;
-}
-
 void Plan::run_on(const Tensor& out, const Tensor* second) {
   if (request_.total && on_cpu(out)) return write_number(out, total());
   bind();
@@ -202,17 +191,14 @@ void Plan::run_on(const Tensor& out, const Tensor* second) {
     const Tensor parts = empty_beside(out, {total_parts(args_.n)}, at::kDouble);
     args_.out[1] = parts.mutable_data_ptr();
     args_.scale = request_.mean ? 1 / double(args_.n) : 1;
-    return run_on_device(out, kernel_.run, args_);
+    return run_on_device(out, kernel_, args_);
   }
   if (args_.n == 0) return;
-  if (!on_cpu(out)) return run_on_device(out, kernel_.run, args_);
   bool in_place = false;
   for (size_t k = 0; k < request_.tensors; ++k) in_place |= args_.in[k] == args_.out[0];
   const int64_t bytes = args_.n * element_size(args_.dtype) * int64_t(request_.tensors + 1);
   args_.stream = !in_place && bytes >= stream_bytes;
-  if (args_.n < at::internal::GRAIN_SIZE) return kernel_.run(args_);
-  at::parallel_for(0, args_.n, at::internal::GRAIN_SIZE,
-                   [&](int64_t begin, int64_t end) { kernel_.run(part(begin, end)); });
+  run_items(out, kernel_, args_, args_.n, 1);
 }
 
 // A total of each chunk, then theirs: in the order of the chunks, so that the same call gives the same bits.
@@ -221,19 +207,15 @@ double Plan::total() {
   bind();
   const double divisor = request_.mean ? double(args_.n) : 1;
   double total = 0;
-  if (args_.n < at::internal::GRAIN_SIZE || at::get_num_threads() == 1) {
+  if (args_.n < grain || threads() == 1) {
     args_.out[0] = &total;
     kernel_.run(args_);
   } else {
-    const int64_t chunks = at::divup(args_.n, at::internal::GRAIN_SIZE);
-    std::vector<double> totals(chunks);
-    at::parallel_for(0, chunks, 1, [&](int64_t first, int64_t last) {
-      for (int64_t k = first; k < last; ++k) {
-        const int64_t begin = k * at::internal::GRAIN_SIZE;
-        Args chunk = part(begin, std::min(begin + at::internal::GRAIN_SIZE, args_.n));
-        chunk.out[0] = &totals[k];
-        kernel_.run(chunk);
-      }
+    std::vector<double> totals(divide_up(args_.n, grain));
+    parallel_parts(args_.n, grain, 1, [&](int64_t k, int64_t begin, int64_t end) {
+      ElementwiseArgs part = args_.part(begin, end);
+      part.out[0] = &totals[k];
+      kernel_.run(part);
     });
     for (const double t : totals) total += t;
   }

@@ -5,7 +5,7 @@
 
 #include <string_view>
 
-#include "../kernels/kernel.h"
+#include "../kernels/family.h"
 #include "op.h"
 
 namespace rusttorch {
@@ -19,7 +19,7 @@ void write_number(const Tensor& out, double value);
 struct Request {
   using Plan = rusttorch::Plan;
 
-  Kernel (*kernel)(c10::DeviceType) = nullptr;  // none: an option that no kernel has
+  ByDevice<ElementwiseArgs> kernel;  // none: an option that no kernel has
   std::array<const Tensor*, 4> in{};
   size_t tensors = 0;
   std::array<Scalar, 3> scalars;
@@ -36,11 +36,11 @@ struct Request {
   void add(std::string_view) {}
 
   // The first that is no CPU: beside a device's tensors, a number may be on the CPU.
-  c10::DeviceType device() const {
+  Device device() const {
     for (size_t k = 0; k < tensors; ++k) {
       if (!in[k]->is_cpu()) return device_type(*in[k]);
     }
-    return c10::DeviceType::CPU;
+    return Device::cpu;
   }
 };
 
@@ -88,12 +88,11 @@ class Plan {
   void bind_single(const Tensor& t, size_t position);
   Tensor allocate() const;  // sizes, strides and dtype of the inputs
   void run_on(const Tensor& out, const Tensor* second);
-  Args part(int64_t begin, int64_t end) const;
 
   const Request& request_;
   const Tensor* like_ = nullptr;  // an input that has the output's sizes and strides
-  Kernel kernel_{};
-  Args args_{};
+  Kernel<ElementwiseArgs> kernel_{};
+  ElementwiseArgs args_{};
   alignas(8) std::array<std::byte, 8 * 3> scalars_;  // in the type that is computed in
   alignas(8) std::array<std::byte, 8 * 4> singles_;  // the value of an input that has one element
   Handed reason_;
@@ -102,15 +101,11 @@ class Plan {
 
 // How a call becomes a request: always kernel K, with the tensors and scalars in the order of the schema.
 template <auto K>
-Kernel resolve(c10::DeviceType device) {
-  return kernel(K, device);
-}
-template <auto K>
 struct Always {
   template <class... A>
   static Request request(const A&... args) {
     Request r;
-    r.kernel = &resolve<K>;
+    r.kernel = kernel(K);
     (r.add(args), ...);
     return r;
   }

@@ -1,5 +1,3 @@
-#include <ATen/Parallel.h>
-#include <ATen/TensorIterator.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/_foreach_mul.h>
 #include <ATen/ops/_foreach_norm.h>
@@ -11,7 +9,6 @@
 #include "../kernels/pointwise.h"
 #include "../kernels/reduction.h"
 #include "elementwise.h"
-#include "families.h"
 #include "lists.h"
 #include "stock.h"
 
@@ -44,7 +41,7 @@ class Each {
     std::vector<size_t> small;
     int64_t total = 0;
     for (size_t i = 0; i < self_.size(); ++i) {
-      if (self_[i].numel() >= at::internal::GRAIN_SIZE || !on_cpu(self_[i])) {
+      if (self_[i].numel() >= grain || !on_cpu(self_[i])) {
         plans_[i].run(self_[i]);
       } else {
         small.push_back(i);
@@ -52,7 +49,7 @@ class Each {
       }
     }
     const int64_t count = int64_t(small.size());
-    at::parallel_for(0, count, items_for_a_thread(count, total), [&](int64_t begin, int64_t end) {
+    parallel_list(count, total, [&](int64_t begin, int64_t end) {
       for (int64_t k = begin; k < end; ++k) plans_[small[k]].run(self_[small[k]]);
     });
   }
@@ -159,7 +156,7 @@ class Norms {
     }
     whole_.dtype = *dtype_of(tensors[0]);
     whole_.outer = whole_.inner = whole_.row = 1;
-    kernel_ = kernel(which, c10::DeviceType::CPU);
+    kernel_ = kernel(which).on(Device::cpu);
     states_.resize(parts_.count());
     parts_.run([&](int64_t k, size_t i, int64_t first, int64_t n) {
       ReductionArgs part = whole_;
@@ -191,7 +188,7 @@ class Norms {
   TensorList tensors_;
   Parts parts_;
   ReductionArgs whole_{};
-  ReductionKernel kernel_{};
+  Kernel<ReductionArgs> kernel_{};
   std::vector<ReductionState> states_;
   bool taken_ = false;
 };

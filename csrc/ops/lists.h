@@ -2,18 +2,20 @@
 
 // Work over lists of tensors: many small ones share one parallel region, a large one is shared by the threads.
 
-#include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 
 #include <algorithm>
 #include <cstdint>
 #include <vector>
 
+#include "../parallel.h"
+
 namespace rusttorch {
 
-// Of so many items with so many elements in all: how many come together to be worth a thread.
-inline int64_t items_for_a_thread(int64_t count, int64_t elements) {
-  return std::max<int64_t>(1, count * at::internal::GRAIN_SIZE / std::max<int64_t>(1, elements));
+// f(begin, end) for all of so many items, which have so many elements together.
+template <class F>
+void parallel_list(int64_t count, int64_t elements, F f) {
+  parallel(count, elements / std::max<int64_t>(1, count), f);
 }
 
 // Whether the order in which the items of some lists are worked on can be seen: the i-th tensors of all lists are one
@@ -46,7 +48,7 @@ class Parts {
   void add(int64_t n) {
     total_ += n;
     lengths_.push_back(n);
-    before_.push_back(before_.back() + at::divup(n, most));
+    before_.push_back(before_.back() + divide_up(n, grain));
   }
   int64_t count() const { return before_.back(); }
   // Where the i-th tensor's parts begin, among all.
@@ -55,19 +57,18 @@ class Parts {
   // run(k, i, first, n) for the k-th part: n elements of the i-th tensor, from its first on.
   template <class Run>
   void run(Run run) const {
-    at::parallel_for(0, count(), items_for_a_thread(count(), total_), [&](int64_t begin, int64_t end) {
+    parallel_list(count(), total_, [&](int64_t begin, int64_t end) {
       size_t i = std::upper_bound(before_.begin(), before_.end(), begin) - before_.begin() - 1;
       for (int64_t k = begin; k < end; ++k) {
         while (k >= before_[i + 1]) ++i;
-        const int64_t first = (k - before_[i]) * most;
-        run(k, i, first, std::min(most, lengths_[i] - first));
+        const int64_t first = (k - before_[i]) * grain;
+        run(k, i, first, std::min(grain, lengths_[i] - first));
       }
     });
   }
 
  private:
-  static constexpr int64_t most = at::internal::GRAIN_SIZE;  // elements of a part
-  std::vector<int64_t> lengths_, before_{0};                 // before_: parts of the tensors before
+  std::vector<int64_t> lengths_, before_{0};  // before_: parts of the tensors before
   int64_t total_ = 0;
 };
 

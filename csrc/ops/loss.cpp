@@ -10,23 +10,19 @@
 #include <ATen/ops/sigmoid.h>
 
 #include "elementwise.h"
-#include "families.h"
 #include "stock.h"
 
 namespace rusttorch {
-RUSTTORCH_DEFINE_FAMILY(loss)
-RUSTTORCH_DEFINE_FAMILY(loss_total)
-
 namespace {
 
-using Resolve = Kernel (*)(c10::DeviceType);
+using Kernels = ByDevice<ElementwiseArgs>;
 
 // A loss: its kernel, and the kernel that sums it.
 struct Both {
-  Resolve each, total;
+  Kernels each, total;
 };
 #define BOTH(name) \
-  Both { &resolve<loss::name>, &resolve<loss_total::name> }
+  Both { rusttorch::kernel(loss::name), rusttorch::kernel(loss_total::name) }
 
 template <class... T>
 Request forward(Both kernels, int64_t reduction, const T&... args) {
@@ -44,7 +40,7 @@ Request forward(Both kernels, int64_t reduction, const T&... args) {
 
 // args: the gradient, the input, the target, and what else the kernel takes; the scalars behind the scale.
 template <class... T>
-Request backward(Resolve kernel, int64_t reduction, const Tensor& grad, const Tensor& self, const T&... args) {
+Request backward(Kernels kernel, int64_t reduction, const Tensor& grad, const Tensor& self, const T&... args) {
   Request r;
   r.add(grad);
   r.add(self);
@@ -69,7 +65,7 @@ struct Mse {
 };
 struct MseBackward {
   static Request request(const Tensor& grad, const Tensor& self, const Tensor& target, int64_t reduction) {
-    return contiguous_backward(&resolve<loss::mse_backward>, reduction, grad, self, target);
+    return contiguous_backward(kernel(loss::mse_backward), reduction, grad, self, target);
   }
 };
 struct L1 {
@@ -79,7 +75,7 @@ struct L1 {
 };
 struct L1Backward {
   static Request request(const Tensor& grad, const Tensor& self, const Tensor& target, int64_t reduction) {
-    return backward(&resolve<loss::l1_backward>, reduction, grad, self, target);
+    return backward(kernel(loss::l1_backward), reduction, grad, self, target);
   }
 };
 
@@ -93,7 +89,7 @@ struct SmoothL1 {
 };
 struct SmoothL1Backward {
   static Request request(const Tensor& grad, const Tensor& self, const Tensor& target, int64_t reduction, double beta) {
-    return contiguous_backward(&resolve<loss::smooth_l1_backward>, reduction, grad, self, target, Scalar(beta));
+    return contiguous_backward(kernel(loss::smooth_l1_backward), reduction, grad, self, target, Scalar(beta));
   }
 };
 struct Huber {
@@ -106,7 +102,7 @@ struct Huber {
 struct HuberBackward {
   static Request request(const Tensor& grad, const Tensor& self, const Tensor& target, int64_t reduction,
                          double delta) {
-    return contiguous_backward(&resolve<loss::huber_backward>, reduction, grad, self, target, Scalar(delta));
+    return contiguous_backward(kernel(loss::huber_backward), reduction, grad, self, target, Scalar(delta));
   }
 };
 
@@ -137,8 +133,8 @@ struct Bce {
 struct BceBackward {
   static Request request(const Tensor& grad, const Tensor& self, const Tensor& target, MaybeTensor weight,
                          int64_t reduction) {
-    if (given(weight)) return backward(&resolve<loss::bce_weight_backward>, reduction, grad, self, target, *weight);
-    return backward(&resolve<loss::bce_backward>, reduction, grad, self, target);
+    if (given(weight)) return backward(kernel(loss::bce_weight_backward), reduction, grad, self, target, *weight);
+    return backward(kernel(loss::bce_backward), reduction, grad, self, target);
   }
 };
 
@@ -151,7 +147,7 @@ struct BceEpsilon {
 struct BceEpsilonBackward {
   static Request request(const Tensor& grad, const Tensor& self, const Tensor& target, double epsilon,
                          int64_t reduction) {
-    return backward(&resolve<loss::bce_epsilon_backward>, reduction, grad, self, target, Scalar(epsilon),
+    return backward(kernel(loss::bce_epsilon_backward), reduction, grad, self, target, Scalar(epsilon),
                     Scalar(1 - epsilon));
   }
 };
@@ -175,13 +171,13 @@ struct BceWithLogits {
 struct BceWithLogitsBackward {
   static Request request(const Tensor& grad, const Tensor& self, const Tensor& target, MaybeTensor weight,
                          MaybeTensor pos_weight, int64_t reduction) {
-    const auto with = [&](Resolve kernel, const auto&... more) {
+    const auto with = [&](Kernels kernel, const auto&... more) {
       return backward(kernel, reduction, grad, self, target, more...);
     };
     if (given(weight) && given(pos_weight)) return with(nullptr);
-    if (given(weight)) return with(&resolve<loss::bce_with_logits_weight_backward>, *weight);
-    if (given(pos_weight)) return with(&resolve<loss::bce_with_logits_pos_weight_backward>, *pos_weight);
-    return with(&resolve<loss::bce_with_logits_backward>);
+    if (given(weight)) return with(kernel(loss::bce_with_logits_weight_backward), *weight);
+    if (given(pos_weight)) return with(kernel(loss::bce_with_logits_pos_weight_backward), *pos_weight);
+    return with(kernel(loss::bce_with_logits_backward));
   }
 };
 
@@ -195,8 +191,8 @@ struct KlDiv {
 struct KlDivBackward {
   static Request request(const Tensor& grad, const Tensor& self, const Tensor& target, int64_t reduction,
                          bool log_target) {
-    return backward(log_target ? &resolve<loss::kl_div_log_target_backward> : &resolve<loss::kl_div_backward>,
-                    reduction, grad, self, target);
+    return backward(log_target ? kernel(loss::kl_div_log_target_backward) : kernel(loss::kl_div_backward), reduction,
+                    grad, self, target);
   }
 };
 

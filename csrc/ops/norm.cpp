@@ -1,15 +1,11 @@
 #include "../kernels/norm.h"
 
-#include <ATen/Parallel.h>
-#include <ATen/TensorIterator.h>
 #include <ATen/ops/empty.h>
 
-#include "families.h"
+#include "run.h"
 #include "stock.h"
 
 namespace rusttorch {
-RUSTTORCH_DEFINE_FAMILY(norm)
-
 namespace {
 
 using Two = std::tuple<Tensor, Tensor>;
@@ -64,29 +60,15 @@ Tensor statistics(const Tensor& input, at::IntArrayRef normalized) {
   return empty_beside(input, sizes, compute_type(input));
 }
 
-NormArgs rows_of(const NormArgs& whole, int64_t begin, int64_t end) {
-  NormArgs part = whole;
-  part.rows = end - begin;
-  const int64_t size = element_size(whole.dtype), statistic = std::max<int64_t>(4, size);
-  for (const void** p : {&part.x, &part.grad}) advance(*p, begin * whole.n * size);
-  advance(part.y, begin * whole.n * size);
-  for (void** p : {&part.mean, &part.rstd}) advance(*p, begin * statistic);
-  return part;
-}
-
-int64_t rows_at_once(const NormArgs& a) { return at::divup(at::internal::GRAIN_SIZE, a.n); }
-
 void run_forward(norm which, const NormArgs& a, const Tensor& input) {
-  const auto run = kernel(which, device_type(input)).run;
-  if (!on_cpu(input)) return run_on_device(input, run, a);
-  at::parallel_for(0, a.rows, rows_at_once(a), [&](int64_t begin, int64_t end) { run(rows_of(a, begin, end)); });
+  run_items(input, kernel(which).on(device_type(input)), a, a.rows, a.n);
 }
 
 // The gradients of weight and bias are sums over all rows: first over a few at a time, which errs less than one by one,
 // and the same for any number of threads.
 Two run_backward(norm which, const NormArgs& a, const Tensor& input, at::IntArrayRef normalized, bool weight,
                  bool bias) {
-  const auto run = kernel(which, device_type(input)).run;
+  const auto& kernel = rusttorch::kernel(which).on(device_type(input));
   if (!on_cpu(input)) {
     NormArgs all = a;
     const auto parameter = [&](bool wanted) { return wanted ? at::empty(normalized, input.options()) : Tensor(); };
@@ -95,11 +77,11 @@ Two run_backward(norm which, const NormArgs& a, const Tensor& input, at::IntArra
     if (bias) all.grad_bias = std::get<1>(result).mutable_data_ptr();
     const Tensor workspace = empty_beside(input, {DeviceNorm(a.rows, a.n).parts, a.n, 2}, compute_type(input));
     all.workspace = workspace.mutable_data_ptr();
-    run_on_device(input, run, all);
+    run_on_device(input, kernel, all);
     return result;
   }
-  const int64_t each = std::clamp<int64_t>(2 * at::internal::GRAIN_SIZE / a.n, 16, 128);
-  const int64_t parts = at::divup(a.rows, each);
+  const int64_t each = std::clamp<int64_t>(2 * grain / a.n, 16, 128);
+  const int64_t parts = divide_up(a.rows, each);
   const auto zeros = [&](bool wanted) {
     if (!wanted) return Tensor();
     const Tensor sums = empty_beside(input, {parts, a.n}, compute_type(input));
@@ -107,13 +89,11 @@ Two run_backward(norm which, const NormArgs& a, const Tensor& input, at::IntArra
     return sums;
   };
   const Tensor weights = zeros(weight), biases = zeros(bias);
-  at::parallel_for(0, parts, at::divup(rows_at_once(a), each), [&](int64_t begin, int64_t end) {
-    for (int64_t k = begin; k < end; ++k) {
-      NormArgs part = rows_of(a, k * each, std::min((k + 1) * each, a.rows));
-      if (weight) part.grad_weight = static_cast<char*>(weights.mutable_data_ptr()) + k * a.n * weights.element_size();
-      if (bias) part.grad_bias = static_cast<char*>(biases.mutable_data_ptr()) + k * a.n * biases.element_size();
-      run(part);
-    }
+  parallel_parts(a.rows, each, a.n, [&](int64_t k, int64_t begin, int64_t end) {
+    NormArgs part = a.part(begin, end);
+    if (weight) part.grad_weight = static_cast<char*>(weights.mutable_data_ptr()) + k * a.n * weights.element_size();
+    if (bias) part.grad_bias = static_cast<char*>(biases.mutable_data_ptr()) + k * a.n * biases.element_size();
+    kernel.run(part);
   });
   const auto total = [&](const Tensor& sums) {
     if (!sums.defined()) return sums;

@@ -16,6 +16,7 @@
 #include <tuple>
 #include <vector>
 
+#include "../families.h"
 #include "../kernels/kernel.h"
 
 namespace rusttorch {
@@ -49,9 +50,9 @@ template <auto cpu>
 struct Stock {
   using Signature = decltype(cpu);
   template <class... A>
-  static decltype(auto) call([[maybe_unused]] c10::DeviceType device, A&&... args) {
+  static decltype(auto) call([[maybe_unused]] Device device, A&&... args) {
 #ifdef RUSTTORCH_CUDA
-    if (device == c10::DeviceType::CUDA) return cuda(std::forward<A>(args)...);
+    if (device == Device::cuda) return cuda(std::forward<A>(args)...);
 #endif
     return cpu(std::forward<A>(args)...);
   }
@@ -62,7 +63,7 @@ template <auto fn>
 struct AnyDevice {
   using Signature = decltype(fn);
   template <class... A>
-  static decltype(auto) call(c10::DeviceType, A&&... args) {
+  static decltype(auto) call(Device, A&&... args) {
     return fn(std::forward<A>(args)...);
   }
 };
@@ -76,7 +77,7 @@ struct Name {
 template <Name name>
 inline Stats stats;
 
-inline c10::DeviceType device_type(const Tensor& t) { return t.device().type(); }
+inline Device device_type(const Tensor& t) { return t.is_cuda() ? Device::cuda : Device::cpu; }
 
 // Whether t's kernels are those of csrc/kernels. All others are those of csrc_cuda, which in the tests' emulation of a
 // GPU (tests/emulation) get CPU tensors.
@@ -92,20 +93,6 @@ inline bool on_cpu([[maybe_unused]] const Tensor& t) {
 inline Tensor empty_beside(const Tensor& t, at::IntArrayRef sizes, at::ScalarType dtype) {
   if (t.is_cpu()) return Tensor(at::detail::empty_cpu(sizes, dtype));
   return at::empty(sizes, t.options().dtype(dtype));
-}
-
-// p moved on by so many bytes; nothing stays nothing.
-template <class P>
-void advance(P*& p, int64_t bytes) {
-  using Byte = std::conditional_t<std::is_const_v<P>, const char, char>;
-  if (p) p = reinterpret_cast<P*>(reinterpret_cast<Byte*>(p) + bytes);
-}
-
-// All of a call at once, on t's device.
-template <class Run, class Args>
-void run_on_device(const Tensor& t, Run run, Args& args) {
-  const c10::DeviceGuard guard(t.device());
-  run(args);
 }
 
 inline std::optional<Dtype> dtype_of(const Tensor& t) {
@@ -273,6 +260,10 @@ struct Row {
   bool composite = false;       // made of other ops of the table, which have the kernels and the derivatives
 };
 using Rows = std::vector<Row>;
+
+// Each family's, in its file.
+#define RUSTTORCH_DECLARE_ROWS(family) const Rows& family##_rows();
+RUSTTORCH_FAMILIES(RUSTTORCH_DECLARE_ROWS)
 
 // A kernel has SymInts where stock's has: the dispatcher keeps kernels with them and kernels without in slots of their
 // own, and a thread that calls while ops are exchanged must find neither of its slots emptied.

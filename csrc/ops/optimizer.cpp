@@ -1,18 +1,14 @@
 #include "../kernels/optimizer.h"
 
 #include <ATen/MemoryOverlap.h>
-#include <ATen/Parallel.h>
-#include <ATen/TensorIterator.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/full.h>
 
-#include "families.h"
 #include "lists.h"
+#include "run.h"
 #include "stock.h"
 
 namespace rusttorch {
-RUSTTORCH_DEFINE_FAMILY(optimizer)
-
 namespace {
 
 using at::TensorList;
@@ -76,7 +72,7 @@ Handed fit(const Lists& lists, const Lr& lr, MaybeTensor grad_scale, MaybeTensor
   }
   if (count == 0) return Handed::no;
   if (on_cpu(lists.parameters[0])) {
-    if (at::get_num_threads() == 1) return Handed::no;  // in stock's order
+    if (threads() == 1) return Handed::no;  // in stock's order
     std::vector<TensorList> all = lists.state;
     all.insert(all.end(), {lists.parameters, lists.grads});
     return order_matters(all) ? Handed::option : Handed::no;
@@ -128,7 +124,7 @@ void step_on_device(const Lists& lists, OptimizerArgs a, const Lr& lr, MaybeTens
   a.grad_scale = pointer(grad_scale);
   a.found_inf = pointer(found_inf);
   const Tensor& p = lists.parameters[0];
-  run_on_device(p, kernel(lists.kernel, device_type(p)).run, a);
+  run_on_device(p, kernel(lists.kernel).on(device_type(p)), a);
 }
 
 // All parameters in one parallel region, in parts that threads share.
@@ -139,23 +135,22 @@ void step_on_cpu(const Lists& lists, OptimizerArgs a, const Lr& lr, MaybeTensor 
     for (const Tensor& g : lists.grads) g.div_(*grad_scale);
   }
   a.lr = number(lr);
-  constexpr int64_t most = at::internal::GRAIN_SIZE;
   std::vector<OptimizerEntry> parts;
   int64_t total = 0;
   for (size_t i = 0; i < lists.parameters.size(); ++i) {
     OptimizerEntry part = entry_of(lists, i);
     total += part.n;
-    for (int64_t left = part.n; left > 0; left -= most) {
-      part.n = std::min(left, most);
+    for (int64_t left = part.n; left > 0; left -= grain) {
+      part.n = std::min(left, grain);
       parts.push_back(part);
-      advance(part.p, most * element_size(part.dtype));
-      advance(part.g, most * element_size(part.dtype));
-      for (auto*& s : part.state) advance(s, most * element_size(part.state_dtype));
+      advance(part.p, grain * element_size(part.dtype));
+      advance(part.g, grain * element_size(part.dtype));
+      for (auto*& s : part.state) advance(s, grain * element_size(part.state_dtype));
     }
   }
-  const auto run = kernel(lists.kernel, c10::DeviceType::CPU).run;
+  const auto run = kernel(lists.kernel).on(Device::cpu).run;
   const int64_t count = int64_t(parts.size());
-  at::parallel_for(0, count, items_for_a_thread(count, total), [&](int64_t begin, int64_t end) {
+  parallel_list(count, total, [&](int64_t begin, int64_t end) {
     OptimizerArgs some = a;
     some.entries = &parts[begin];
     some.count = end - begin;
@@ -237,8 +232,8 @@ struct Adam {
     a.beta2 = beta2;
     a.eps = eps;
     if (runs_here(stats<name>, lists, a, lr, grad_scale, found_inf)) return;
-    Stock::call(device_type(self[0]), self, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps_beside(steps, self),
-                lr, beta1, beta2, weight_decay, eps, amsgrad, maximize, grad_scale, found_inf);
+    Stock::call(device_type(self[0]), self, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps_beside(steps, self), lr,
+                beta1, beta2, weight_decay, eps, amsgrad, maximize, grad_scale, found_inf);
   }
 };
 

@@ -5,7 +5,6 @@
 #include <cmath>
 
 #include "elementwise.h"
-#include "families.h"
 #include "stock.h"
 
 #define CEA_AS(type, fn) AnyDevice<static_cast<type*>(&at::compositeexplicitautograd::fn)>
@@ -16,8 +15,6 @@
       ROW(#name ".out", __VA_ARGS__, STOCK(name##_outf))
 
 namespace rusttorch {
-RUSTTORCH_DEFINE_FAMILY(pointwise)
-
 namespace {
 
 using Mode = std::optional<std::string_view>;
@@ -37,7 +34,7 @@ struct Alpha {
   static Request request(const Tensor& self, const Tensor& other, const Scalar& alpha) {
     if (const auto n = number(other)) return Always<scalar>::request(self, *n, alpha);
     Request r = Always<plain>::request(self, other, alpha);
-    if (!alpha.equal(1)) r.kernel = &resolve<scaled>;
+    if (!alpha.equal(1)) r.kernel = kernel(scaled);
     return r;
   }
 };
@@ -70,7 +67,7 @@ struct Rounded {
   template <class Other>
   static Request request(const Tensor& self, const Other& other, Mode mode) {
     Request r = Always<plain>::request(self, other);
-    if (mode) r.kernel = *mode == "trunc" ? &resolve<trunc> : nullptr;
+    if (mode) r.kernel = *mode == "trunc" ? kernel(trunc) : nullptr;
     return r;
   }
 };
@@ -93,14 +90,14 @@ struct Pow {
     if (!at::isFloatingType(self.scalar_type()) || exponent.isComplex() || exponent.isBoolean()) return r;
     const double e = exponent.toDouble();
     if (e == 0.5 && self.scalar_type() != at::kHalf) {  // in f16 stock's is pow, which differs from sqrt at -inf
-      r.kernel = &resolve<pointwise::sqrt>;
+      r.kernel = kernel(pointwise::sqrt);
     } else if (e == 2) {
-      r.kernel = &resolve<pointwise::square>;
+      r.kernel = kernel(pointwise::square);
       r.limit_16_bit = 2048;
     } else if (e == 3) {
-      r.kernel = &resolve<pointwise::cube>;
+      r.kernel = kernel(pointwise::cube);
     } else if (e == -1) {
-      r.kernel = &resolve<pointwise::reciprocal>;
+      r.kernel = kernel(pointwise::reciprocal);
     }
     return r;
   }
@@ -121,7 +118,7 @@ struct Clamp {
     };
     using Int = std::numeric_limits<int32_t>;
     using Long = std::numeric_limits<int64_t>;
-    r.kernel = &resolve<pointwise::clamp>;
+    r.kernel = kernel(pointwise::clamp);
     r.add(min ? *min : is_float ? Scalar(-inf) : end(Int::min(), Long::min()));
     r.add(max ? *max : is_float ? Scalar(inf) : end(Int::max(), Long::max()));
     return r;
@@ -135,11 +132,11 @@ struct ClampTensor {
     if (min) r.add(*min);
     if (max) r.add(*max);
     if (min && max) {
-      r.kernel = &resolve<pointwise::clamp_tensor>;
+      r.kernel = kernel(pointwise::clamp_tensor);
     } else if (min) {
-      r.kernel = &resolve<pointwise::maximum>;
+      r.kernel = kernel(pointwise::maximum);
     } else if (max) {
-      r.kernel = &resolve<pointwise::minimum>;
+      r.kernel = kernel(pointwise::minimum);
     }
     return r;
   }

@@ -1,17 +1,13 @@
 #include "../kernels/reduction.h"
 
 #include <ATen/CompositeExplicitAutogradNonFunctionalFunctions.h>
-#include <ATen/Parallel.h>
-#include <ATen/TensorIterator.h>
 
 #include <bitset>
 
-#include "families.h"
+#include "run.h"
 #include "stock.h"
 
 namespace rusttorch {
-RUSTTORCH_DEFINE_FAMILY(reduction)
-
 namespace {
 
 class ReductionPlan;
@@ -25,7 +21,7 @@ constexpr int64_t max_dims = 16;
 struct ReductionRequest {
   using Plan = ReductionPlan;
 
-  ReductionKernel (*kernel)(c10::DeviceType) = nullptr;  // none: an option that no kernel has
+  ByDevice<ReductionArgs> kernel;  // none: an option that no kernel has
   Result result;
   const Tensor* self = nullptr;
   std::bitset<max_dims> dims;  // none: all
@@ -34,7 +30,7 @@ struct ReductionRequest {
   int64_t shortest_row = 0;  // shorter ones, of floats, stock reduces faster on a CPU, by measurement
   double scalar = 0;
 
-  c10::DeviceType device() const { return device_type(*self); }
+  Device device() const { return device_type(*self); }
 
   void add(const Tensor& t) {
     self = &t;
@@ -63,16 +59,12 @@ struct ReductionRequest {
   void add(const std::optional<Scalar>& correction) { scalar = correction ? correction->toDouble() : 1; }
 };
 
-template <auto K>
-ReductionKernel resolve_reduction(c10::DeviceType device) {
-  return kernel(K, device);
-}
 template <reduction K, Result result = Result::same, int64_t shortest_row = 0>
 struct Reduce {
   template <class... A>
   static ReductionRequest request(const A&... args) {
     ReductionRequest r;
-    r.kernel = &resolve_reduction<K>;
+    r.kernel = kernel(K);
     r.result = result;
     r.scalar = 1;
     r.shortest_row = shortest_row;
@@ -111,12 +103,12 @@ class ReductionPlan {
   void run(const T&... out) {
     args_.in = request_.self->const_data_ptr();
     int k = 0;
-    ((args_.out[k++] = out.mutable_data_ptr()), ...);
+    ((args_.out_size[k] = out.element_size(), args_.out[k++] = out.mutable_data_ptr()), ...);
     if (on_cpu(*request_.self)) return run_parallel();
     const int64_t states = DeviceReduction(args_).states();
     const Tensor room = empty_beside(*request_.self, {states * int64_t(sizeof(ReductionState))}, at::kByte);
     args_.workspace = room.mutable_data_ptr();
-    run_on_device(*request_.self, kernel_.run, args_);
+    run_on_device(*request_.self, kernel_, args_);
   }
 
  private:
@@ -128,10 +120,9 @@ class ReductionPlan {
   bool is_output(int k, const Tensor& out) const;
   void run_parallel() const;
   void run_in_parts(const ReductionArgs& whole) const;
-  ReductionArgs part(int64_t outer_begin, int64_t outer_end, int64_t inner_begin, int64_t inner_end) const;
 
   const ReductionRequest& request_;
-  ReductionKernel kernel_{};
+  Kernel<ReductionArgs> kernel_{};
   ReductionArgs args_{};
   Handed reason_;
 };
@@ -142,7 +133,7 @@ Handed ReductionPlan::fit() {
   if (r.self->numel() == 0) return Handed::size;
   const auto dtype = dtype_of(*r.self);
   if (!dtype) return Handed::dtype;
-  kernel_ = r.kernel(r.device());
+  kernel_ = r.kernel.on(r.device());
   if (!kernel_.takes(*dtype)) return Handed::dtype;
   args_.dtype = *dtype;
   args_.scalar = r.scalar;
@@ -214,49 +205,31 @@ bool ReductionPlan::is_output(int k, const Tensor& out) const {
   return is_contiguous_output(out, dtype(k), sizes(), *request_.self);
 }
 
-ReductionArgs ReductionPlan::part(int64_t outer_begin, int64_t outer_end, int64_t inner_begin,
-                                  int64_t inner_end) const {
-  ReductionArgs part = args_;
-  part.outer = outer_end - outer_begin;
-  part.inner = inner_end - inner_begin;
-  const int64_t at = outer_begin * args_.n * args_.row + inner_begin;
-  advance(part.in, at * element_size(args_.dtype));
-  for (int k = 0; k < 2; ++k) {
-    const int64_t size = int64_t(c10::elementSize(dtype(k)));
-    advance(part.out[k], (outer_begin * args_.row + inner_begin) * size);
-  }
-  return part;
-}
-
 void ReductionPlan::run_parallel() const {
-  constexpr int64_t grain = at::internal::GRAIN_SIZE;
-  const int64_t threads = at::get_num_threads(), run = args_.n * args_.inner;
-  if (args_.outer * run < grain || threads == 1) return kernel_.run(args_);
-  if (args_.outer >= threads) {
-    return at::parallel_for(0, args_.outer, at::divup(grain, run),
-                            [&](int64_t begin, int64_t end) { kernel_.run(part(begin, end, 0, args_.inner)); });
+  const int64_t run = args_.n * args_.inner;
+  if (args_.outer * run < grain || threads() == 1) return kernel_.run(args_);
+  if (args_.outer >= threads()) {
+    return parallel(args_.outer, run,
+                    [&](int64_t begin, int64_t end) { kernel_.run(args_.part(begin, end, 0, args_.inner)); });
   }
   if (args_.inner > 1) {
     constexpr int64_t columns = 64;  // at least, for a thread
-    return at::parallel_for(0, at::divup(args_.inner, columns), 1, [&](int64_t begin, int64_t end) {
-      kernel_.run(part(0, args_.outer, begin * columns, std::min(end * columns, args_.inner)));
+    return parallel(divide_up(args_.inner, columns), grain, [&](int64_t begin, int64_t end) {
+      kernel_.run(args_.part(0, args_.outer, begin * columns, std::min(end * columns, args_.inner)));
     });
   }
-  for (int64_t o = 0; o < args_.outer; ++o) run_in_parts(part(o, o + 1, 0, 1));
+  for (int64_t o = 0; o < args_.outer; ++o) run_in_parts(args_.part(o, o + 1, 0, 1));
 }
 
 // One run, by several threads.
 void ReductionPlan::run_in_parts(const ReductionArgs& whole) const {
-  constexpr int64_t grain = at::internal::GRAIN_SIZE;
-  std::vector<ReductionState> states(at::divup(whole.n, grain));
-  at::parallel_for(0, int64_t(states.size()), 1, [&](int64_t first, int64_t last) {
-    for (int64_t k = first; k < last; ++k) {
-      ReductionArgs a = whole;
-      a.first = k * grain;
-      a.n = std::min(grain, whole.n - a.first);
-      advance(a.in, a.first * element_size(whole.dtype));
-      kernel_.part(a, &states[k]);
-    }
+  std::vector<ReductionState> states(divide_up(whole.n, grain));
+  parallel_parts(whole.n, grain, 1, [&](int64_t k, int64_t begin, int64_t end) {
+    ReductionArgs a = whole;
+    a.first = begin;
+    a.n = end - begin;
+    advance(a.in, begin * element_size(whole.dtype));
+    kernel_.part(a, &states[k]);
   });
   kernel_.join(whole, states.data(), int64_t(states.size()));
 }
@@ -292,9 +265,9 @@ struct Norm {
     if (!r.kernel || (p && p->isComplex())) {
       r.kernel = nullptr;
     } else if (p && p->toDouble() == 1) {
-      r.kernel = &resolve_reduction<reduction::norm1>;
+      r.kernel = kernel(reduction::norm1);
     } else if (p && p->toDouble() == std::numeric_limits<double>::infinity()) {
-      r.kernel = &resolve_reduction<reduction::norm_inf>;
+      r.kernel = kernel(reduction::norm_inf);
     } else if (p && p->toDouble() != 2) {
       r.kernel = nullptr;
     }

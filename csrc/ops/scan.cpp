@@ -1,12 +1,9 @@
 #include "../kernels/scan.h"
 
-#include "along.h"
-#include "families.h"
+#include "run.h"
 #include "stock.h"
 
 namespace rusttorch {
-RUSTTORCH_DEFINE_FAMILY(scan)
-
 namespace {
 
 class ScanPlan;
@@ -18,7 +15,7 @@ struct ScanRequest {
   int64_t dim;
   bool other_dtype = false;
 
-  c10::DeviceType device() const { return device_type(*self); }
+  Device device() const { return device_type(*self); }
 };
 
 class ScanPlan {
@@ -58,14 +55,9 @@ class ScanPlan {
     const auto dtype = dtype_of(x);
     if (!dtype || *dtype == Dtype::b8) return Handed::dtype;
     if (x.dim() == 0 || x.numel() == 0) return Handed::size;
-    const auto around = along(x, request_.dim);
-    if (!around) return Handed::option;  // stock raises
+    if (!around(x, request_.dim, args_)) return Handed::option;  // stock raises
     if (!x.is_contiguous()) return Handed::layout;
     args_.dtype = *dtype;
-    args_.outer = around->outer;
-    args_.n = around->n;
-    args_.inner = around->inner;
-    args_.row = args_.inner;
     // Along a row, a largest so far is a chain of comparisons: stock's was measured to be faster. So are columns of
     // half floats, and few long rows on a device, each of which one block of threads would walk.
     if (args_.inner == 1 && request_.kernel != scan::cumsum) return Handed::size;
@@ -90,18 +82,8 @@ class ScanPlan {
     args_.in = request_.self->const_data_ptr();
     args_.out = out;
     args_.index = index;
-    const auto run = kernel(request_.kernel, request_.device()).run;
-    if (!on_cpu(*request_.self)) return run_on_device(*request_.self, run, args_);
-    const int64_t out_size = int64_t(c10::elementSize(dtype()));
-    parallel_along({args_.outer, args_.n, args_.inner}, [&](int64_t at, int64_t outer, int64_t inner) {
-      ScanArgs a = args_;
-      a.outer = outer;
-      a.inner = inner;
-      advance(a.in, at * element_size(a.dtype));
-      advance(a.out, at * out_size);
-      a.index = index ? index + at : nullptr;
-      run(a);
-    });
+    args_.out_size = int64_t(c10::elementSize(dtype()));
+    run_along(*request_.self, kernel(request_.kernel).on(request_.device()), args_);
   }
 
   const ScanRequest& request_;

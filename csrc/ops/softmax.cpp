@@ -1,12 +1,9 @@
 #include "../kernels/softmax.h"
 
-#include "along.h"
-#include "families.h"
+#include "run.h"
 #include "stock.h"
 
 namespace rusttorch {
-RUSTTORCH_DEFINE_FAMILY(softmax)
-
 namespace {
 
 class SoftmaxPlan;
@@ -18,7 +15,7 @@ struct SoftmaxRequest {
   int64_t dim;
   bool other_dtype = false;  // of the result
 
-  c10::DeviceType device() const { return device_type(*in[0]); }
+  Device device() const { return device_type(*in[0]); }
 };
 
 class SoftmaxPlan {
@@ -46,10 +43,7 @@ class SoftmaxPlan {
   void run(const Tensor& out) {
     for (int k = 0; k < 2; ++k) args_.in[k] = request_.in[k] ? request_.in[k]->const_data_ptr() : nullptr;
     args_.out = out.mutable_data_ptr();
-    const auto run = kernel(request_.kernel, request_.device()).run;
-    if (!on_cpu(out)) return run_on_device(out, run, args_);
-    parallel_along({args_.outer, args_.n, args_.inner},
-                   [&](int64_t at, int64_t outer, int64_t inner) { run(part(at, outer, inner)); });
+    run_along(out, kernel(request_.kernel).on(request_.device()), args_);
   }
 
  private:
@@ -62,8 +56,7 @@ class SoftmaxPlan {
     const auto dtype = dtype_of(x);
     if (!dtype || !at::isFloatingType(x.scalar_type())) return Handed::dtype;
     if (x.dim() == 0 || x.numel() == 0) return Handed::size;
-    const auto around = along(x, request_.dim);
-    if (!around) return Handed::option;  // stock raises
+    if (!around(x, request_.dim, args_)) return Handed::option;  // stock raises
     for (const Tensor* t : request_.in) {
       if (!t) continue;
       if (!is_plain(*t)) return Handed::option;
@@ -71,10 +64,6 @@ class SoftmaxPlan {
       if (!t->sizes().equals(x.sizes()) || !t->is_contiguous() || t->device() != x.device()) return Handed::layout;
     }
     args_.dtype = *dtype;
-    args_.outer = around->outer;
-    args_.n = around->n;
-    args_.inner = around->inner;
-    args_.row = args_.inner;
     return on_cpu(x) && stock_is_faster() ? Handed::size : Handed::no;
   }
 
@@ -88,16 +77,6 @@ class SoftmaxPlan {
       case softmax::softmax_backward: return along_rows ? args_.n > 16 && args_.n < 1024 : args_.n < 64;
       default: return false;
     }
-  }
-
-  SoftmaxArgs part(int64_t at, int64_t outer, int64_t inner) const {
-    SoftmaxArgs part = args_;
-    part.outer = outer;
-    part.inner = inner;
-    const int64_t bytes = at * element_size(args_.dtype);
-    for (auto& p : part.in) advance(p, bytes);
-    advance(part.out, bytes);
-    return part;
   }
 
   const SoftmaxRequest& request_;

@@ -72,7 +72,7 @@ struct Operands {
   Scalars<Compute<T>> scalars{};
   bool aligned;
 
-  explicit Operands(const Args& a) {
+  explicit Operands(const ElementwiseArgs& a) {
     uintptr_t addresses = 0;
     for (int k = 0; k < Op::tensors; ++k) {
       pointers.in[k] = static_cast<const T*>(a.in[k]);
@@ -86,7 +86,7 @@ struct Operands {
 };
 
 template <class Op>
-void launch(const Args& a, cudaStream_t stream) {
+void launch(const ElementwiseArgs& a, cudaStream_t stream) {
   with_type<Op::types>(a.dtype, [&](auto t) {
     using T = decltype(t);
     const Operands<Op, T> operands(a);

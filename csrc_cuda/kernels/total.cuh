@@ -39,10 +39,10 @@ __global__ void __launch_bounds__(block_threads) sum_parts(const double* parts, 
 }
 
 template <class Op>
-void launch_total(const Args& a, cudaStream_t stream) {
+void launch_total(const ElementwiseArgs& a, cudaStream_t stream) {
   with_type<Op::types>(a.dtype, [&](auto t) {
     using T = decltype(t);
-    Args inputs = a;
+    ElementwiseArgs inputs = a;
     inputs.out[0] = inputs.out[1] = nullptr;
     const Operands<Op, T> operands(inputs);
     double* const parts = static_cast<double*>(a.out[1]);

@@ -1,0 +1,34 @@
+#include "instruction_set.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <string_view>
+
+namespace rusttorch {
+namespace {
+
+// (The compiler's own question looks at what the operating system keeps of the registers, too.)
+InstructionSet of_machine() {
+  __builtin_cpu_init();
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !__builtin_cpu_supports("f16c")) {
+    return InstructionSet::base;
+  }
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  return avx512 ? InstructionSet::avx512 : InstructionSet::avx2;
+}
+
+InstructionSet wanted() {
+  const char* value = std::getenv("ATEN_CPU_CAPABILITY");
+  const std::string_view name = value ? value : "";
+  return name == "default" ? InstructionSet::base : name == "avx2" ? InstructionSet::avx2 : InstructionSet::avx512;
+}
+
+}  // namespace
+
+InstructionSet instruction_set() {
+  static const InstructionSet best = std::min(of_machine(), wanted());
+  return best;
+}
+
+}  // namespace rusttorch
