@@ -23,16 +23,16 @@ namespace {
 template <activation none, activation tanh>
 struct Approximate {
   template <class... A>
-  static Request request(const A&... args) {
-    Request r = Always<none>::request(args...);
+  static ElementwiseRequest request(const A&... args) {
+    ElementwiseRequest r = Elementwise<none>::request(args...);
     const std::string_view approximate = std::get<sizeof...(A) - 1>(std::tie(args...));
     if (approximate != "none") r.kernel = approximate == "tanh" ? kernel(tanh) : nullptr;
     return r;
   }
 };
 struct Gelu {
-  static Request request(const Tensor& self, std::string_view approximate) {
-    Request r = Approximate<activation::gelu, activation::gelu_tanh>::request(self, approximate);
+  static ElementwiseRequest request(const Tensor& self, std::string_view approximate) {
+    ElementwiseRequest r = Approximate<activation::gelu, activation::gelu_tanh>::request(self, approximate);
     if (approximate == "none") r.limit_16_bit = int64_t(1) << 15;  // stock's is oneDNN's: slow to start
     return r;
   }
@@ -41,8 +41,9 @@ using GeluBackward = Approximate<activation::gelu_backward, activation::gelu_tan
 
 // Stock's elu of 0 is 0, and infinity times 0 is NaN.
 struct Elu {
-  static Request request(const Tensor& self, const Scalar& alpha, const Scalar& scale, const Scalar& input_scale) {
-    Request r = Always<activation::elu>::request(self, alpha, scale, input_scale);
+  static ElementwiseRequest request(const Tensor& self, const Scalar& alpha, const Scalar& scale,
+                                    const Scalar& input_scale) {
+    ElementwiseRequest r = Elementwise<activation::elu>::request(self, alpha, scale, input_scale);
     for (const Scalar* s : {&alpha, &scale, &input_scale}) {
       if (!s->isComplex() && !std::isfinite(s->toDouble())) r.kernel = nullptr;
     }
@@ -51,24 +52,25 @@ struct Elu {
 };
 
 struct Softplus {
-  static Request request(const Tensor& self, const Scalar& beta, const Scalar& threshold) {
-    if (beta.equal(1) && threshold.equal(20)) return Always<activation::softplus_default>::request(self);
-    return Always<activation::softplus>::request(self, beta, threshold);
+  static ElementwiseRequest request(const Tensor& self, const Scalar& beta, const Scalar& threshold) {
+    if (beta.equal(1) && threshold.equal(20)) return Elementwise<activation::softplus_default>::request(self);
+    return Elementwise<activation::softplus>::request(self, beta, threshold);
   }
 };
 
 struct LeakyReluBackward {
-  static Request request(const Tensor& grad, const Tensor& self, const Scalar& slope, bool self_is_result) {
-    Request r = Always<activation::leaky_relu_backward>::request(grad, self, slope);
+  static ElementwiseRequest request(const Tensor& grad, const Tensor& self, const Scalar& slope, bool self_is_result) {
+    ElementwiseRequest r = Elementwise<activation::leaky_relu_backward>::request(grad, self, slope);
     if (self_is_result && slope.toDouble() < 0) r.kernel = nullptr;  // the sign of the input is lost: stock raises
     return r;
   }
 };
 
 struct EluBackward {
-  static Request request(const Tensor& grad, const Scalar& alpha, const Scalar& scale, const Scalar& input_scale,
-                         bool is_result, const Tensor& self_or_result) {
-    Request r = Always<activation::elu_backward>::request(grad, alpha, scale, input_scale, self_or_result);
+  static ElementwiseRequest request(const Tensor& grad, const Scalar& alpha, const Scalar& scale,
+                                    const Scalar& input_scale, bool is_result, const Tensor& self_or_result) {
+    ElementwiseRequest r =
+        Elementwise<activation::elu_backward>::request(grad, alpha, scale, input_scale, self_or_result);
     if (is_result) r.kernel = alpha.toDouble() < 0 ? nullptr : kernel(activation::elu_backward_result);
     return r;
   }
@@ -77,8 +79,8 @@ struct EluBackward {
 // log_sigmoid's outputs are contiguous whatever its input is.
 template <activation kernel>
 struct LogSigmoid {
-  static Request request(const Tensor& self) {
-    Request r = Always<kernel>::request(self);
+  static ElementwiseRequest request(const Tensor& self) {
+    ElementwiseRequest r = Elementwise<kernel>::request(self);
     r.contiguous = true;
     return r;
   }
@@ -86,9 +88,9 @@ struct LogSigmoid {
 
 // The buffer holds exp(-|x|) when a CPU forward made it, and nothing when a CUDA forward did.
 struct LogSigmoidBackward {
-  static Request request(const Tensor& grad, const Tensor& self, const Tensor& buffer) {
-    if (buffer.numel() == 0) return Always<activation::log_sigmoid_backward_input>::request(grad, self);
-    return Always<activation::log_sigmoid_backward>::request(grad, self, buffer);
+  static ElementwiseRequest request(const Tensor& grad, const Tensor& self, const Tensor& buffer) {
+    if (buffer.numel() == 0) return Elementwise<activation::log_sigmoid_backward_input>::request(grad, self);
+    return Elementwise<activation::log_sigmoid_backward>::request(grad, self, buffer);
   }
 };
 
@@ -147,33 +149,33 @@ struct CeluInplace {
 
 const Rows& activation_rows() {
   static const Rows rows = {
-      ROW("relu", Always<activation::relu>, STOCK(relu)),
-      ROW("relu_", Always<activation::relu>, STOCK(relu_)),
-      ROW("relu.out", Always<activation::relu>, CEA(relu_outf)),
-      FORWARD(leaky_relu, Always<activation::leaky_relu>),
+      ROW("relu", Elementwise<activation::relu>, STOCK(relu)),
+      ROW("relu_", Elementwise<activation::relu>, STOCK(relu_)),
+      ROW("relu.out", Elementwise<activation::relu>, CEA(relu_outf)),
+      FORWARD(leaky_relu, Elementwise<activation::leaky_relu>),
       BACKWARD(leaky_relu_backward, LeakyReluBackward),
-      FORWARD(sigmoid, Always<activation::sigmoid>),
-      BACKWARD(sigmoid_backward, Small16Bit<Always<activation::sigmoid_backward>>),
-      FORWARD(tanh, Always<activation::tanh>),
-      BACKWARD(tanh_backward, Small16Bit<Always<activation::tanh_backward>>),
+      FORWARD(sigmoid, Elementwise<activation::sigmoid>),
+      BACKWARD(sigmoid_backward, Small16Bit<Elementwise<activation::sigmoid_backward>>),
+      FORWARD(tanh, Elementwise<activation::tanh>),
+      BACKWARD(tanh_backward, Small16Bit<Elementwise<activation::tanh_backward>>),
       FORWARD(gelu, Gelu),
       BACKWARD(gelu_backward, GeluBackward),
       FORWARD(elu, Elu),
       BACKWARD(elu_backward, EluBackward),
-      FORWARD(silu, Always<activation::silu>),
-      BACKWARD(silu_backward, Always<activation::silu_backward>),
-      FORWARD(mish, Always<activation::mish>),
-      ROW("mish_backward", Always<activation::mish_backward>, STOCK(mish_backward)),
+      FORWARD(silu, Elementwise<activation::silu>),
+      BACKWARD(silu_backward, Elementwise<activation::silu_backward>),
+      FORWARD(mish, Elementwise<activation::mish>),
+      ROW("mish_backward", Elementwise<activation::mish_backward>, STOCK(mish_backward)),
       ROW("softplus", Softplus, STOCK(softplus)),
       ROW("softplus.out", Softplus, STOCK(softplus_outf)),
-      BACKWARD(softplus_backward, Always<activation::softplus_backward>),
-      ROW("softsign", Always<activation::softsign>, AnyDevice<&softsign_stock>),
-      ROW("squareplus", Always<activation::squareplus>, AnyDevice<&squareplus_stock>),
-      FORWARD(hardswish, Always<activation::hardswish>),
-      ROW("hardswish_backward", Always<activation::hardswish_backward>, STOCK(hardswish_backward)),
-      ROW("hardswish_backward.out", Always<activation::hardswish_backward>, CEA(hardswish_backward_outf)),
-      FORWARD(hardsigmoid, Always<activation::hardsigmoid>),
-      BACKWARD(hardsigmoid_backward, Always<activation::hardsigmoid_backward>),
+      BACKWARD(softplus_backward, Elementwise<activation::softplus_backward>),
+      ROW("softsign", Elementwise<activation::softsign>, AnyDevice<&softsign_stock>),
+      ROW("squareplus", Elementwise<activation::squareplus>, AnyDevice<&squareplus_stock>),
+      FORWARD(hardswish, Elementwise<activation::hardswish>),
+      ROW("hardswish_backward", Elementwise<activation::hardswish_backward>, STOCK(hardswish_backward)),
+      ROW("hardswish_backward.out", Elementwise<activation::hardswish_backward>, CEA(hardswish_backward_outf)),
+      FORWARD(hardsigmoid, Elementwise<activation::hardsigmoid>),
+      BACKWARD(hardsigmoid_backward, Elementwise<activation::hardsigmoid_backward>),
       ROW("log_sigmoid", LogSigmoid<activation::log_sigmoid>, CIA(log_sigmoid)),
       ROW("log_sigmoid.out", LogSigmoid<activation::log_sigmoid>, CIA(log_sigmoid_outf)),
       ROW("log_sigmoid_forward", LogSigmoid<activation::log_sigmoid_forward>, STOCK(log_sigmoid_forward)),

@@ -1,6 +1,5 @@
 #include "../kernels/cross_entropy.h"
 
-#include <ATen/CompositeImplicitAutogradFunctions.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/core/Reduction.h>
 #include <ATen/ops/addmm.h>
@@ -12,6 +11,7 @@
 
 #include "elementwise.h"
 #include "run.h"
+#include "stock.h"
 
 namespace rusttorch {
 namespace {
@@ -19,22 +19,51 @@ namespace {
 using TwoTensors = std::tuple<Tensor, Tensor>;
 using FourTensors = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
+class CrossEntropyPlan;
+
+struct CrossEntropyRequest {
+  using Plan = CrossEntropyPlan;
+  const Tensor &self, &target;
+  MaybeTensor weight;
+  int64_t reduction;
+  double smoothing;
+  bool differentiated = false;  // by autograd
+
+  Device device() const { return device_type(self); }
+};
+
+// Decides only: what runs is cross_entropy_loss_forward.
+class CrossEntropyPlan {
+ public:
+  explicit CrossEntropyPlan(const CrossEntropyRequest& request) : reason_(fit(request)) {}
+
+  Handed reason() const { return reason_; }
+
+ private:
+  static Handed fit(const CrossEntropyRequest& request);
+
+  Handed reason_;
+};
+
 // Whether the kernels take it: rows of classes, with a class for each or a probability for each class. (By the
 // probabilities they have no derivative, nor by the weight.)
-Handed reason(const Tensor& self, const Tensor& target, MaybeTensor weight, int64_t reduction, double smoothing) {
-  if (target.device() != self.device() || (given(weight) && weight->device() != self.device())) return Handed::option;
-  if (reduction < at::Reduction::None || reduction >= at::Reduction::END || !(smoothing >= 0 && smoothing <= 1)) {
-    return Handed::option;
-  }
-  if (target.requires_grad() || (given(weight) && weight->requires_grad())) return Handed::option;
-  if (!is_plain(self) || !is_plain(target) || (given(weight) && !is_plain(*weight))) return Handed::option;
+Handed CrossEntropyPlan::fit(const CrossEntropyRequest& r) {
+  const Tensor &self = r.self, &target = r.target;
+  const bool weighted = given(r.weight);
+  if (target.device() != self.device() || (weighted && r.weight->device() != self.device())) return Handed::option;
+  if (r.reduction < at::Reduction::None || r.reduction >= at::Reduction::END) return Handed::option;
+  if (!(r.smoothing >= 0 && r.smoothing <= 1)) return Handed::option;
+  if (target.requires_grad() || (weighted && r.weight->requires_grad())) return Handed::option;
+  if (!is_plain(self) || !is_plain(target) || (weighted && !is_plain(*r.weight))) return Handed::option;
   if (!dtype_of(self) || !at::isFloatingType(self.scalar_type())) return Handed::dtype;
+  // A half has no room for the slopes of unlikely classes, whose gradient a scaled loss is there to save.
+  if (self.scalar_type() == at::kHalf && r.differentiated) return Handed::dtype;
   if (self.dim() < 1 || self.dim() > 2 || !self.is_contiguous() || !target.is_contiguous()) return Handed::layout;
   if (self.numel() == 0) return Handed::size;
   const int64_t classes = self.size(-1);
-  if (given(weight)) {
-    if (weight->scalar_type() != self.scalar_type()) return Handed::dtype;
-    if (weight->dim() != 1 || weight->size(0) != classes || !weight->is_contiguous()) return Handed::layout;
+  if (weighted) {
+    if (r.weight->scalar_type() != self.scalar_type()) return Handed::dtype;
+    if (r.weight->dim() != 1 || r.weight->size(0) != classes || !r.weight->is_contiguous()) return Handed::layout;
   }
   if (target.scalar_type() == at::kLong) {
     return target.sizes().equals(self.sizes().slice(0, self.dim() - 1)) ? Handed::no : Handed::layout;
@@ -128,7 +157,7 @@ TwoTensors forward(const Tensor& self, const Tensor& target, MaybeTensor weight,
                    int64_t ignore_index, double smoothing, bool differentiate) {
   stats<"cross_entropy_loss_forward">.count(Handed::no);
   check_one_device({&self, &target, given(weight) ? &*weight : &self});
-  TORCH_CHECK(reason(self, target, weight, reduction, smoothing) == Handed::no,
+  TORCH_CHECK(CrossEntropyPlan({self, target, weight, reduction, smoothing}).reason() == Handed::no,
               "cross_entropy_loss_forward takes a contiguous input of [N, C] or [C]; cross_entropy_loss takes all");
   CrossEntropyArgs a = arguments(self, target, weight, ignore_index, smoothing);
   const auto per_row = self.sizes().slice(0, self.dim() - 1);
@@ -157,7 +186,7 @@ Tensor backward(const Tensor& grad, const Tensor& slope, const Tensor& target, i
   stats<"cross_entropy_loss_backward">.count(Handed::no);
   check_one_device({&grad, &slope, &target});
   const Tensor dense = slope.contiguous(), dense_grad = grad.contiguous();  // a hook may have brought others
-  TORCH_CHECK(reason(dense, target, std::nullopt, reduction, 0) == Handed::no,
+  TORCH_CHECK(CrossEntropyPlan({dense, target, std::nullopt, reduction, 0}).reason() == Handed::no,
               "cross_entropy_loss_backward: expected the slope and the target of cross_entropy_loss_forward, but got ",
               slope.scalar_type(), " ", slope.sizes(), " and ", target.scalar_type(), " ", target.sizes());
   const bool each = reduction == at::Reduction::None;
@@ -174,25 +203,22 @@ Tensor backward(const Tensor& grad, const Tensor& slope, const Tensor& target, i
   return grad_x;
 }
 
-// The loss as aten has it: ours where the kernels take it, else stock's decomposition. The same function is registered
-// for rusttorch's op, and for aten's when that is swapped.
-struct CrossEntropyLoss {
+bool is_differentiated(const Tensor& self) { return self.requires_grad() && c10::GradMode::is_enabled(); }
+
+// The loss as aten has it.
+struct Loss {
+  static CrossEntropyRequest request(const Tensor& self, const Tensor& target, MaybeTensor weight, int64_t reduction,
+                                     const c10::SymInt&, double smoothing) {
+    return {self, target, weight, reduction, smoothing, is_differentiated(self)};
+  }
+};
+struct ByForward {
   static Tensor call(const Tensor& self, const Tensor& target, MaybeTensor weight, int64_t reduction,
                      c10::SymInt ignore_index, double smoothing) {
-    static const auto forward =
-        own_op<TwoTensors(const Tensor&, const Tensor&, MaybeTensor, int64_t, c10::SymInt, double, bool)>(
-            "cross_entropy_loss_forward");
-    const bool differentiate = self.requires_grad() && c10::GradMode::is_enabled();
-    Handed why = is_special(self) || is_special(target) || is_special(weight) ? Handed::option : Handed::no;
-    if (why == Handed::no) why = reason(self, target, weight, reduction, smoothing);
-    // A half has no room for the slopes of unlikely classes, whose gradient a scaled loss is there to save.
-    if (why == Handed::no && differentiate && self.scalar_type() == at::kHalf) why = Handed::dtype;
-    stats<"cross_entropy_loss">.count(why);
-    if (why == Handed::no) {
-      return std::get<0>(forward.call(self, target, weight, reduction, ignore_index, smoothing, differentiate));
-    }
-    return at::compositeimplicitautograd::cross_entropy_loss_symint(self, target, weight, reduction, ignore_index,
-                                                                    smoothing);
+    using Forward = OwnOp<"cross_entropy_loss_forward", TwoTensors (*)(const Tensor&, const Tensor&, MaybeTensor,
+                                                                       int64_t, c10::SymInt, double, bool)>;
+    return std::get<0>(
+        Forward::call(self, target, weight, reduction, ignore_index, smoothing, is_differentiated(self)));
   }
 };
 
@@ -301,7 +327,7 @@ void impl_function(torch::Library& m, const char* name) {
 
 const Rows& cross_entropy_rows() {
   static const Rows rows = {
-      {"cross_entropy_loss", &impl<CrossEntropyLoss>, &stats<"cross_entropy_loss">, &impl<CrossEntropyLoss>, true},
+      RUSTTORCH_COMPOSITE_ROW("cross_entropy_loss", Loss, CIA(cross_entropy_loss_symint), ByForward),
       {"cross_entropy_loss_forward", &impl_function<&forward>, &stats<"cross_entropy_loss_forward">},
       {"cross_entropy_loss_backward", &impl_function<&backward>, &stats<"cross_entropy_loss_backward">},
       {"linear_cross_entropy", &impl<LinearCrossEntropy>, nullptr, nullptr, true},

@@ -13,16 +13,6 @@ namespace {
 
 using Two = std::tuple<Tensor, Tensor>;
 
-// Whether the kernels take the tensor.
-Handed reason_of(const Tensor& input) {
-  if (!on_cpu(input)) return Handed::option;
-  if (input.numel() == 0) return Handed::size;
-  const bool dense = input.layout() == at::kStrided && input.is_non_overlapping_and_dense() && is_plain(input);
-  if (!dense) return Handed::layout;
-  return dtype_of(input) && at::isFloatingType(input.scalar_type()) ? Handed::no : Handed::dtype;
-}
-Handed dropout_reason(const Tensor& input, double p) { return p > 0 && p < 1 ? reason_of(input) : Handed::option; }
-
 DropoutArgs arguments(const Tensor& in, const Tensor& mask, const Tensor& out, double scale) {
   DropoutArgs a{};
   a.dtype = *dtype_of(in);
@@ -36,7 +26,7 @@ DropoutArgs arguments(const Tensor& in, const Tensor& mask, const Tensor& out, d
 
 // Keeps exactly the elements that stock's bernoulli_ would with the same state of the generator (where it does not use
 // MKL's, as it does on Intel's CPUs), and leaves the generator in the state that it would.
-Two dropout_forward(const Tensor& input, double p) {
+Two drop(const Tensor& input, double p) {
   const Two result(at::empty_like(input), at::empty_like(input, input.options().dtype(at::kBool)));
   const auto& [out, mask] = result;
   DropoutArgs a = arguments(input, mask, out, 1 / (1 - p));
@@ -56,43 +46,74 @@ Two dropout_forward(const Tensor& input, double p) {
   return result;
 }
 
-struct NativeDropout {
-  static Two call(const Tensor& input, double p, std::optional<bool> train) {
-    const Handed reason = train.value_or(true) ? dropout_reason(input, p) : Handed::option;
-    stats<"native_dropout">.count(reason);
-    if (reason == Handed::no) return dropout_forward(input, p);
-    return STOCK(native_dropout)::call(device_type(input), input, p, train);
-  }
+class DropoutPlan;
+
+struct DropoutRequest {
+  using Plan = DropoutPlan;
+  const Tensor& input;           // or the gradient
+  const Tensor* mask = nullptr;  // of a backward
+  double p_or_scale;
+  bool train = true;
+
+  Device device() const { return device_type(input); }
 };
 
-struct NativeDropoutBackward {
-  static Tensor call(const Tensor& grad, const Tensor& mask, double scale) {
-    Handed reason = reason_of(grad);
-    if (reason == Handed::no && mask.scalar_type() != at::kBool) reason = Handed::dtype;
-    if (reason == Handed::no && !(mask.is_cpu() && is_plain(mask))) reason = Handed::option;
-    if (reason == Handed::no && !(grad.sizes().equals(mask.sizes()) && grad.strides().equals(mask.strides()))) {
-      reason = Handed::layout;
+class DropoutPlan {
+ public:
+  explicit DropoutPlan(const DropoutRequest& request) : request_(request), reason_(fit()) {}
+
+  Handed reason() const { return reason_; }
+
+  template <class R>
+  R compute() {
+    const Tensor& input = request_.input;
+    if constexpr (std::is_same_v<R, Two>) {
+      return drop(input, request_.p_or_scale);
+    } else {
+      const Tensor out = at::empty_like(input);
+      const DropoutArgs a = arguments(input, *request_.mask, out, request_.p_or_scale);
+      run_items(input, kernel(dropout::backward).on(Device::cpu), a, a.n, 1);
+      return out;
     }
-    stats<"native_dropout_backward">.count(reason);
-    if (reason != Handed::no) {
-      return STOCK(native_dropout_backward)::call(device_type(grad), grad, mask, scale);
-    }
-    const Tensor out = at::empty_like(grad);
-    const DropoutArgs whole = arguments(grad, mask, out, scale);
-    run_items(grad, kernel(dropout::backward).on(Device::cpu), whole, whole.n, 1);
-    return out;
   }
+
+ private:
+  Handed fit() const {
+    const Tensor& input = request_.input;
+    if (!on_cpu(input)) return Handed::option;
+    if (!request_.mask && !(request_.train && request_.p_or_scale > 0 && request_.p_or_scale < 1)) {
+      return Handed::option;
+    }
+    if (input.numel() == 0) return Handed::size;
+    const bool dense = input.layout() == at::kStrided && input.is_non_overlapping_and_dense() && is_plain(input);
+    if (!dense) return Handed::layout;
+    if (!dtype_of(input) || !at::isFloatingType(input.scalar_type())) return Handed::dtype;
+    if (!request_.mask) return Handed::no;
+    const Tensor& mask = *request_.mask;
+    if (mask.scalar_type() != at::kBool) return Handed::dtype;
+    if (!mask.is_cpu() || !is_plain(mask)) return Handed::option;
+    return mask.sizes().equals(input.sizes()) && mask.strides().equals(input.strides()) ? Handed::no : Handed::layout;
+  }
+
+  const DropoutRequest& request_;
+  Handed reason_;
+};
+
+struct Forward {
+  static DropoutRequest request(const Tensor& input, double p, std::optional<bool> train) {
+    return {input, nullptr, p, train.value_or(true)};
+  }
+};
+struct Backward {
+  static DropoutRequest request(const Tensor& grad, const Tensor& mask, double scale) { return {grad, &mask, scale}; }
 };
 
 // aten's decomposition draws a tensor of the input's dtype, which is kept for the backward. Here that is a mask of one
 // byte an element.
-struct Dropout {
+struct ByNativeDropout {
   static Tensor call(const Tensor& input, double p, bool train) {
-    static const auto op = own_op<Two(const Tensor&, double, std::optional<bool>)>("native_dropout");
-    const Handed reason = is_special(input) || !train ? Handed::option : dropout_reason(input, p);
-    stats<"dropout">.count(reason);
-    if (reason == Handed::no) return std::get<0>(op.call(input, p, true));
-    return at::compositeimplicitautograd::dropout(input, p, train);
+    using Native = OwnOp<"native_dropout", Two (*)(const Tensor&, double, std::optional<bool>)>;
+    return std::get<0>(Native::call(input, p, train));
   }
 };
 
@@ -100,9 +121,9 @@ struct Dropout {
 
 const Rows& dropout_rows() {
   static const Rows rows = {
-      {"native_dropout", &impl<NativeDropout>, &stats<"native_dropout">},
-      {"native_dropout_backward", &impl<NativeDropoutBackward>, &stats<"native_dropout_backward">},
-      {"dropout", &impl<Dropout>, &stats<"dropout">, &impl<Dropout>, true},
+      ROW("native_dropout", Forward, STOCK(native_dropout)),
+      ROW("native_dropout_backward", Backward, STOCK(native_dropout_backward)),
+      RUSTTORCH_COMPOSITE_ROW("dropout", Forward, CIA(dropout), ByNativeDropout),
   };
   return rows;
 }

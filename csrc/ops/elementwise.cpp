@@ -66,14 +66,14 @@ void write_number(const Tensor& out, double value) {
 
 // A number in place of a tensor: stock gives it the dtype of the other operand, unless it is of a higher category.
 // So is, for a gradient, one number expanded.
-bool Plan::is_single(size_t position) const {
+bool ElementwisePlan::is_single(size_t position) const {
   const Tensor& t = *request_.in[position];
   if (t.dim() == 0) return true;
   return position == 0 && request_.grad_is_single && t.numel() > 1 &&
          std::all_of(t.strides().begin(), t.strides().end(), [](int64_t stride) { return stride == 0; });
 }
 
-Handed Plan::fit() {
+Handed ElementwisePlan::fit() {
   if (!request_.kernel) return Handed::option;
   size_t like = 0;
   while (like < request_.tensors && is_single(like)) ++like;
@@ -110,7 +110,7 @@ Handed Plan::fit() {
   return Handed::no;
 }
 
-bool Plan::fill_scalars() {
+bool ElementwisePlan::fill_scalars() {
   args_.scalars = scalars_.data();
   for (size_t k = 0; k < request_.scalar_count; ++k) {
     const Scalar& s = request_.scalars[k];
@@ -125,7 +125,7 @@ bool Plan::fill_scalars() {
   return true;
 }
 
-bool Plan::single_fits(const Tensor& t) const {
+bool ElementwisePlan::single_fits(const Tensor& t) const {
   // bf16 and f16 go to stock, which computes with the number unrounded in some ops and rounded in others.
   if (element_size(args_.dtype) == 2) return false;
   switch (t.scalar_type()) {
@@ -137,7 +137,7 @@ bool Plan::single_fits(const Tensor& t) const {
   }
 }
 
-void Plan::bind() {
+void ElementwisePlan::bind() {
   for (size_t k = 0; k < request_.tensors; ++k) {
     const Tensor& t = *request_.in[k];
     if ((args_.broadcast >> k & 1) && t.scalar_type() != like_->scalar_type()) {
@@ -148,7 +148,7 @@ void Plan::bind() {
   }
 }
 
-void Plan::bind_single(const Tensor& t, size_t position) {
+void ElementwisePlan::bind_single(const Tensor& t, size_t position) {
   std::byte* to = singles_.data() + 8 * position;
   const auto convert = [&](auto value) {
     with_compute_type(args_.dtype, [&](auto zero) { store(to, static_cast<decltype(zero)>(value)); });
@@ -163,7 +163,7 @@ void Plan::bind_single(const Tensor& t, size_t position) {
   args_.in[position] = to;
 }
 
-Tensor Plan::allocate() const {
+Tensor ElementwisePlan::allocate() const {
   if (request_.total) return at::empty({}, like_->options());
   // The strides that TensorIterator gives: those of the inputs, and the canonical ones where the input is both.
   if (!like_->is_cpu()) return at::empty_strided(like_->sizes(), like_->strides(), like_->options());
@@ -171,7 +171,7 @@ Tensor Plan::allocate() const {
   return Tensor(at::detail::empty_strided_cpu(like_->sizes(), like_->strides(), like_->scalar_type()));
 }
 
-bool Plan::accepts(const Tensor& out) {
+bool ElementwisePlan::accepts(const Tensor& out) {
   if (!out.defined()) return refuse(Handed::layout);
   if (out.scalar_type() != like_->scalar_type()) return refuse(Handed::dtype);
   const bool fits = request_.total ? out.dim() == 0 : same_layout(out, *like_);
@@ -182,7 +182,7 @@ bool Plan::accepts(const Tensor& out) {
   return true;
 }
 
-void Plan::run_on(const Tensor& out, const Tensor* second) {
+void ElementwisePlan::run_on(const Tensor& out, const Tensor* second) {
   if (request_.total && on_cpu(out)) return write_number(out, total());
   bind();
   args_.out[0] = out.mutable_data_ptr();
@@ -202,7 +202,7 @@ void Plan::run_on(const Tensor& out, const Tensor* second) {
 }
 
 // A total of each chunk, then theirs: in the order of the chunks, so that the same call gives the same bits.
-double Plan::total() {
+double ElementwisePlan::total() {
   if (total_) return *total_;
   bind();
   const double divisor = request_.mean ? double(args_.n) : 1;

@@ -10,14 +10,14 @@
 
 namespace rusttorch {
 
-class Plan;
+class ElementwisePlan;
 
 // To a CPU tensor of one floating-point element.
 void write_number(const Tensor& out, double value);
 
 // One call: which kernel, on what.
-struct Request {
-  using Plan = rusttorch::Plan;
+struct ElementwiseRequest {
+  using Plan = ElementwisePlan;
 
   ByDevice<ElementwiseArgs> kernel;  // none: an option that no kernel has
   std::array<const Tensor*, 4> in{};
@@ -45,9 +45,9 @@ struct Request {
 };
 
 // A request that fits a kernel: everything but the outputs.
-class Plan {
+class ElementwisePlan {
  public:
-  explicit Plan(const Request& request) : request_(request), reason_(fit()) {}
+  explicit ElementwisePlan(const ElementwiseRequest& request) : request_(request), reason_(fit()) {}
 
   Handed reason() const { return reason_; }
 
@@ -89,7 +89,7 @@ class Plan {
   Tensor allocate() const;  // sizes, strides and dtype of the inputs
   void run_on(const Tensor& out, const Tensor* second);
 
-  const Request& request_;
+  const ElementwiseRequest& request_;
   const Tensor* like_ = nullptr;  // an input that has the output's sizes and strides
   Kernel<ElementwiseArgs> kernel_{};
   ElementwiseArgs args_{};
@@ -101,10 +101,10 @@ class Plan {
 
 // How a call becomes a request: always kernel K, with the tensors and scalars in the order of the schema.
 template <auto K>
-struct Always {
+struct Elementwise {
   template <class... A>
-  static Request request(const A&... args) {
-    Request r;
+  static ElementwiseRequest request(const A&... args) {
+    ElementwiseRequest r;
     r.kernel = kernel(K);
     (r.add(args), ...);
     return r;
@@ -112,7 +112,7 @@ struct Always {
 };
 
 // The request of an op that promotes nothing: stock raises where its tensors are of several dtypes.
-inline Request of_one_dtype(Request r) {
+inline ElementwiseRequest of_one_dtype(ElementwiseRequest r) {
   for (size_t k = 1; k < r.tensors; ++k) {
     if (r.in[k]->scalar_type() != r.in[0]->scalar_type()) r.kernel = nullptr;
   }
@@ -123,8 +123,8 @@ inline Request of_one_dtype(Request r) {
 template <class Pick, int64_t limit = 2048>
 struct Small16Bit {
   template <class... A>
-  static Request request(const A&... args) {
-    Request r = Pick::request(args...);
+  static ElementwiseRequest request(const A&... args) {
+    ElementwiseRequest r = Pick::request(args...);
     r.limit_16_bit = limit;
     return r;
   }

@@ -17,21 +17,34 @@ namespace {
 
 using at::TensorList;
 
-// An elementwise op on every tensor of a list, in place: kernels take all of them, or stock does. read: what the i-th
-// reads beside itself.
-class Each {
+class EachPlan;
+
+// An elementwise op on every tensor of a list, in place: kernels take all of them, or stock does.
+struct EachRequest {
+  using Plan = EachPlan;
+
+  // make(i): the request of the i-th. read: what that reads beside itself.
+  template <class Make>
+  EachRequest(TensorList self, Make make, TensorList read = {}) : self(self), read(read) {
+    each.reserve(self.size());
+    for (size_t i = 0; i < self.size(); ++i) each.push_back(make(i));
+  }
+  Device device() const { return self.empty() ? Device::cpu : device_type(self[0]); }
+
+  TensorList self, read;
+  std::vector<ElementwiseRequest> each;
+};
+
+class EachPlan {
  public:
-  template <class MakeRequest>
-  Each(TensorList self, MakeRequest request, TensorList read = {}) : self_(self) {
-    requests_.reserve(self.size());
-    plans_.reserve(self.size());
-    for (size_t i = 0; i < self.size() && reason_ == Handed::no; ++i) {
-      requests_.push_back(request(i));
-      plans_.emplace_back(requests_.back());
-      if (plans_.back().reason() == Handed::no) plans_.back().accepts(self[i]);
-      reason_ = self[i].is_cpu() ? plans_.back().reason() : Handed::option;  // a GPU's are one launch for all
+  explicit EachPlan(const EachRequest& request) : self_(request.self) {
+    plans_.reserve(self_.size());
+    for (size_t i = 0; i < self_.size() && reason_ == Handed::no; ++i) {
+      plans_.emplace_back(request.each[i]);
+      if (plans_.back().reason() == Handed::no) plans_.back().accepts(self_[i]);
+      reason_ = self_[i].is_cpu() ? plans_.back().reason() : Handed::option;  // a GPU's are one launch for all
     }
-    if (reason_ == Handed::no && order_matters({self, read})) reason_ = Handed::layout;
+    if (reason_ == Handed::no && order_matters({self_, request.read})) reason_ = Handed::layout;
   }
 
   Handed reason() const { return reason_; }
@@ -48,159 +61,119 @@ class Each {
         total += self_[i].numel();
       }
     }
-    const int64_t count = int64_t(small.size());
-    parallel_list(count, total, [&](int64_t begin, int64_t end) {
+    parallel_list(int64_t(small.size()), total, [&](int64_t begin, int64_t end) {
       for (int64_t k = begin; k < end; ++k) plans_[small[k]].run(self_[small[k]]);
     });
   }
 
  private:
   TensorList self_;
-  std::vector<Request> requests_;
-  std::vector<Plan> plans_;
+  std::vector<ElementwisePlan> plans_;
   Handed reason_ = Handed::no;
 };
 
-template <Name name, class Stock, class MakeRequest, class... A>
-void run_each(TensorList self, TensorList read, MakeRequest request, A&&... args) {
-  Each each(self, request, read);
-  stats<name>.count(each.reason());
-  if (each.reason() == Handed::no) return each.run();
-  Stock::call(device_type(self[0]), self, args...);
-}
-
-template <Name name, bool is_min, class Stock>
+template <bool is_min>
 struct Clamp {
-  static void call(TensorList self, const Scalar& bound) {
+  static EachRequest request(TensorList self, const Scalar& bound) {
     const double inf = std::numeric_limits<double>::infinity();
-    const auto request = [&](size_t i) {
-      Request r =
-          Always<pointwise::clamp>::request(self[i], is_min ? bound : Scalar(-inf), is_min ? Scalar(inf) : bound);
-      if (!at::isFloatingType(self[i].scalar_type()) || bound.equal(NAN)) r.kernel = nullptr;
-      return r;
-    };
-    run_each<name, Stock>(self, {}, request, bound);
+    return {self, [&](size_t i) {
+              ElementwiseRequest r = Elementwise<pointwise::clamp>::request(self[i], is_min ? bound : Scalar(-inf),
+                                                                            is_min ? Scalar(inf) : bound);
+              if (!at::isFloatingType(self[i].scalar_type()) || bound.equal(NAN)) r.kernel = nullptr;
+              return r;
+            }};
   }
 };
 
-template <Name name, pointwise K, class Stock>
+template <pointwise K>
 struct ByScalar {
-  static void call(TensorList self, const Scalar& scalar) {
-    const auto request = [&](size_t i) {
-      // add's alpha. (mul takes one scalar, and looks at no other.)
-      return Always<K>::request(self[i], scalar, Scalar(1));
-    };
-    run_each<name, Stock>(self, {}, request, scalar);
+  static EachRequest request(TensorList self, const Scalar& scalar) {
+    // 1 is add's alpha. (mul takes one scalar, and looks at no other.)
+    return {self, [&](size_t i) { return Elementwise<K>::request(self[i], scalar, Scalar(1)); }};
   }
 };
 
-template <Name name, class Stock>
 struct MulTensor {
-  static void call(TensorList self, const Tensor& other) {
-    // Gradients that need no clipping are multiplied by one.
-    const auto is_float = [](const Tensor& t) { return at::isFloatingType(t.scalar_type()); };
-    const bool is_number = other.dim() == 0 && other.is_cpu() && is_float(other);
-    if (is_number && std::all_of(self.begin(), self.end(), is_float) && other.item<double>() == 1) {
-      return stats<name>.count(Handed::no);
-    }
-    const auto request = [&](size_t i) {
-      Request r = Always<pointwise::mul>::request(self[i], other);
+  static EachRequest request(TensorList self, const Tensor& other) {
+    const auto by_other = [&](size_t i) {
+      ElementwiseRequest r = Elementwise<pointwise::mul>::request(self[i], other);
       if (self[i].is_alias_of(other)) r.kernel = nullptr;  // which changes for those behind it
       return r;
     };
-    run_each<name, Stock>(self, {}, request, other);
+    // Gradients that need no clipping are multiplied by one: there is nothing to do.
+    const auto is_float = [](const Tensor& t) { return at::isFloatingType(t.scalar_type()); };
+    const bool is_number = other.dim() == 0 && other.is_cpu() && is_float(other);
+    const bool nothing = is_number && std::all_of(self.begin(), self.end(), is_float) && other.item<double>() == 1;
+    return {nothing ? TensorList() : self, by_other};
   }
 };
 
-template <Name name, class Stock>
 struct Lerp {
-  static void call(TensorList self, TensorList end, const Scalar& weight) {
+  static EachRequest request(TensorList self, TensorList end, const Scalar& weight) {
     TORCH_CHECK(self.size() == end.size(), "Tensor lists must have the same number of tensors, got ", self.size(),
                 " and ", end.size());
-    run_each<name, Stock>(
-        self, end, [&](size_t i) { return Always<pointwise::lerp_scalar>::request(self[i], end[i], weight); }, end,
-        weight);
+    return {self, [&](size_t i) { return Elementwise<pointwise::lerp_scalar>::request(self[i], end[i], weight); }, end};
   }
 };
 
-template <Name name, class Stock>
+struct ClipGradValue {
+  static EachRequest request(TensorList grads, double clip_value) {
+    return {grads, [&](size_t i) {
+              ElementwiseRequest r =
+                  Elementwise<pointwise::clamp>::request(grads[i], Scalar(-clip_value), Scalar(clip_value));
+              if (std::isnan(clip_value)) r.kernel = nullptr;
+              return r;
+            }};
+  }
+};
+void clip_grad_value_stock(TensorList grads, double clip_value) {
+  for (const Tensor& g : grads) g.clamp_(-clip_value, clip_value);
+}
+
+bool is_dense(const Tensor& t) {
+  return t.layout() == at::kStrided && on_cpu(t) && t.is_non_overlapping_and_dense() && is_plain(t);
+}
+
+class ZeroPlan;
+
 struct Zero {
-  static void call(TensorList self) {
-    const auto is_dense = [](const Tensor& t) {
-      return t.layout() == at::kStrided && t.is_cpu() && t.is_non_overlapping_and_dense() && is_plain(t);
-    };
-    const bool ours = std::all_of(self.begin(), self.end(), is_dense);
-    stats<name>.count(ours ? Handed::no : Handed::layout);
-    if (!ours) return Stock::call(device_type(self[0]), self);
-    Parts parts;
-    for (const Tensor& t : self) parts.add(int64_t(t.nbytes()));
-    parts.run([&](int64_t, size_t i, int64_t first, int64_t bytes) {
-      std::memset(static_cast<char*>(self[i].mutable_data_ptr()) + first, 0, bytes);
-    });
-  }
+  using Plan = ZeroPlan;
+  TensorList self;
+
+  static Zero request(TensorList self) { return {self}; }
+  Device device() const { return self.empty() ? Device::cpu : device_type(self[0]); }
 };
 
-// Norms of dense CPU tensors of one dtype, from one pass over all of them.
-class Norms {
+class ZeroPlan {
  public:
-  Norms(TensorList tensors, double order) : tensors_(tensors) {
-    const bool inf = order == std::numeric_limits<double>::infinity();
-    if (order != 1 && order != 2 && !inf) return;
-    const auto which = inf ? reduction::norm_inf : order == 1 ? reduction::norm1 : reduction::norm2;
-    const auto type = tensors[0].scalar_type();
-    for (const Tensor& t : tensors) {
-      const bool dense = t.layout() == at::kStrided && t.is_non_overlapping_and_dense() && is_plain(t);
-      if (!dense || !on_cpu(t) || t.scalar_type() != type || !dtype_of(t) || !at::isFloatingType(type)) return;
-      if (inf && t.numel() == 0) return;  // stock refuses
-      parts_.add(t.numel());
-    }
-    whole_.dtype = *dtype_of(tensors[0]);
-    whole_.outer = whole_.inner = whole_.row = 1;
-    kernel_ = kernel(which).on(Device::cpu);
-    states_.resize(parts_.count());
-    parts_.run([&](int64_t k, size_t i, int64_t first, int64_t n) {
-      ReductionArgs part = whole_;
-      part.n = n;
-      part.in = tensors_[i].const_data_ptr();
-      advance(part.in, first * element_size(part.dtype));
-      kernel_.part(part, &states_[k]);
-    });
-    taken_ = true;
-  }
+  explicit ZeroPlan(const Zero& request) : self_(request.self) {}
 
-  bool taken() const { return taken_; }
-  Tensor total() { return join(0, parts_.count()); }
-  std::vector<Tensor> each() {
-    std::vector<Tensor> all;
-    for (size_t i = 0; i < tensors_.size(); ++i) all.push_back(join(parts_.begin(i), parts_.begin(i + 1)));
-    return all;
+  Handed reason() const { return std::all_of(self_.begin(), self_.end(), is_dense) ? Handed::no : Handed::layout; }
+
+  void run() const {
+    Parts parts;
+    for (const Tensor& t : self_) parts.add(int64_t(t.nbytes()));
+    parts.run([&](int64_t, size_t i, int64_t first, int64_t bytes) {
+      std::memset(static_cast<char*>(self_[i].mutable_data_ptr()) + first, 0, bytes);
+    });
   }
 
  private:
-  Tensor join(int64_t begin, int64_t end) {
-    Tensor norm = empty_beside(tensors_[0], {}, tensors_[0].scalar_type());
-    if (begin == end) return norm.zero_();
-    whole_.out[0] = norm.mutable_data_ptr();
-    kernel_.join(whole_, states_.data() + begin, end - begin);
-    return norm;
-  }
-
-  TensorList tensors_;
-  Parts parts_;
-  ReductionArgs whole_{};
-  Kernel<ReductionArgs> kernel_{};
-  std::vector<ReductionState> states_;
-  bool taken_ = false;
+  TensorList self_;
 };
 
-template <Name name, class Stock>
-struct Norm {
-  static std::vector<Tensor> call(TensorList self, const Scalar& order, std::optional<at::ScalarType> dtype) {
-    const bool plain = !dtype && !order.isComplex() && !order.isBoolean();
-    Norms norms(self, plain ? order.toDouble() : 0);
-    stats<name>.count(norms.taken() ? Handed::no : Handed::option);
-    return norms.taken() ? norms.each() : Stock::call(device_type(self[0]), self, order, dtype);
-  }
+class NormsPlan;
+
+// The norm of each of some tensors, or of all together.
+struct NormsRequest {
+  using Plan = NormsPlan;
+  TensorList tensors;
+  double order;  // 0: one that no kernel has
+  // Where they are clipped by it:
+  double max_norm = 0;
+  bool error_if_nonfinite = false;
+
+  Device device() const { return tensors.empty() ? Device::cpu : device_type(tensors[0]); }
 };
 
 void check_finite(double norm, double norm_type) {
@@ -208,47 +181,109 @@ void check_finite(double norm, double norm_type) {
               ", so the gradients cannot be clipped by it; error_if_nonfinite=False scales them nevertheless");
 }
 
+// Of dense CPU tensors of one dtype, in one pass over all of them.
+class NormsPlan {
+ public:
+  explicit NormsPlan(const NormsRequest& request) : request_(request), tensors_(request.tensors), reason_(fit()) {}
+
+  Handed reason() const { return reason_; }
+
+  template <class R>
+  R compute() {
+    measure();
+    if constexpr (std::is_same_v<R, Tensor>) {
+      return clip();
+    } else {
+      R all;
+      for (size_t i = 0; i < tensors_.size(); ++i) all.push_back(join(parts_.begin(i), parts_.begin(i + 1)));
+      return all;
+    }
+  }
+
+ private:
+  Handed fit() const {
+    const bool inf = std::isinf(request_.order);
+    if (request_.order != 1 && request_.order != 2 && !(inf && request_.order > 0)) return Handed::option;
+    if (tensors_.empty()) return Handed::size;  // stock raises
+    const auto type = tensors_[0].scalar_type();
+    for (const Tensor& t : tensors_) {
+      if (!is_dense(t)) return Handed::layout;
+      if (t.scalar_type() != type || !dtype_of(t) || !at::isFloatingType(type)) return Handed::dtype;
+      if (inf && t.numel() == 0) return Handed::size;  // stock refuses
+    }
+    return Handed::no;
+  }
+
+  const Kernel<ReductionArgs>& kernel() const {
+    const auto which = std::isinf(request_.order) ? reduction::norm_inf
+                       : request_.order == 1      ? reduction::norm1
+                                                  : reduction::norm2;
+    return rusttorch::kernel(which).on(Device::cpu);
+  }
+
+  void measure() {
+    for (const Tensor& t : tensors_) parts_.add(t.numel());
+    whole_.dtype = *dtype_of(tensors_[0]);
+    whole_.outer = whole_.inner = whole_.row = 1;
+    states_.resize(parts_.count());
+    parts_.run([&](int64_t k, size_t i, int64_t first, int64_t n) {
+      ReductionArgs part = whole_;
+      part.n = n;
+      part.in = tensors_[i].const_data_ptr();
+      advance(part.in, first * element_size(part.dtype));
+      kernel().part(part, &states_[k]);
+    });
+  }
+
+  Tensor join(int64_t begin, int64_t end) {
+    Tensor norm = empty_beside(tensors_[0], {}, tensors_[0].scalar_type());
+    if (begin == end) return norm.zero_();
+    whole_.out[0] = norm.mutable_data_ptr();
+    kernel().join(whole_, states_.data() + begin, end - begin);
+    return norm;
+  }
+
+  // torch.nn.utils.clip_grad_norm_: a second pass scales, if there is something to scale.
+  Tensor clip() {
+    const Tensor norm = join(0, parts_.count());
+    const double total = norm.item<double>(), scale = request_.max_norm / (total + 1e-6);
+    if (request_.error_if_nonfinite) check_finite(total, request_.order);
+    if (scale >= 1) return norm;
+    const EachRequest by_scale(
+        tensors_, [&](size_t i) { return Elementwise<pointwise::mul_scalar>::request(tensors_[i], Scalar(scale)); });
+    EachPlan plan(by_scale);
+    plan.reason() == Handed::no ? plan.run() : at::_foreach_mul_(tensors_, scale);
+    return norm;
+  }
+
+  const NormsRequest& request_;
+  TensorList tensors_;
+  Handed reason_;
+  Parts parts_;
+  ReductionArgs whole_{};
+  std::vector<ReductionState> states_;
+};
+
+struct Norm {
+  static NormsRequest request(TensorList self, const Scalar& order, std::optional<at::ScalarType> dtype) {
+    return {self, !dtype && !order.isComplex() && !order.isBoolean() ? order.toDouble() : 0};
+  }
+};
+struct ClipGradNorm {
+  static NormsRequest request(TensorList grads, double max_norm, double norm_type, bool error_if_nonfinite) {
+    return {grads, norm_type, max_norm, error_if_nonfinite};
+  }
+};
 // What no kernel takes, in stock's ops: on a GPU, without waiting for it.
-Tensor clip_by_stock(TensorList grads, double max_norm, double norm_type, bool error_if_nonfinite) {
+Tensor clip_grad_norm_stock(TensorList grads, double max_norm, double norm_type, bool error_if_nonfinite) {
   const Tensor norm = at::linalg_vector_norm(at::stack(at::_foreach_norm(grads, norm_type)), norm_type);
   if (error_if_nonfinite) check_finite(norm.item<double>(), norm_type);
   at::_foreach_mul_(grads, (max_norm / (norm + 1e-6)).clamp_max_(1));
   return norm;
 }
 
-// torch.nn.utils.clip_grad_norm_. One pass finds the norm; a second one scales, if there is something to scale.
-struct ClipGradNorm {
-  static Tensor call(TensorList grads, double max_norm, double norm_type, bool error_if_nonfinite) {
-    Norms norms(grads, norm_type);
-    stats<"clip_grad_norm_">.count(norms.taken() ? Handed::no : Handed::option);
-    if (!norms.taken()) return clip_by_stock(grads, max_norm, norm_type, error_if_nonfinite);
-    const Tensor norm = norms.total();
-    const double total = norm.item<double>(), scale = max_norm / (total + 1e-6);
-    if (error_if_nonfinite) check_finite(total, norm_type);
-    if (scale >= 1) return norm;
-    Each each(grads, [&](size_t i) { return Always<pointwise::mul_scalar>::request(grads[i], Scalar(scale)); });
-    each.reason() == Handed::no ? each.run() : at::_foreach_mul_(grads, scale);
-    return norm;
-  }
-};
-
-struct ClipGradValue {
-  static void call(TensorList grads, double clip_value) {
-    Each each(grads, [&](size_t i) {
-      Request r = Always<pointwise::clamp>::request(grads[i], Scalar(-clip_value), Scalar(clip_value));
-      if (std::isnan(clip_value)) r.kernel = nullptr;
-      return r;
-    });
-    stats<"clip_grad_value_">.count(each.reason());
-    if (each.reason() == Handed::no) return each.run();
-    for (const Tensor& g : grads) g.clamp_(-clip_value, clip_value);
-  }
-};
-
 }  // namespace
 
-#define EACH(name, Op, ...) \
-  Row { name, &impl<Op<name, __VA_ARGS__>>, &stats<name> }
 #ifdef RUSTTORCH_CUDA
 #define STOCK_EACH(type, fn) \
   Stock<static_cast<type*>(&at::compositeexplicitautograd::fn), static_cast<type*>(&at::cuda::fn)>
@@ -263,16 +298,16 @@ const Rows& foreach_rows() {
   using Measure = std::vector<Tensor>(TensorList, const Scalar&, std::optional<at::ScalarType>);
   using Mixed = void(TensorList, TensorList, const Scalar&);
   static const Rows rows = {
-      EACH("_foreach_add_.Scalar", ByScalar, pointwise::add_scalar, STOCK_EACH(Scaled, _foreach_add_)),
-      EACH("_foreach_mul_.Scalar", ByScalar, pointwise::mul_scalar, STOCK_EACH(Scaled, _foreach_mul_)),
-      EACH("_foreach_mul_.Tensor", MulTensor, STOCK_EACH(Scale, _foreach_mul_)),
-      EACH("_foreach_clamp_min_.Scalar", Clamp, true, STOCK_EACH(Scaled, _foreach_clamp_min_)),
-      EACH("_foreach_clamp_max_.Scalar", Clamp, false, STOCK_EACH(Scaled, _foreach_clamp_max_)),
-      EACH("_foreach_norm.Scalar", Norm, STOCK_EACH(Measure, _foreach_norm)),
-      EACH("_foreach_lerp_.Scalar", Lerp, STOCK_EACH(Mixed, _foreach_lerp_)),
-      EACH("_foreach_zero_", Zero, STOCK_EACH(Plain, _foreach_zero_)),
-      Row{"clip_grad_norm_", &impl<ClipGradNorm>, &stats<"clip_grad_norm_">},
-      Row{"clip_grad_value_", &impl<ClipGradValue>, &stats<"clip_grad_value_">},
+      ROW("_foreach_add_.Scalar", ByScalar<pointwise::add_scalar>, STOCK_EACH(Scaled, _foreach_add_)),
+      ROW("_foreach_mul_.Scalar", ByScalar<pointwise::mul_scalar>, STOCK_EACH(Scaled, _foreach_mul_)),
+      ROW("_foreach_mul_.Tensor", MulTensor, STOCK_EACH(Scale, _foreach_mul_)),
+      ROW("_foreach_clamp_min_.Scalar", Clamp<true>, STOCK_EACH(Scaled, _foreach_clamp_min_)),
+      ROW("_foreach_clamp_max_.Scalar", Clamp<false>, STOCK_EACH(Scaled, _foreach_clamp_max_)),
+      ROW("_foreach_norm.Scalar", Norm, STOCK_EACH(Measure, _foreach_norm)),
+      ROW("_foreach_lerp_.Scalar", Lerp, STOCK_EACH(Mixed, _foreach_lerp_)),
+      ROW("_foreach_zero_", Zero, STOCK_EACH(Plain, _foreach_zero_)),
+      ROW("clip_grad_norm_", ClipGradNorm, AnyDevice<&clip_grad_norm_stock>),
+      ROW("clip_grad_value_", ClipGradValue, AnyDevice<&clip_grad_value_stock>),
   };
   return rows;
 }

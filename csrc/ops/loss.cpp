@@ -25,8 +25,8 @@ struct Both {
   Both { rusttorch::kernel(loss::name), rusttorch::kernel(loss_total::name) }
 
 template <class... T>
-Request forward(Both kernels, int64_t reduction, const T&... args) {
-  Request r;
+ElementwiseRequest forward(Both kernels, int64_t reduction, const T&... args) {
+  ElementwiseRequest r;
   (r.add(args), ...);
   if (reduction == at::Reduction::None) {
     r.kernel = kernels.each;
@@ -40,8 +40,9 @@ Request forward(Both kernels, int64_t reduction, const T&... args) {
 
 // args: the gradient, the input, the target, and what else the kernel takes; the scalars behind the scale.
 template <class... T>
-Request backward(Kernels kernel, int64_t reduction, const Tensor& grad, const Tensor& self, const T&... args) {
-  Request r;
+ElementwiseRequest backward(Kernels kernel, int64_t reduction, const Tensor& grad, const Tensor& self,
+                            const T&... args) {
+  ElementwiseRequest r;
   r.add(grad);
   r.add(self);
   r.add(Scalar(reduction == at::Reduction::Mean ? 1 / double(self.numel()) : 1.0));
@@ -53,55 +54,56 @@ Request backward(Kernels kernel, int64_t reduction, const Tensor& grad, const Te
 
 // Stock's gradients of mse, smooth_l1 and huber are contiguous whatever the input is.
 template <class... T>
-Request contiguous_backward(const T&... args) {
-  Request r = backward(args...);
+ElementwiseRequest contiguous_backward(const T&... args) {
+  ElementwiseRequest r = backward(args...);
   r.contiguous = true;
   return r;
 }
 struct Mse {
-  static Request request(const Tensor& self, const Tensor& target, int64_t reduction) {
+  static ElementwiseRequest request(const Tensor& self, const Tensor& target, int64_t reduction) {
     return forward(BOTH(mse), reduction, self, target);
   }
 };
 struct MseBackward {
-  static Request request(const Tensor& grad, const Tensor& self, const Tensor& target, int64_t reduction) {
+  static ElementwiseRequest request(const Tensor& grad, const Tensor& self, const Tensor& target, int64_t reduction) {
     return contiguous_backward(kernel(loss::mse_backward), reduction, grad, self, target);
   }
 };
 struct L1 {
-  static Request request(const Tensor& self, const Tensor& target, int64_t reduction) {
+  static ElementwiseRequest request(const Tensor& self, const Tensor& target, int64_t reduction) {
     return forward(BOTH(l1), reduction, self, target);
   }
 };
 struct L1Backward {
-  static Request request(const Tensor& grad, const Tensor& self, const Tensor& target, int64_t reduction) {
+  static ElementwiseRequest request(const Tensor& grad, const Tensor& self, const Tensor& target, int64_t reduction) {
     return backward(kernel(loss::l1_backward), reduction, grad, self, target);
   }
 };
 
 // smooth_l1(beta >= 0) and huber(delta > 0); stock raises for others.
 struct SmoothL1 {
-  static Request request(const Tensor& self, const Tensor& target, int64_t reduction, double beta) {
-    Request r = forward(BOTH(smooth_l1), reduction, self, target, Scalar(beta));
+  static ElementwiseRequest request(const Tensor& self, const Tensor& target, int64_t reduction, double beta) {
+    ElementwiseRequest r = forward(BOTH(smooth_l1), reduction, self, target, Scalar(beta));
     if (!(beta >= 0)) r.kernel = nullptr;
     return r;
   }
 };
 struct SmoothL1Backward {
-  static Request request(const Tensor& grad, const Tensor& self, const Tensor& target, int64_t reduction, double beta) {
+  static ElementwiseRequest request(const Tensor& grad, const Tensor& self, const Tensor& target, int64_t reduction,
+                                    double beta) {
     return contiguous_backward(kernel(loss::smooth_l1_backward), reduction, grad, self, target, Scalar(beta));
   }
 };
 struct Huber {
-  static Request request(const Tensor& self, const Tensor& target, int64_t reduction, double delta) {
-    Request r = forward(BOTH(huber), reduction, self, target, Scalar(delta));
+  static ElementwiseRequest request(const Tensor& self, const Tensor& target, int64_t reduction, double delta) {
+    ElementwiseRequest r = forward(BOTH(huber), reduction, self, target, Scalar(delta));
     if (!(delta > 0)) r.kernel = nullptr;
     return r;
   }
 };
 struct HuberBackward {
-  static Request request(const Tensor& grad, const Tensor& self, const Tensor& target, int64_t reduction,
-                         double delta) {
+  static ElementwiseRequest request(const Tensor& grad, const Tensor& self, const Tensor& target, int64_t reduction,
+                                    double delta) {
     return contiguous_backward(kernel(loss::huber_backward), reduction, grad, self, target, Scalar(delta));
   }
 };
@@ -109,18 +111,23 @@ struct HuberBackward {
 // Stock raises where an input (and, from torch 2.13 on, a target) is no probability, and so it shall. A total tells by
 // being NaN, which it also is of a -0: all of those are stock's. Losses that are not summed are looked at before. (On a
 // device the kernel asserts, as stock's does.)
-struct ProbabilityRequest : Request {
-  class Plan : public rusttorch::Plan {
+struct ProbabilityRequest : ElementwiseRequest {
+  class Plan : public ElementwisePlan {
    public:
-    explicit Plan(const ProbabilityRequest& request) : rusttorch::Plan(request) {
-      const Tensor& self = *request.in[0];
+    explicit Plan(const ProbabilityRequest& request) : ElementwisePlan(request), request_(request) {}
+
+    void look() {
+      const Tensor& self = *request_.in[0];
       if (reason() != Handed::no || !on_cpu(self)) return;
       const bool refused =
-          request.Request::total
+          request_.ElementwiseRequest::total
               ? std::isnan(total())
-              : rusttorch::Plan(forward(BOTH(outside_unit), at::Reduction::Sum, self, *request.in[1])).total() > 0;
+              : ElementwisePlan(forward(BOTH(outside_unit), at::Reduction::Sum, self, *request_.in[1])).total() > 0;
       if (refused) refuse(Handed::option);
     }
+
+   private:
+    const ProbabilityRequest& request_;
   };
 };
 
@@ -131,8 +138,8 @@ struct Bce {
   }
 };
 struct BceBackward {
-  static Request request(const Tensor& grad, const Tensor& self, const Tensor& target, MaybeTensor weight,
-                         int64_t reduction) {
+  static ElementwiseRequest request(const Tensor& grad, const Tensor& self, const Tensor& target, MaybeTensor weight,
+                                    int64_t reduction) {
     if (given(weight)) return backward(kernel(loss::bce_weight_backward), reduction, grad, self, target, *weight);
     return backward(kernel(loss::bce_backward), reduction, grad, self, target);
   }
@@ -140,13 +147,13 @@ struct BceBackward {
 
 // RustTorch's: the input held in [epsilon, 1 - epsilon].
 struct BceEpsilon {
-  static Request request(const Tensor& self, const Tensor& target, double epsilon, int64_t reduction) {
+  static ElementwiseRequest request(const Tensor& self, const Tensor& target, double epsilon, int64_t reduction) {
     return forward(BOTH(bce_epsilon), reduction, self, target, Scalar(epsilon), Scalar(1 - epsilon));
   }
 };
 struct BceEpsilonBackward {
-  static Request request(const Tensor& grad, const Tensor& self, const Tensor& target, double epsilon,
-                         int64_t reduction) {
+  static ElementwiseRequest request(const Tensor& grad, const Tensor& self, const Tensor& target, double epsilon,
+                                    int64_t reduction) {
     return backward(kernel(loss::bce_epsilon_backward), reduction, grad, self, target, Scalar(epsilon),
                     Scalar(1 - epsilon));
   }
@@ -154,9 +161,9 @@ struct BceEpsilonBackward {
 
 // With a weight or a pos_weight; stock takes both.
 struct BceWithLogits {
-  static Request request(const Tensor& self, const Tensor& target, MaybeTensor weight, MaybeTensor pos_weight,
-                         int64_t reduction) {
-    Request r;
+  static ElementwiseRequest request(const Tensor& self, const Tensor& target, MaybeTensor weight,
+                                    MaybeTensor pos_weight, int64_t reduction) {
+    ElementwiseRequest r;
     if (given(weight)) {
       r = forward(BOTH(bce_with_logits_weight), reduction, self, target, *weight);
     } else if (given(pos_weight)) {
@@ -169,8 +176,8 @@ struct BceWithLogits {
   }
 };
 struct BceWithLogitsBackward {
-  static Request request(const Tensor& grad, const Tensor& self, const Tensor& target, MaybeTensor weight,
-                         MaybeTensor pos_weight, int64_t reduction) {
+  static ElementwiseRequest request(const Tensor& grad, const Tensor& self, const Tensor& target, MaybeTensor weight,
+                                    MaybeTensor pos_weight, int64_t reduction) {
     const auto with = [&](Kernels kernel, const auto&... more) {
       return backward(kernel, reduction, grad, self, target, more...);
     };
@@ -182,15 +189,15 @@ struct BceWithLogitsBackward {
 };
 
 struct KlDiv {
-  static Request request(const Tensor& self, const Tensor& target, int64_t reduction, bool log_target) {
-    Request r = forward(log_target ? BOTH(kl_div_log_target) : BOTH(kl_div), reduction, self, target);
+  static ElementwiseRequest request(const Tensor& self, const Tensor& target, int64_t reduction, bool log_target) {
+    ElementwiseRequest r = forward(log_target ? BOTH(kl_div_log_target) : BOTH(kl_div), reduction, self, target);
     if (!at::isFloatingType(target.scalar_type())) r.kernel = nullptr;  // stock raises
     return r;
   }
 };
 struct KlDivBackward {
-  static Request request(const Tensor& grad, const Tensor& self, const Tensor& target, int64_t reduction,
-                         bool log_target) {
+  static ElementwiseRequest request(const Tensor& grad, const Tensor& self, const Tensor& target, int64_t reduction,
+                                    bool log_target) {
     return backward(log_target ? kernel(loss::kl_div_log_target_backward) : kernel(loss::kl_div_backward), reduction,
                     grad, self, target);
   }

@@ -12,6 +12,7 @@
 
 #include <array>
 #include <atomic>
+#include <concepts>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -126,12 +127,22 @@ inline bool is_plain(const Tensor& t) {
   return !t.key_set().has_any(lazy) && !has_names(t);
 }
 
-// The op itself. Which form it is (functional, in-place, out=) follows from stock's signature. Pick makes a request of
-// the arguments, and the request's Plan decides, allocates and runs:
-//   Plan(request), reason()   whether a kernel takes it; if not, why
-//   compute<R>()              allocates the result R, one tensor or a tuple, and runs
-//   accepts(outputs...)       whether these can be written as they are; if not, reason() says why
-//   run(outputs...)
+// How a call is taken or handed over, in every family. A Pick makes a request of the arguments, which says what is
+// asked for and of which device; the request's Plan decides whether a kernel takes that, before anything is written. A
+// plan then runs by what the form of the op asks of it:
+//   functional     compute<R>() allocates the result R, a tensor or a tuple, and writes it
+//   in-place, out= accepts(outputs...), or reason() says why it does not; then run(outputs...)
+//   an update      of what it was given, which returns nothing: run()
+// Where the decision takes a look at the values themselves, that is look(), which is called where there are some.
+template <class R>
+concept IsRequest = requires(const R& request, typename R::Plan plan) {
+  typename R::Plan;
+  { request.device() } -> std::same_as<Device>;
+  requires std::constructible_from<typename R::Plan, const R&>;
+  { plan.reason() } -> std::same_as<Handed>;  // why no kernel takes it, or Handed::no
+};
+
+// The op itself, in the form that stock's signature has.
 template <Name name, class Pick, class Stock, class Signature = typename Stock::Signature>
 struct Op;
 
@@ -143,37 +154,74 @@ inline constexpr size_t written<Tensor&> = 1;
 template <class... T>
 inline constexpr size_t written<std::tuple<T&...>> = sizeof...(T);
 
-// f of count elements of a tuple, from the one at begin.
-template <size_t begin, size_t count, class F, class Tuple>
-decltype(auto) apply_part(F&& f, const Tuple& all) {
-  return [&]<size_t... i>(std::index_sequence<i...>) -> decltype(auto) {
-    return f(std::get<begin + i>(all)...);
-  }(std::make_index_sequence<count>());
+template <Name name, class Plan, class... Out>
+bool is_taken(Plan& plan, const Out&... out) {
+  if constexpr (requires { plan.look(); }) plan.look();
+  if constexpr (sizeof...(Out) > 0) {
+    if (plan.reason() == Handed::no) plan.accepts(out...);
+  }
+  stats<name>.count(plan.reason());
+  return plan.reason() == Handed::no;
 }
 
+// Functional.
 template <Name name, class Pick, class Stock, class R, class... A>
 struct Op<name, Pick, Stock, R (*)(A...)> {
   static R call(A... args) {
-    const auto all = std::tie(args...);
-    constexpr size_t count = sizeof...(A), outs = written<R>;
-    constexpr bool in_place = std::is_same_v<std::tuple_element_t<0, std::tuple<A...>>, Tensor&>;
-    constexpr size_t inputs = in_place ? count : count - outs, first_out = in_place ? 0 : inputs;
-    const auto pick = [](const auto&... input) { return Pick::request(input...); };
-    const auto request = apply_part<0, inputs>(pick, all);
+    const IsRequest auto request = Pick::request(args...);
     typename decltype(request)::Plan plan(request);
-    if constexpr (outs == 0) {
-      stats<name>.count(plan.reason());
-      if (plan.reason() == Handed::no) return plan.template compute<R>();
-    } else {
-      const auto accepted = [&](const auto&... out) { return plan.accepts(out...); };
-      const bool ours = plan.reason() == Handed::no && apply_part<first_out, outs>(accepted, all);
-      stats<name>.count(plan.reason());
-      if (ours) {
-        apply_part<first_out, outs>([&](const auto&... out) { plan.run(out...); }, all);
-        return apply_part<first_out, outs>([](auto&... out) -> R { return R(out...); }, all);
-      }
-    }
+    if (is_taken<name>(plan)) return plan.template compute<R>();
     return Stock::call(request.device(), args...);
+  }
+};
+
+// In-place: the first tensor is an input, and written.
+template <Name name, class Pick, class Stock, class... A>
+struct Op<name, Pick, Stock, Tensor& (*)(Tensor&, A...)> {
+  static Tensor& call(Tensor& self, A... args) {
+    const IsRequest auto request = Pick::request(self, args...);
+    typename decltype(request)::Plan plan(request);
+    if (!is_taken<name>(plan, self)) return Stock::call(request.device(), self, args...);
+    plan.run(self);
+    return self;
+  }
+};
+
+// References to `count` of some, from the one at `begin`.
+template <size_t begin, size_t count, class... T>
+auto slice(const std::tuple<T&...>& all) {
+  return [&]<size_t... i>(std::index_sequence<i...>) {
+    return std::tie(std::get<begin + i>(all)...);
+  }(std::make_index_sequence<count>());
+}
+
+// out=: the last tensors are written; all before them are inputs.
+template <Name name, class Pick, class Stock, class R, class... A>
+  requires(written<R> > 0)
+struct Op<name, Pick, Stock, R (*)(A...)> {
+  static R call(A... args) {
+    constexpr size_t inputs = sizeof...(A) - written<R>;
+    const auto all = std::tie(args...);
+    const IsRequest auto request =
+        std::apply([](auto&... input) { return Pick::request(input...); }, slice<0, inputs>(all));
+    typename decltype(request)::Plan plan(request);
+    return std::apply(
+        [&](auto&... out) -> R {
+          if (!is_taken<name>(plan, out...)) return Stock::call(request.device(), args...);
+          plan.run(out...);
+          return R(out...);
+        },
+        slice<inputs, written<R>>(all));
+  }
+};
+
+// An update of what is given.
+template <Name name, class Pick, class Stock, class... A>
+struct Op<name, Pick, Stock, void (*)(A...)> {
+  static void call(A... args) {
+    const IsRequest auto request = Pick::request(args...);
+    typename decltype(request)::Plan plan(request);
+    is_taken<name>(plan) ? plan.run() : Stock::call(request.device(), args...);
   }
 };
 
@@ -222,30 +270,46 @@ bool is_special(const T& argument) {
             (argument.key_set().has(c10::DispatchKey::Python) && !c10::impl::TorchDispatchModeTLS::any_modes_set()));
   } else if constexpr (std::is_same_v<T, std::optional<Tensor>>) {
     return argument && is_special(*argument);
+  } else if constexpr (std::is_same_v<T, c10::SymIntArrayRef>) {
+    return !c10::asIntArrayRefSlowOpt(argument);
   } else {
     return false;
   }
 }
 
-// The aten op that is decomposed above the backend keys, when swapped, at the autograd key: rusttorch's, which has a
-// derivative of its own; or, where that would not run a kernel of ours or has no answer, stock's decomposition, whose
-// parts are differentiated.
-template <Name name, class Pick, class Stock, class Signature = typename Stock::Signature>
-struct Decomposed;
+// The op of that name, through the dispatcher.
+template <Name name, class Signature>
+struct OwnOp;
 
-template <Name name, class Pick, class Stock, class R, class... A>
-struct Decomposed<name, Pick, Stock, R (*)(A...)> {
+template <Name name, class R, class... A>
+struct OwnOp<name, R (*)(A...)> {
   static R call(A... args) {
     static const auto op = own_op<R(A...)>(name.text);
-    const auto device = device_type(std::get<0>(std::tie(args...)));
+    return op.call(args...);
+  }
+};
+
+// What aten decomposes above the backend keys, at the autograd key: Ours, which has a derivative of its own; or, where
+// that would not run a kernel or has no answer, stock's decomposition, whose parts are differentiated.
+template <Name name, class Pick, class Stock, class Ours = OwnOp<name, typename Stock::Signature>,
+          class Signature = typename Stock::Signature>
+struct Decomposed;
+
+template <Name name, class Pick, class Stock, class Ours, class R, class... A>
+struct Decomposed<name, Pick, Stock, Ours, R (*)(A...)> {
+  static constexpr bool counts_itself = std::is_same_v<Ours, OwnOp<name, R (*)(A...)>>;
+
+  static R call(A... args) {
     Handed reason = (is_special(args) || ...) ? Handed::option : Handed::no;
-    if (reason == Handed::no) {
-      const auto request = Pick::request(args...);
-      reason = typename decltype(request)::Plan(request).reason();
-    }
-    if (reason == Handed::no) return op.call(args...);
-    stats<name>.count(reason);
-    return Stock::call(device, args...);
+    if (reason == Handed::no) reason = plan_of(Pick::request(args...));
+    if (reason != Handed::no || !counts_itself) stats<name>.count(reason);
+    if (reason == Handed::no) return Ours::call(args...);
+    return Stock::call(device_type(std::get<0>(std::tie(args...))), args...);
+  }
+
+ private:
+  static Handed plan_of(const IsRequest auto& request) {
+    return typename std::remove_cvref_t<decltype(request)>::Plan(request).reason();
   }
 };
 
@@ -277,6 +341,12 @@ void impl(torch::Library& m, const char* name) {
   ::rusttorch::Row {                                                                         \
     name, &::rusttorch::impl<::rusttorch::Op<name, __VA_ARGS__>>, &::rusttorch::stats<name>, \
         &::rusttorch::impl<::rusttorch::Decomposed<name, __VA_ARGS__>>                       \
+  }
+// Pick, Stock, and what is called where a kernel will take it: another op, which has the derivative.
+#define RUSTTORCH_COMPOSITE_ROW(name, ...)                                                           \
+  ::rusttorch::Row {                                                                                 \
+    name, &::rusttorch::impl<::rusttorch::Decomposed<name, __VA_ARGS__>>, &::rusttorch::stats<name>, \
+        &::rusttorch::impl<::rusttorch::Decomposed<name, __VA_ARGS__>>, true                         \
   }
 
 }  // namespace rusttorch

@@ -31,31 +31,31 @@ std::optional<Scalar> number(const Tensor& t) {
 // add and sub: by a number where there is one, and without the product where alpha is 1.
 template <pointwise plain, pointwise scaled, pointwise scalar>
 struct Alpha {
-  static Request request(const Tensor& self, const Tensor& other, const Scalar& alpha) {
-    if (const auto n = number(other)) return Always<scalar>::request(self, *n, alpha);
-    Request r = Always<plain>::request(self, other, alpha);
+  static ElementwiseRequest request(const Tensor& self, const Tensor& other, const Scalar& alpha) {
+    if (const auto n = number(other)) return Elementwise<scalar>::request(self, *n, alpha);
+    ElementwiseRequest r = Elementwise<plain>::request(self, other, alpha);
     if (!alpha.equal(1)) r.kernel = kernel(scaled);
     return r;
   }
 };
 using Add = Alpha<pointwise::add, pointwise::add_scaled, pointwise::add_scalar>;
 using Sub = Alpha<pointwise::sub, pointwise::sub_scaled, pointwise::sub_scalar>;
-using AddScalar = Always<pointwise::add_scalar>;
-using SubScalar = Always<pointwise::sub_scalar>;
+using AddScalar = Elementwise<pointwise::add_scalar>;
+using SubScalar = Elementwise<pointwise::sub_scalar>;
 
 struct Mul {
-  static Request request(const Tensor& self, const Tensor& other) {
-    if (const auto n = number(other)) return Always<pointwise::mul_scalar>::request(self, *n);
-    return Always<pointwise::mul>::request(self, other);
+  static ElementwiseRequest request(const Tensor& self, const Tensor& other) {
+    if (const auto n = number(other)) return Elementwise<pointwise::mul_scalar>::request(self, *n);
+    return Elementwise<pointwise::mul>::request(self, other);
   }
 };
-using Abs = Small16Bit<Always<pointwise::abs>>;
-using MulScalar = Always<pointwise::mul_scalar>;
+using Abs = Small16Bit<Elementwise<pointwise::abs>>;
+using MulScalar = Elementwise<pointwise::mul_scalar>;
 template <pointwise K>
 struct Lerp {
   template <class Weight>
-  static Request request(const Tensor& self, const Tensor& end, const Weight& weight) {
-    return of_one_dtype(Always<K>::request(self, end, weight));
+  static ElementwiseRequest request(const Tensor& self, const Tensor& end, const Weight& weight) {
+    return of_one_dtype(Elementwise<K>::request(self, end, weight));
   }
 };
 using LerpScalar = Lerp<pointwise::lerp_scalar>;
@@ -65,18 +65,20 @@ using LerpTensor = Lerp<pointwise::lerp_tensor>;
 template <pointwise plain, pointwise trunc>
 struct Rounded {
   template <class Other>
-  static Request request(const Tensor& self, const Other& other, Mode mode) {
-    Request r = Always<plain>::request(self, other);
+  static ElementwiseRequest request(const Tensor& self, const Other& other, Mode mode) {
+    ElementwiseRequest r = Elementwise<plain>::request(self, other);
     if (mode) r.kernel = *mode == "trunc" ? kernel(trunc) : nullptr;
     return r;
   }
 };
 struct DivScalar : Rounded<pointwise::div_scalar, pointwise::div_trunc_scalar> {
   using Rounded::request;
-  static Request request(const Tensor& self, const Scalar& other) { return request(self, other, std::nullopt); }
+  static ElementwiseRequest request(const Tensor& self, const Scalar& other) {
+    return request(self, other, std::nullopt);
+  }
 };
 struct DivTensor {
-  static Request request(const Tensor& self, const Tensor& other, Mode mode = std::nullopt) {
+  static ElementwiseRequest request(const Tensor& self, const Tensor& other, Mode mode = std::nullopt) {
     if (const auto n = number(other)) return DivScalar::request(self, *n, mode);
     return Rounded<pointwise::div, pointwise::div_trunc>::request(self, other, mode);
   }
@@ -84,8 +86,8 @@ struct DivTensor {
 
 // The exponents that are a product, a root or a quotient; any other is stock's, whose pow is as fast as ours was.
 struct Pow {
-  static Request request(const Tensor& self, const Scalar& exponent) {
-    Request r;
+  static ElementwiseRequest request(const Tensor& self, const Scalar& exponent) {
+    ElementwiseRequest r;
     r.add(self);
     if (!at::isFloatingType(self.scalar_type()) || exponent.isComplex() || exponent.isBoolean()) return r;
     const double e = exponent.toDouble();
@@ -105,8 +107,8 @@ struct Pow {
 
 // clamp with one bound has the other at the end of the type's range. NaN bounds are stock's.
 struct Clamp {
-  static Request request(const Tensor& self, MaybeScalar min, MaybeScalar max) {
-    Request r;
+  static ElementwiseRequest request(const Tensor& self, MaybeScalar min, MaybeScalar max) {
+    ElementwiseRequest r;
     r.add(self);
     const auto is_nan = [](MaybeScalar s) { return s && s->isFloatingPoint() && std::isnan(s->toDouble()); };
     if ((!min && !max) || is_nan(min) || is_nan(max)) return r;
@@ -126,8 +128,8 @@ struct Clamp {
 };
 
 struct ClampTensor {
-  static Request request(const Tensor& self, MaybeTensor min, MaybeTensor max) {
-    Request r;
+  static ElementwiseRequest request(const Tensor& self, MaybeTensor min, MaybeTensor max) {
+    ElementwiseRequest r;
     r.add(self);
     if (min) r.add(*min);
     if (max) r.add(*max);
@@ -206,39 +208,39 @@ const Rows& pointwise_rows() {
       ROW("div.Scalar_mode", DivScalar, CEA_AS(WithMode<S>, div)),
       ROW("div_.Scalar_mode", DivScalar, CEA_AS(WithModeInplace<S>, div_)),
       ROW("div.Scalar_mode_out", DivScalar, CEA_AS(WithModeOut<S>, div_outf)),
-      UNARY(neg, Small16Bit<Always<pointwise::neg>>),
+      UNARY(neg, Small16Bit<Elementwise<pointwise::neg>>),
       ROW("abs", Abs, CEA(abs)),
       ROW("abs_", Abs, CEA(abs_)),
       ROW("abs.out", Abs, STOCK(abs_outf)),
-      UNARY(exp, Always<pointwise::exp>),
-      UNARY(log, Always<pointwise::log>),
-      UNARY(sqrt, Always<pointwise::sqrt>),
+      UNARY(exp, Elementwise<pointwise::exp>),
+      UNARY(log, Elementwise<pointwise::log>),
+      UNARY(sqrt, Elementwise<pointwise::sqrt>),
       ROW("pow.Tensor_Scalar", Pow, STOCK_AS(Fn<S>, pow)),
       ROW("pow_.Scalar", Pow, STOCK_AS(FnInplace<S>, pow_)),
       ROW("pow.Tensor_Scalar_out", Pow, STOCK_AS(FnOut<S>, pow_outf)),
-      ROW("maximum", Always<pointwise::maximum>, STOCK(maximum)),
-      ROW("maximum.out", Always<pointwise::maximum>, STOCK(maximum_outf)),
-      ROW("minimum", Always<pointwise::minimum>, STOCK(minimum)),
-      ROW("minimum.out", Always<pointwise::minimum>, STOCK(minimum_outf)),
+      ROW("maximum", Elementwise<pointwise::maximum>, STOCK(maximum)),
+      ROW("maximum.out", Elementwise<pointwise::maximum>, STOCK(maximum_outf)),
+      ROW("minimum", Elementwise<pointwise::minimum>, STOCK(minimum)),
+      ROW("minimum.out", Elementwise<pointwise::minimum>, STOCK(minimum_outf)),
       ROW("clamp", Clamp, STOCK_AS(Bounds<MaybeScalar>, clamp)),
       ROW("clamp_", Clamp, STOCK_AS(BoundsInplace<MaybeScalar>, clamp_)),
       ROW("clamp.out", Clamp, STOCK_AS(BoundsOut<MaybeScalar>, clamp_outf)),
       ROW("clamp.Tensor", ClampTensor, STOCK_AS(Bounds<MaybeTensor>, clamp)),
       ROW("clamp_.Tensor", ClampTensor, STOCK_AS(BoundsInplace<MaybeTensor>, clamp_)),
       ROW("clamp.Tensor_out", ClampTensor, STOCK_AS(BoundsOut<MaybeTensor>, clamp_outf)),
-      ROW("addcmul", Always<pointwise::addcmul>, STOCK(addcmul)),
-      ROW("addcmul_", Always<pointwise::addcmul>, STOCK(addcmul_)),
-      ROW("addcmul.out", Always<pointwise::addcmul>, STOCK(addcmul_outf)),
-      ROW("addcdiv", Always<pointwise::addcdiv>, STOCK(addcdiv)),
-      ROW("addcdiv_", Always<pointwise::addcdiv>, STOCK(addcdiv_)),
-      ROW("addcdiv.out", Always<pointwise::addcdiv>, STOCK(addcdiv_outf)),
+      ROW("addcmul", Elementwise<pointwise::addcmul>, STOCK(addcmul)),
+      ROW("addcmul_", Elementwise<pointwise::addcmul>, STOCK(addcmul_)),
+      ROW("addcmul.out", Elementwise<pointwise::addcmul>, STOCK(addcmul_outf)),
+      ROW("addcdiv", Elementwise<pointwise::addcdiv>, STOCK(addcdiv)),
+      ROW("addcdiv_", Elementwise<pointwise::addcdiv>, STOCK(addcdiv_)),
+      ROW("addcdiv.out", Elementwise<pointwise::addcdiv>, STOCK(addcdiv_outf)),
       ROW("lerp.Scalar", LerpScalar, STOCK_AS(Weight<S>, lerp)),
       ROW("lerp_.Scalar", LerpScalar, STOCK_AS(WeightInplace<S>, lerp_)),
       ROW("lerp.Scalar_out", LerpScalar, STOCK_AS(WeightOut<S>, lerp_outf)),
       ROW("lerp.Tensor", LerpTensor, STOCK_AS(Weight<T>, lerp)),
       ROW("lerp_.Tensor", LerpTensor, STOCK_AS(WeightInplace<T>, lerp_)),
       ROW("lerp.Tensor_out", LerpTensor, STOCK_AS(WeightOut<T>, lerp_outf)),
-      ROW("fused_multiply_add", Always<pointwise::fused_multiply_add>, AnyDevice<&fused_multiply_add_stock>),
+      ROW("fused_multiply_add", Elementwise<pointwise::fused_multiply_add>, AnyDevice<&fused_multiply_add_stock>),
       ROW("add_scalar", AddScalar, CEA(add)),
       ROW("mul_scalar", MulScalar, CEA(mul)),
   };
