@@ -117,11 +117,14 @@ def main():
         for future in done:
             future.result()
 
-    # The CPU kernels' tables are not linked here: their symbols are the only ones that may be missing.
+    # The CPU kernels' tables and python.cpp are not linked here: their symbols are the only ones that may be missing.
     for name in ("libc10_cuda", "libtorch_cuda"):
         stand_in(name, options.out)
     kernels = options.out / "cpu_kernels.cpp"
     text = "".join(f'#include "{header}"\n' for header, families in HEADERS.items() if families)
+    text += (
+        "#include <ATen/core/Tensor.h>\nnamespace rusttorch { bool is_tracers(const at::Tensor&) { return false; } }\n"
+    )
     for family in (family for families in HEADERS.values() for family in families):
         text += f"namespace at::native {{ REGISTER_ALL_CPU_DISPATCH(rusttorch_{family}_stub, nullptr) }}\n"
     kernels.write_text(text)

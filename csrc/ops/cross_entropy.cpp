@@ -212,7 +212,10 @@ struct CrossEntropyLoss {
     if (why == Handed::no && differentiate && self.scalar_type() == at::kHalf) why = Handed::dtype;
     stats<"cross_entropy_loss">.count(why);
     if (why == Handed::no) {
-      return std::get<0>(forward.call(self, target, weight, reduction, ignore_index, smoothing, differentiate));
+      // Probabilities are kept. Where they are smoothed, stock keeps what came of that, and they may be changed.
+      const bool smoothed = differentiate && smoothing != 0 && at::isFloatingType(target.scalar_type());
+      const Tensor kept = smoothed ? target.clone() : target;
+      return std::get<0>(forward.call(self, kept, weight, reduction, ignore_index, smoothing, differentiate));
     }
     return at::compositeimplicitautograd::cross_entropy_loss_symint(self, target, weight, reduction, ignore_index,
                                                                     smoothing);

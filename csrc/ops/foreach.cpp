@@ -20,6 +20,11 @@ namespace {
 
 using at::TensorList;
 
+// Tells autograd that the tensors change, as stock's loop over ops on one tensor does; raises where they must not.
+void bump_versions(TensorList tensors) {
+  for (const Tensor& t : tensors) t.unsafeGetTensorImpl()->bump_version();
+}
+
 // An elementwise op on every tensor of a list, in place: kernels take all of them, or stock does. read: what the i-th
 // reads beside itself.
 class Each {
@@ -41,6 +46,7 @@ class Each {
 
   // Small tensors share a parallel region; a large one has its own.
   void run() {
+    bump_versions(self_);
     std::vector<size_t> small;
     int64_t total = 0;
     for (size_t i = 0; i < self_.size(); ++i) {
@@ -104,6 +110,7 @@ struct MulTensor {
     const auto is_float = [](const Tensor& t) { return at::isFloatingType(t.scalar_type()); };
     const bool is_number = other.dim() == 0 && other.is_cpu() && is_float(other);
     if (is_number && std::all_of(self.begin(), self.end(), is_float) && other.item<double>() == 1) {
+      bump_versions(self);
       return stats<name>.count(Handed::no);
     }
     const auto request = [&](size_t i) {
@@ -135,6 +142,7 @@ struct Zero {
     const bool ours = std::all_of(self.begin(), self.end(), is_dense);
     stats<name>.count(ours ? Handed::no : Handed::layout);
     if (!ours) return Stock::call(device_type(self[0]), self);
+    bump_versions(self);
     Parts parts;
     for (const Tensor& t : self) parts.add(int64_t(t.nbytes()));
     parts.run([&](int64_t, size_t i, int64_t first, int64_t bytes) {
