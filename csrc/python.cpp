@@ -10,9 +10,18 @@
 #include "swap.h"
 
 namespace rusttorch {
-namespace {
 
 namespace py = pybind11;
+
+// By an attribute that their classes have: the mode that they belong to.
+bool is_tracers(const Tensor& t) {
+  const py::gil_scoped_acquire gil;
+  const auto object = py::reinterpret_steal<py::object>(THPVariable_Wrap(t));
+  return py::hasattr(py::type::of(object), "_mode_key");
+}
+
+namespace {
+
 using c10::IValue;
 
 // An argument's type as torch's argument parser writes it.

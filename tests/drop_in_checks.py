@@ -134,8 +134,10 @@ def forward(call, layout):
 
 def inplace(call, layout):
     leaves = call.fresh(layout)
+    before = [leaves[i]._version for i in call.tensors]
     result = call(leaves, call.op.inplace_variant)
     yield "result", result
+    yield "autograd is told", [leaves[i]._version > version for i, version in zip(call.tensors, before, strict=True)]
     yield "is argument", [next((i for i, x in enumerate(leaves) if x is y), None) for y in tree_leaves(result)]
     yield "memory", [memory(leaves[i]) for i in call.tensors]
 

@@ -49,7 +49,7 @@ class Module(Entry):
 
 
 class Optimizer(Entry):
-    """(parameters, options) -> parameters and state after some steps."""
+    """(parameters, options) -> parameters and state after some steps, and whether autograd was told."""
 
     supports_autograd = False
 
@@ -90,7 +90,7 @@ class Optimizer(Entry):
         for _ in range(3):
             closure()
             optimizer.step(closure if self.info.step_requires_closure else None)
-        return leaves, [dict(optimizer.state[x]) for x in leaves]
+        return leaves, [dict(optimizer.state[x]) for x in leaves], [x._version > 0 for x in leaves]
 
 
 def database():

@@ -225,6 +225,16 @@ def test_linear_cross_entropy_derivatives():
     torch.testing.assert_close(torch.func.grad(f)(x.detach(), w.detach(), b.detach()), expected)
 
 
+def test_smoothed_probabilities_may_be_changed():
+    """Stock keeps what it has made of them."""
+    x, p = torch.randn(3, 4, requires_grad=True), torch.rand(3, 4).softmax(-1)
+    loss = F.cross_entropy(x, p, label_smoothing=0.1)
+    with rusttorch.use():
+        losses = (loss, F.cross_entropy(x, p, label_smoothing=0.1))
+    p.zero_()
+    torch.testing.assert_close(*(torch.autograd.grad(loss, x)[0] for loss in losses))
+
+
 @pytest.mark.parametrize("create_graph", [False, True])
 def test_linear_cross_entropy_with_all_ignored(create_graph):
     x, w = torch.randn(3, 4, requires_grad=True), torch.randn(5, 4, requires_grad=True)

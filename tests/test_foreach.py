@@ -303,3 +303,33 @@ def test_gradients_that_share_memory_are_clipped_as_by_stock():
         return y
 
     torch.testing.assert_close(clipped(rusttorch.clip_grad_norm_), clipped(torch.nn.utils.clip_grad_norm_))
+
+
+LISTS = {
+    "_foreach_add_": (2.0,),
+    "_foreach_mul_": (2.0,),
+    "_foreach_clamp_min_": (0.5,),
+    "_foreach_clamp_max_": (0.5,),
+    "_foreach_zero_": (),
+}
+
+
+@pytest.mark.parametrize("args", [*LISTS.items(), ("_foreach_mul_", (torch.tensor(1.0),))], ids=str)
+def test_autograd_is_told_of_changes(args):
+    """As stock's loop over one tensor after the other tells it; and no tensor of inference mode is changed."""
+    name, args = args
+    with torch.inference_mode():
+        fixed = torch.ones(3)
+    for namespace in (torch, torch.ops.rusttorch):
+        with rusttorch.use():
+            x = torch.ones(3, requires_grad=True)
+            h = x * 1
+            y = h.square().sum()
+            with torch.no_grad():
+                getattr(namespace, name)([h], *args)
+            assert h._version == 1
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                y.backward()
+            with pytest.raises(RuntimeError, match="Inplace update to inference tensor"):
+                getattr(namespace, name)([fixed], *args)
+        assert torch.equal(fixed, torch.ones(3))

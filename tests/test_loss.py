@@ -4,6 +4,7 @@ import families
 import pytest
 import rusttorch
 import torch
+import torch.nn.functional as F
 from cases import Case, functional_ops
 
 NONE, MEAN, SUM = 0, 1, 2
@@ -134,3 +135,25 @@ def test_a_target_of_one_element_and_another_dtype(name, dtype):
     else:
         assert found.dtype == expected.dtype
         torch.testing.assert_close(found, expected)
+
+
+def test_bce_with_logits_that_no_kernel_takes_has_stock_s_node():
+    """What broadcasts, or has both weights, is differentiated, refused and kept as in stock."""
+    x, t = torch.randn(4, 3, requires_grad=True), torch.rand(4, 3)
+    cases = ({"pos_weight": torch.rand(3)}, {"weight": torch.rand(3)}, {"weight": torch.rand(4, 3)})
+    cases += ({"weight": torch.rand(4, 3), "pos_weight": torch.rand(4, 3)},)
+    for options in cases:
+        expected = torch.autograd.grad(F.binary_cross_entropy_with_logits(x, t, **options), x)
+        with rusttorch.use():
+            loss = F.binary_cross_entropy_with_logits(x, t, **options)
+            is_ours = options.keys() == {"weight"} and options["weight"].dim() == 2
+            assert ("Rusttorch" in loss.grad_fn.name()) == is_ours
+            torch.testing.assert_close(torch.autograd.grad(loss, x, retain_graph=True), expected)
+            if not is_ours:
+                t.mul_(1)
+                with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                    torch.autograd.grad(loss, x)
+            with pytest.raises(RuntimeError, match="not differentiable"):
+                F.binary_cross_entropy_with_logits(x, t, **{k: v.requires_grad_() for k, v in options.items()})
+    with pytest.raises(ValueError, match="must be the same as input size"), rusttorch.use():
+        F.binary_cross_entropy_with_logits(x, t[:2])

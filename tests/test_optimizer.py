@@ -284,6 +284,41 @@ def test_sharded_parameters(name, fused):
         torch.distributed.destroy_process_group()
 
 
+@pytest.mark.parametrize("name", ["Adam", "AdamW", "SGD", "Adagrad"])
+def test_autograd_is_told_of_a_step(name):
+    """As by the steps that are replaced: who steps before the backward of another loss is told so."""
+    with torch.inference_mode():
+        fixed = torch.ones(3)
+    for module in (torch.optim, rusttorch.optim):
+        if not hasattr(module, name):
+            continue
+        with rusttorch.use():
+            w = torch.ones(3, requires_grad=True)
+            optimizer = getattr(module, name)([w])
+            loss = w.square().sum()
+            w.grad = torch.ones(3)
+            optimizer.step()
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                loss.backward()
+            fixed.grad = torch.ones(3)
+            with pytest.raises(RuntimeError, match="Inplace update to inference tensor"):
+                getattr(module, name)([fixed]).step()
+
+
+def test_a_parameter_that_is_exchanged():
+    """For one that is there already: both its steps are taken, as in stock."""
+    results = []
+    for module in (torch.optim, rusttorch.optim):
+        torch.manual_seed(0)
+        params = [with_grad(torch.ones(3)) for _ in range(2)]
+        optimizer = module.Adam(params, lr=0.1)
+        optimizer.step()
+        optimizer.param_groups[0]["params"][1] = params[0]
+        optimizer.step()
+        results.append(params[0].detach())
+    torch.testing.assert_close(*results)
+
+
 def test_state_of_another_dtype():
     """A model that was made double after its first steps: SGD's momentum is float, and stays so."""
     results = []

@@ -21,6 +21,7 @@ from test_dropout import INTEL
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
@@ -1033,16 +1034,53 @@ class Wrapped(torch.Tensor):
         return torch.utils._pytree.tree_map(lambda t: Wrapped(t) if isinstance(t, torch.Tensor) else t, result)
 
 
-def test_torch_dispatch_subclasses():
+class Nothing(TorchDispatchMode):
+    """A mode of a user's, under which others see what they always see."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("mode", [contextlib.nullcontext, Nothing])
+def test_torch_dispatch_subclasses(mode):
     def program(ops):
         x, w = (Wrapped(t.detach()).requires_grad_() for t in leaves())
         h = F.layer_norm(F.gelu(x @ w), (WIDTH,))
         h = F.rms_norm(F.dropout(h, P), (WIDTH,)).softmax(-1)
         loss = F.cross_entropy(h, torch.arange(BATCH)) + F.l1_loss(h, x) + F.mse_loss(h, x)
+        loss = loss + F.binary_cross_entropy_with_logits(h, x) + F.kl_div(x, h, reduction="sum")
         loss.backward()
         return loss.held, x.grad.held, w.grad.held
 
-    check(program, ("gelu", "native_layer_norm", "_softmax"))
+    def under_mode(ops):
+        with mode():
+            return program(ops)
+
+    check(under_mode, ("gelu", "native_layer_norm", "_softmax"))
+
+
+def test_a_mode_sees_what_it_always_sees():
+    """A user's mode is shown aten's ops, those that are swapped with derivatives of their own too."""
+
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(func)
+            return func(*args, **kwargs or {})
+
+    def run():
+        x, t = torch.rand(4, 6, requires_grad=True), torch.rand(4, 6)
+        with Recorder():
+            loss = F.binary_cross_entropy_with_logits(x, t) + F.l1_loss(x, t) + F.kl_div(x, t, reduction="sum")
+            loss = loss + F.cross_entropy(x, torch.arange(4)) + F.rms_norm(F.dropout(x), (6,)).sum()
+            loss.backward()
+
+    seen = []
+    run()
+    stock = seen.copy()
+    seen.clear()
+    with rusttorch.use():
+        run()
+    assert seen == stock
 
 
 # Two processes.

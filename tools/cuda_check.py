@@ -28,14 +28,16 @@ HOST_SOURCES = [
     *("csrc/swap.cpp", "csrc/form.cpp", "csrc/schemas.cpp", "csrc/tables.cpp", "csrc/instruction_set.cpp"),
     "csrc_cuda/register.cpp",
 ]
-# Empty tables in the place of the CPU's kernels, which are not compiled here.
-CPU_TABLES = f"""
+# In the place of what is not compiled here: the CPU's kernels, and python.cpp.
+STAND_INS = f"""
+#include <ATen/core/Tensor.h>
 #include "{ROOT}/csrc/families.h"
 #include "{ROOT}/csrc/kernels/kernels.h"
 #define TABLE(set, family, Args) const Kernel<Args> set::family##_kernels[family##_count] = {{}};
 #define TABLES(family, Args) TABLE(base, family, Args) TABLE(avx2, family, Args) TABLE(avx512, family, Args)
 namespace rusttorch {{
 RUSTTORCH_DEVICE_TABLES(TABLES) RUSTTORCH_CPU_TABLES(TABLES)
+bool is_tracers(const at::Tensor&) {{ return false; }}
 }}
 """
 
@@ -126,8 +128,8 @@ def main():
 
     for name in ("libc10_cuda", "libtorch_cuda"):
         stand_in(name, options.out)
-    kernels = options.out / "cpu_kernels.cpp"
-    kernels.write_text(CPU_TABLES)
+    kernels = options.out / "stand_ins.cpp"
+    kernels.write_text(STAND_INS)
     host(kernels)
     objects = [object_of(source) for source in (*devices, *hosts, kernels)]
     libraries = [f"-L{options.out}", *(f"-L{p}" for p in cpp_extension.library_paths()), f"-L{home}/lib64",

@@ -433,7 +433,8 @@ TORCH_LIBRARY_IMPL(rusttorch, Autograd, m) {
 // Ops that write to an argument tell autograd that it has changed.
 TORCH_LIBRARY_IMPL(rusttorch, ADInplaceOrView, m) {
   using namespace rusttorch;
-  for_each_schema([&](const c10::FunctionSchema& schema, const std::string&, const std::string& name) {
+  for_each_schema([&](const c10::FunctionSchema& schema, const std::string& family, const std::string& name) {
+    if (family == "foreach") return;  // its kernels do, which aten's keys do not
     if (only_updates(schema)) {
       m.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunctor(std::make_unique<autograd::Updates>()));
     } else if (is_out(schema) || (is_inplace(schema) && autograd::find_formula(functional_name(schema)))) {

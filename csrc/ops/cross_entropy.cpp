@@ -217,8 +217,11 @@ struct ByForward {
                      c10::SymInt ignore_index, double smoothing) {
     using Forward = OwnOp<"cross_entropy_loss_forward", TwoTensors (*)(const Tensor&, const Tensor&, MaybeTensor,
                                                                        int64_t, c10::SymInt, double, bool)>;
-    return std::get<0>(
-        Forward::call(self, target, weight, reduction, ignore_index, smoothing, is_differentiated(self)));
+    const bool differentiate = is_differentiated(self);
+    // Probabilities are kept. Where they are smoothed, stock keeps what came of that, and they may be changed.
+    const bool smoothed = differentiate && smoothing != 0 && at::isFloatingType(target.scalar_type());
+    const Tensor kept = smoothed ? target.clone() : target;
+    return std::get<0>(Forward::call(self, kept, weight, reduction, ignore_index, smoothing, differentiate));
   }
 };
 

@@ -17,6 +17,11 @@ namespace {
 
 using at::TensorList;
 
+// Tells autograd that the tensors change, as stock's loop over ops on one tensor does; raises where they must not.
+void bump_versions(TensorList tensors) {
+  for (const Tensor& t : tensors) t.unsafeGetTensorImpl()->bump_version();
+}
+
 class EachPlan;
 
 // An elementwise op on every tensor of a list, in place: kernels take all of them, or stock does.
@@ -33,11 +38,13 @@ struct EachRequest {
 
   TensorList self, read;
   std::vector<ElementwiseRequest> each;
+  bool by_one = false;  // a product that changes nothing
 };
 
 class EachPlan {
  public:
-  explicit EachPlan(const EachRequest& request) : self_(request.self) {
+  explicit EachPlan(const EachRequest& request) : self_(request.self), by_one_(request.by_one) {
+    if (by_one_) return;
     plans_.reserve(self_.size());
     for (size_t i = 0; i < self_.size() && reason_ == Handed::no; ++i) {
       plans_.emplace_back(request.each[i]);
@@ -51,6 +58,8 @@ class EachPlan {
 
   // Small tensors share a parallel region; a large one has its own.
   void run() {
+    bump_versions(self_);
+    if (by_one_) return;
     std::vector<size_t> small;
     int64_t total = 0;
     for (size_t i = 0; i < self_.size(); ++i) {
@@ -68,6 +77,7 @@ class EachPlan {
 
  private:
   TensorList self_;
+  bool by_one_;
   std::vector<ElementwisePlan> plans_;
   Handed reason_ = Handed::no;
 };
@@ -100,11 +110,12 @@ struct MulTensor {
       if (self[i].is_alias_of(other)) r.kernel = nullptr;  // which changes for those behind it
       return r;
     };
-    // Gradients that need no clipping are multiplied by one: there is nothing to do.
+    // By which gradients are multiplied that need no clipping.
     const auto is_float = [](const Tensor& t) { return at::isFloatingType(t.scalar_type()); };
     const bool is_number = other.dim() == 0 && other.is_cpu() && is_float(other);
-    const bool nothing = is_number && std::all_of(self.begin(), self.end(), is_float) && other.item<double>() == 1;
-    return {nothing ? TensorList() : self, by_other};
+    EachRequest request(self, by_other);
+    request.by_one = is_number && std::all_of(self.begin(), self.end(), is_float) && other.item<double>() == 1;
+    return request;
   }
 };
 
@@ -151,6 +162,7 @@ class ZeroPlan {
   Handed reason() const { return std::all_of(self_.begin(), self_.end(), is_dense) ? Handed::no : Handed::layout; }
 
   void run() const {
+    bump_versions(self_);
     Parts parts;
     for (const Tensor& t : self_) parts.add(int64_t(t.nbytes()));
     parts.run([&](int64_t, size_t i, int64_t first, int64_t bytes) {

@@ -211,14 +211,9 @@ Tensor& binary_cross_entropy_out_stock(const Tensor& self, const Tensor& target,
   return out.copy_(result);
 }
 
-// Stock's changes in place what it makes of a ZeroTensor, which must not be; a key below autograd's, which is passed by
-// here, would have filled it.
-Tensor bce_with_logits_stock(const Tensor& self, const Tensor& target, MaybeTensor weight, MaybeTensor pos_weight,
-                             int64_t reduction) {
-  const auto filled = [](const Tensor& t) { return t._is_zerotensor() ? t.clone() : t; };
-  return at::compositeexplicitautograd::binary_cross_entropy_with_logits(filled(self), filled(target), weight,
-                                                                         pos_weight, reduction);
-}
+// Stock's node is made of a dozen ops, so that is swapped too.
+constexpr Name bce_with_logits("binary_cross_entropy_with_logits");
+using StockBceWithLogits = CEA(binary_cross_entropy_with_logits);
 
 // The gradients that aten has no op for, in its terms.
 Tensor scaled(const Tensor& grad, const Tensor& self, int64_t reduction) {
@@ -270,7 +265,8 @@ const Rows& loss_rows() {
       ROW("binary_cross_entropy_backward.grad_input", BceBackward, STOCK(binary_cross_entropy_backward_outf)),
       ROW("bce_loss", BceEpsilon, AnyDevice<&bce_loss_stock>),
       ROW("bce_loss_backward", BceEpsilonBackward, AnyDevice<&bce_loss_backward_stock>),
-      RUSTTORCH_DECOMPOSED_ROW("binary_cross_entropy_with_logits", BceWithLogits, AnyDevice<&bce_with_logits_stock>),
+      {bce_with_logits.text, &impl<Op<bce_with_logits, BceWithLogits, StockBceWithLogits>>, &stats<bce_with_logits>,
+       &impl<Differentiated<bce_with_logits, BceWithLogits, StockBceWithLogits::Signature>>},
       ROW("binary_cross_entropy_with_logits_backward", BceWithLogitsBackward,
           AnyDevice<&bce_with_logits_backward_stock>),
       RUSTTORCH_DECOMPOSED_ROW("kl_div", KlDiv, CIA(kl_div)),

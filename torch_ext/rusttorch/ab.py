@@ -156,7 +156,7 @@ class AB:
             yield step
             _synchronize()
             seconds = time.perf_counter() - start
-            loss = None if step.loss is None else float(step.loss)
+            loss = None if step.loss is None else float(torch.as_tensor(step.loss).detach())
             self._rows.append((self._round, arm, seconds, samples, loss))
             self._inside = False
             swap._swapped.between_steps.add(self)

@@ -11,8 +11,10 @@ fused=True. Nothing is changed in the optimizers.
 
 import functools
 import importlib
+import operator
 
 import torch
+from torch.autograd.graph import increment_version
 from torch.optim.optimizer import _foreach_supported_types
 from torch.optim.sgd import sgd
 
@@ -37,10 +39,10 @@ def _fits(params, types):
     """Whether the kernels take the parameters: on the CPU any floats; on a GPU all of one dtype on one device.
 
     One that is there twice (torch only warns) takes both its steps, one after the other; one that is negated when it is
-    read has no values in its memory. Both are stock's.
+    read has no values in its memory; one made in inference mode may be changed there only. All are stock's.
     """
     dtypes, classes = {p.dtype for p in params}, {type(p) for p in params}
-    if not (dtypes <= _DTYPES and classes <= types) or any(p.is_neg() for p in params):
+    if not (dtypes <= _DTYPES and classes <= types) or any(p.is_neg() or p.is_inference() for p in params):
         return False
     if len(set(map(id, params))) < len(params):
         return False
@@ -64,13 +66,15 @@ class _OnePass:
     """An optimizer whose groups are updated by self._update(group)."""
 
     def _takes(self, group):
-        """Whether the kernels take the group. Its parameters are looked at once: a thousand take 0.2 ms."""
+        """Whether the kernels take the group. The same parameters are looked at once: a thousand take 0.2 ms."""
         params = group["params"]
+        device = params[0].device if params else None
         known = self.__dict__.setdefault("_known", {})
-        seen = (len(params), params[0].device) if params else None
-        if id(params) not in known or known[id(params)][0] != seen:
-            known[id(params)] = (seen, _fits(params, _PLAIN))
-        return _is_open(group) and known[id(params)][1]
+        seen, seen_on, fits = known.get(id(params), ((), None, True))
+        if len(seen) != len(params) or seen_on != device or not all(map(operator.is_, seen, params)):
+            fits = _fits(params, _PLAIN)
+            known[id(params)] = (list(params), device, fits)
+        return _is_open(group) and fits
 
     def step(self, closure=None):
         """One step, as torch.optim's. closure: reevaluates the model and returns the loss, which is returned."""
@@ -181,9 +185,10 @@ def _fused(stock, lists, states):
 
     @functools.wraps(stock)
     def function(*args, **options):
-        if not torch.compiler.is_compiling() and len(args) == lists and takes(*args, **options):
-            options["fused"] = True
-        return stock(*args, **options)
+        if torch.compiler.is_compiling() or len(args) != lists or not takes(*args, **options):
+            return stock(*args, **options)
+        stock(*args, **options | {"fused": True})
+        increment_version(args[0])  # which the steps that are replaced do, and the fused ones do not
 
     return function
 
