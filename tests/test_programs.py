@@ -968,7 +968,7 @@ def test_flop_counter():
         assert counter.get_total_flops() > 100_000
         return counter.get_total_flops(), gradients(model)
 
-    check(program, Transformer.kernels)
+    check(program, ("gelu", "native_layer_norm", "_softmax"))
 
 
 @pytest.mark.filterwarnings("ignore:.*Profiler clears events")  # torch's own, in 2.11 and 2.12
