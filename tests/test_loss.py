@@ -137,6 +137,23 @@ def test_a_target_of_one_element_and_another_dtype(name, dtype):
         torch.testing.assert_close(found, expected)
 
 
+def test_bce_with_logits_keeps_nothing_for_a_second_derivative_that_may_change():
+    """Neither the input nor the target, once the first one is made: as stock."""
+    results = []
+    for swap in (contextlib.nullcontext, rusttorch.use):
+        torch.manual_seed(0)
+        x, t = torch.randn(4, 3, requires_grad=True), torch.rand(4, 3)
+        with swap():
+            loss = F.binary_cross_entropy_with_logits(x, t, weight=torch.rand(4, 3), reduction="sum")
+            (g,) = torch.autograd.grad(loss, x, create_graph=True)
+            with torch.no_grad():
+                x.mul_(2)
+                t.mul_(2)
+            g.square().sum().backward()
+        results.append((g.detach(), x.grad))
+    torch.testing.assert_close(*results)
+
+
 def test_bce_with_logits_that_no_kernel_takes_has_stock_s_node():
     """What broadcasts, or has both weights, is differentiated, refused and kept as in stock."""
     x, t = torch.randn(4, 3, requires_grad=True), torch.rand(4, 3)

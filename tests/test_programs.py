@@ -521,7 +521,7 @@ def test_checkpoint_of_ops(reentrant, form):
 
 
 def test_selective_checkpoint():
-    """Products are kept, all else is computed again."""
+    """Products are kept, all else is computed again: by a mode, which sees what rms_norm and dropout are made of."""
 
     def program(ops):
         model, x = Transformer(), torch.randn(BATCH, 6, WIDTH, requires_grad=True)
@@ -532,7 +532,7 @@ def test_selective_checkpoint():
         h.square().sum().backward()
         return h.detach(), x.grad, gradients(model.blocks)
 
-    check(program, ("native_layer_norm", "rms_norm", "gelu", "_softmax", *DROPOUT), atol=1e-5)
+    check(program, ("native_layer_norm", "gelu", "_softmax"), atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16), ids=str)
@@ -968,7 +968,7 @@ def test_flop_counter():
         assert counter.get_total_flops() > 100_000
         return counter.get_total_flops(), gradients(model)
 
-    check(program, Transformer.kernels)
+    check(program, ("gelu", "native_layer_norm", "_softmax"))
 
 
 @pytest.mark.filterwarnings("ignore:.*Profiler clears events")  # torch's own, in 2.11 and 2.12

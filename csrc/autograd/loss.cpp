@@ -11,6 +11,7 @@
 #include <ATen/ops/result_type.h>
 #include <ATen/ops/sigmoid.h>
 #include <ATen/ops/zeros_like.h>
+#include <c10/core/GradMode.h>
 
 #include "derivative.h"
 
@@ -27,6 +28,7 @@ struct Loss {
   Slope twice;       // d2l/dx2
   Slope by_target;   // dl/dt; none for a loss of x - t
   Slope by_both;     // d2l/dx dt, likewise
+  Slope by_x{};      // dl/dx by ops that keep neither x nor t, as stock's do, which may be changed then
 };
 
 Tensor scaled(const Tensor& g, const Tensor& x, int64_t reduction) {
@@ -63,7 +65,11 @@ Formula forward_formula(const Loss& loss) {
       if (!loss.by_target) return backward_of(loss, c, g, 0, true);
       return scaled(g, c.tensor(0), c.integer(loss.reduction)) * loss.by_target(c, 0);
     };
-    return {c.want(0, [&] { return backward_of(loss, c, g, 0); }), c.want(1, by_target)};
+    const auto by_x = [&] {
+      if (!loss.by_x || !c10::GradMode::is_enabled()) return backward_of(loss, c, g, 0);
+      return scaled(g, c.tensor(0), c.integer(loss.reduction)) * loss.by_x(c, 0);
+    };
+    return {c.want(0, by_x), c.want(1, by_target)};
   };
   return {loss.op, tensors(loss.reduction),
           [=](const Call& c, const Tensor& g) {
@@ -134,6 +140,10 @@ const std::vector<Loss>& losses() {
        },
        [](const Call& c, size_t i) {
          return -(1 + (or_one(c, i + 3) - 1) * at::sigmoid(-c.tensor(i))) * or_one(c, i + 2);
+       },
+       [](const Call& c, size_t i) {
+         const Tensor without = or_one(c, i + 3) * c.tensor(i + 1);
+         return (log_weight(c, i) * at::sigmoid(c.tensor(i)) - without) * or_one(c, i + 2);
        }},
   };
   return all;
