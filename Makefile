@@ -1,5 +1,5 @@
 # make demo    trains on real digits, stock torch against rusttorch, and says what the swap is worth
-# make test    every test, and the op tests once more at each instruction set
+# make test    every test, and a sample of the op tests at each lower instruction set (ONE_IN=1: all)
 # make drop-in torch's own database of ops, each entry in stock and under use(): differences that nothing explains
 # make bench   ops, optimizers and training loops against stock: bench/results.jsonl, the README's tables, docs/benchmarks.md
 # make accuracy  errors in ulp over every float32 there is, ours and stock's: docs/accuracy.md; an hour on two cores
@@ -19,6 +19,7 @@ BIN := $(CURDIR)/.venv/bin
 export PATH := $(CURDIR)/.venv/ccache:$(BIN):$(PATH)
 export PYTHONPATH := $(CURDIR)/torch_ext
 export CCACHE_BASEDIR := $(CURDIR)
+export CCACHE_SLOPPINESS := pch_defines,time_macros
 SOURCES := $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc_cuda/*' 'tests/emulation/*.h' 'tests/*.cpp')
 
 # What runs kernels, without what is about the dispatcher.
@@ -30,10 +31,14 @@ KERNEL_TESTS := $(FAMILIES:%=tests/test_%.py) -k "not (opcheck or compile or vma
 demo: build
 	python examples/digits.py
 
+# Several processes, whose threads wait for each other without spinning. One in so many of the op tests at each lower
+# instruction set.
+ONE_IN ?= 10
+PYTEST := OMP_WAIT_POLICY=passive pytest -n auto --dist worksteal
 test: build
-	pytest tests
-	ATEN_CPU_CAPABILITY=avx2 pytest $(KERNEL_TESTS)
-	ATEN_CPU_CAPABILITY=default pytest $(KERNEL_TESTS)
+	$(PYTEST) tests
+	ATEN_CPU_CAPABILITY=avx2 $(PYTEST) --one-in $(ONE_IN) $(KERNEL_TESTS)
+	ATEN_CPU_CAPABILITY=default $(PYTEST) --one-in $(ONE_IN) $(KERNEL_TESTS)
 
 drop-in: build
 	python tests/drop_in.py --out build/drop_in.json

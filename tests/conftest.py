@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import random
 import sys
 from pathlib import Path
 
@@ -43,7 +44,23 @@ OF_THE_CPU = {
 }
 
 
-def pytest_collection_modifyitems(items):
+def pytest_addoption(parser):
+    parser.addoption("--one-in", type=int, default=1, metavar="N", help="runs one test in N, others each time")
+    parser.addoption("--draw", type=int, default=random.randrange(10**6), metavar="SEED", help="which those are")
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    n, seed = config.getoption("one_in"), config.getoption("draw")
+    if n > 1:
+        terminalreporter.write_line(f"one test in {n}; the same again: --one-in {n} --draw {seed}")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config, items):
+    n, seed = config.getoption("one_in"), config.getoption("draw")
+    if n > 1:
+        drawn = random.Random(seed).sample(range(len(items)), -(-len(items) // n))
+        items[:] = [items[i] for i in sorted(drawn)]
     for item in items if DEVICE.type != "cpu" else ():
         for part, why in OF_THE_CPU.items():
             if part in item.nodeid:
