@@ -7,6 +7,7 @@
 
 #include "form.h"
 #include "memory.h"
+#include "ops/decomposed.h"
 #include "swap.h"
 
 namespace rusttorch {

@@ -108,7 +108,7 @@ def main():
             "-fPIC,-Wall,-Wextra",
         ]
         flags += ["--expt-relaxed-constexpr"]  # as torch.utils.cpp_extension has it
-        flags += ["-diag-suppress", "177"]  # memory_bound, which only the CPU's loop asks for
+        flags += ["-diag-suppress", "177"]  # bandwidth_bound, which only the CPU's loop asks for
         return run([home / "bin" / "nvcc", *flags, *archs, "-c", source, "-o", object_of(source)])
 
     def host(source):

@@ -9,38 +9,38 @@
 namespace rusttorch::formula {
 
 // X(name, tensors, scalars, types, bound), see pointwise_formulas.h.
-#define RUSTTORCH_ACTIVATION(X)                  \
-  X(relu, 1, 0, numbers, memory)                 \
-  X(leaky_relu, 1, 1, floats, memory)            \
-  X(leaky_relu_backward, 2, 1, floats, memory)   \
-  X(sigmoid, 1, 0, floats, compute)              \
-  X(sigmoid_backward, 2, 0, floats, memory)      \
-  X(tanh, 1, 0, floats, compute)                 \
-  X(tanh_backward, 2, 0, floats, memory)         \
-  X(gelu, 1, 0, floats, compute)                 \
-  X(gelu_backward, 2, 0, floats, compute)        \
-  X(gelu_tanh, 1, 0, floats, compute)            \
-  X(gelu_tanh_backward, 2, 0, floats, compute)   \
-  X(elu, 1, 3, floats, compute)                  \
-  X(elu_backward, 2, 3, floats, compute)         \
-  X(elu_backward_result, 2, 3, floats, memory)   \
-  X(silu, 1, 0, floats, compute)                 \
-  X(silu_backward, 2, 0, floats, compute)        \
-  X(mish, 1, 0, floats, compute)                 \
-  X(mish_backward, 2, 0, floats, compute)        \
-  X(softplus, 1, 2, floats, compute)             \
-  X(softplus_default, 1, 0, floats, compute)     \
-  X(softplus_backward, 2, 2, floats, compute)    \
-  X(softsign, 1, 0, floats, compute)             \
-  X(squareplus, 1, 1, floats, compute)           \
-  X(hardswish, 1, 0, floats, memory)             \
-  X(hardswish_backward, 2, 0, floats, memory)    \
-  X(hardsigmoid, 1, 0, floats, memory)           \
-  X(hardsigmoid_backward, 2, 0, floats, memory)  \
-  X(log_sigmoid, 1, 0, floats, compute)          \
-  X(log_sigmoid_forward, 1, 0, floats, compute)  \
-  X(log_sigmoid_backward, 3, 0, floats, compute) \
-  X(log_sigmoid_backward_input, 2, 0, floats, compute)
+#define RUSTTORCH_ACTIVATION(X)                     \
+  X(relu, 1, 0, numbers, bandwidth)                 \
+  X(leaky_relu, 1, 1, floats, bandwidth)            \
+  X(leaky_relu_backward, 2, 1, floats, bandwidth)   \
+  X(sigmoid, 1, 0, floats, arithmetic)              \
+  X(sigmoid_backward, 2, 0, floats, bandwidth)      \
+  X(tanh, 1, 0, floats, arithmetic)                 \
+  X(tanh_backward, 2, 0, floats, bandwidth)         \
+  X(gelu, 1, 0, floats, arithmetic)                 \
+  X(gelu_backward, 2, 0, floats, arithmetic)        \
+  X(gelu_tanh, 1, 0, floats, arithmetic)            \
+  X(gelu_tanh_backward, 2, 0, floats, arithmetic)   \
+  X(elu, 1, 3, floats, arithmetic)                  \
+  X(elu_backward, 2, 3, floats, arithmetic)         \
+  X(elu_backward_result, 2, 3, floats, bandwidth)   \
+  X(silu, 1, 0, floats, arithmetic)                 \
+  X(silu_backward, 2, 0, floats, arithmetic)        \
+  X(mish, 1, 0, floats, arithmetic)                 \
+  X(mish_backward, 2, 0, floats, arithmetic)        \
+  X(softplus, 1, 2, floats, arithmetic)             \
+  X(softplus_default, 1, 0, floats, arithmetic)     \
+  X(softplus_backward, 2, 2, floats, arithmetic)    \
+  X(softsign, 1, 0, floats, arithmetic)             \
+  X(squareplus, 1, 1, floats, arithmetic)           \
+  X(hardswish, 1, 0, floats, bandwidth)             \
+  X(hardswish_backward, 2, 0, floats, bandwidth)    \
+  X(hardsigmoid, 1, 0, floats, bandwidth)           \
+  X(hardsigmoid_backward, 2, 0, floats, bandwidth)  \
+  X(log_sigmoid, 1, 0, floats, arithmetic)          \
+  X(log_sigmoid_forward, 1, 0, floats, arithmetic)  \
+  X(log_sigmoid_backward, 3, 0, floats, arithmetic) \
+  X(log_sigmoid_backward_input, 2, 0, floats, arithmetic)
 
 // What a formula with two outputs returns.
 template <class V>

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "memory.h"
+#include "load_store.h"
 
 namespace rusttorch {
 namespace {

@@ -7,7 +7,7 @@
 
 namespace rusttorch {
 
-constexpr bool memory = true, compute = false;  // what a loop over it waits for
+constexpr bool bandwidth = true, arithmetic = false;  // what a loop over it waits for
 
 }  // namespace rusttorch
 
@@ -15,7 +15,7 @@ constexpr bool memory = true, compute = false;  // what a loop over it waits for
   struct NAME##_formula {                                       \
     static constexpr int tensors = TENSORS, scalars = SCALARS;  \
     static constexpr uint8_t types = TYPES;                     \
-    static constexpr bool memory_bound = BOUND;                 \
+    static constexpr bool bandwidth_bound = BOUND;              \
     template <class... A>                                       \
     RT_INLINE static auto apply(A... a) {                       \
       return formula::NAME(a...);                               \

@@ -7,7 +7,7 @@
 #include <utility>
 
 #include "formula.h"
-#include "memory.h"
+#include "load_store.h"
 #include "types.h"
 
 namespace rusttorch {
@@ -21,7 +21,7 @@ template <class Op, class T, size_t... I, size_t... S>
 struct Loop<Op, T, std::index_sequence<I...>, std::index_sequence<S...>> {
   using C = Compute<T>;
   static constexpr bool converts = sizeof(T) == 2;
-  using V = Vector<C, Op::memory_bound && !converts ? narrow_bytes : vector_bytes>;
+  using V = Vector<C, Op::bandwidth_bound && !converts ? narrow_bytes : vector_bytes>;
   using Result = decltype(Op::apply((static_cast<void>(I), V())..., (static_cast<void>(S), C())...));
   static constexpr int64_t lanes = sizeof(V) / sizeof(C);
   static constexpr int outputs = std::is_same_v<Result, V> ? 1 : 2;

@@ -21,34 +21,34 @@ constexpr uint8_t floats_on_cpu = floats;
 namespace rusttorch::formula {
 
 // X(name, tensors, scalars, types, bound), see pointwise_formulas.h.
-#define RUSTTORCH_LOSS_FORWARD(X)                      \
-  X(mse, 2, 0, floats, memory)                         \
-  X(l1, 2, 0, floats, memory)                          \
-  X(smooth_l1, 2, 1, floats, memory)                   \
-  X(huber, 2, 1, floats, memory)                       \
-  X(bce, 2, 0, floats, compute)                        \
-  X(bce_weight, 3, 0, floats, compute)                 \
-  X(bce_epsilon, 2, 2, floats, compute)                \
-  X(outside_unit, 2, 0, floats_on_cpu, memory)         \
-  X(bce_with_logits, 2, 0, floats, compute)            \
-  X(bce_with_logits_weight, 3, 0, floats, compute)     \
-  X(bce_with_logits_pos_weight, 3, 0, floats, compute) \
-  X(kl_div, 2, 0, floats, compute)                     \
-  X(kl_div_log_target, 2, 0, floats, compute)
-#define RUSTTORCH_LOSS(X)                                       \
-  RUSTTORCH_LOSS_FORWARD(X)                                     \
-  X(mse_backward, 3, 1, floats, memory)                         \
-  X(l1_backward, 3, 1, floats, memory)                          \
-  X(smooth_l1_backward, 3, 2, floats, memory)                   \
-  X(huber_backward, 3, 2, floats, memory)                       \
-  X(bce_backward, 3, 1, floats, memory)                         \
-  X(bce_weight_backward, 4, 1, floats, memory)                  \
-  X(bce_epsilon_backward, 3, 3, floats, memory)                 \
-  X(bce_with_logits_backward, 3, 1, floats, compute)            \
-  X(bce_with_logits_weight_backward, 4, 1, floats, compute)     \
-  X(bce_with_logits_pos_weight_backward, 4, 1, floats, compute) \
-  X(kl_div_backward, 3, 1, floats, memory)                      \
-  X(kl_div_log_target_backward, 3, 1, floats, compute)
+#define RUSTTORCH_LOSS_FORWARD(X)                         \
+  X(mse, 2, 0, floats, bandwidth)                         \
+  X(l1, 2, 0, floats, bandwidth)                          \
+  X(smooth_l1, 2, 1, floats, bandwidth)                   \
+  X(huber, 2, 1, floats, bandwidth)                       \
+  X(bce, 2, 0, floats, arithmetic)                        \
+  X(bce_weight, 3, 0, floats, arithmetic)                 \
+  X(bce_epsilon, 2, 2, floats, arithmetic)                \
+  X(outside_unit, 2, 0, floats_on_cpu, bandwidth)         \
+  X(bce_with_logits, 2, 0, floats, arithmetic)            \
+  X(bce_with_logits_weight, 3, 0, floats, arithmetic)     \
+  X(bce_with_logits_pos_weight, 3, 0, floats, arithmetic) \
+  X(kl_div, 2, 0, floats, arithmetic)                     \
+  X(kl_div_log_target, 2, 0, floats, arithmetic)
+#define RUSTTORCH_LOSS(X)                                          \
+  RUSTTORCH_LOSS_FORWARD(X)                                        \
+  X(mse_backward, 3, 1, floats, bandwidth)                         \
+  X(l1_backward, 3, 1, floats, bandwidth)                          \
+  X(smooth_l1_backward, 3, 2, floats, bandwidth)                   \
+  X(huber_backward, 3, 2, floats, bandwidth)                       \
+  X(bce_backward, 3, 1, floats, bandwidth)                         \
+  X(bce_weight_backward, 4, 1, floats, bandwidth)                  \
+  X(bce_epsilon_backward, 3, 3, floats, bandwidth)                 \
+  X(bce_with_logits_backward, 3, 1, floats, arithmetic)            \
+  X(bce_with_logits_weight_backward, 4, 1, floats, arithmetic)     \
+  X(bce_with_logits_pos_weight_backward, 4, 1, floats, arithmetic) \
+  X(kl_div_backward, 3, 1, floats, bandwidth)                      \
+  X(kl_div_log_target_backward, 3, 1, floats, arithmetic)
 
 template <class V>
 RT_INLINE V mse(V x, V t) {

@@ -1,6 +1,6 @@
 #include "optimizer.h"
 
-#include "memory.h"
+#include "load_store.h"
 #include "optimizer_formulas.h"
 #include "types.h"
 

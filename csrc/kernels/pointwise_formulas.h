@@ -11,36 +11,36 @@ namespace rusttorch::formula {
 // types: floats, or numbers, which has i32 and i64 too.
 // bound: whether memory is what a loop over it waits for, or arithmetic. Loops that wait for memory use vectors of 32
 // bytes at most: with 64 bytes, add at 1M elements is 6 % slower (Zen 4, outputs in the last cache level).
-#define RUSTTORCH_POINTWISE(X)                   \
-  X(add, 2, 0, numbers, memory)                  \
-  X(add_scaled, 2, 1, numbers, memory)           \
-  X(add_scalar, 1, 2, numbers, memory)           \
-  X(sub, 2, 0, numbers, memory)                  \
-  X(sub_scaled, 2, 1, numbers, memory)           \
-  X(sub_scalar, 1, 2, numbers, memory)           \
-  X(mul, 2, 0, numbers, memory)                  \
-  X(mul_scalar, 1, 1, numbers, memory)           \
-  X(div, 2, 0, floats, memory)                   \
-  X(div_scalar, 1, 1, floats, memory)            \
-  X(div_trunc, 2, 0, wide_floats, memory)        \
-  X(div_trunc_scalar, 1, 1, wide_floats, memory) \
-  X(neg, 1, 0, numbers, memory)                  \
-  X(abs, 1, 0, numbers, memory)                  \
-  X(exp, 1, 0, floats, compute)                  \
-  X(log, 1, 0, floats, compute)                  \
-  X(sqrt, 1, 0, floats, compute)                 \
-  X(square, 1, 0, floats, memory)                \
-  X(cube, 1, 0, floats, memory)                  \
-  X(reciprocal, 1, 0, floats, compute)           \
-  X(maximum, 2, 0, numbers, memory)              \
-  X(minimum, 2, 0, numbers, memory)              \
-  X(clamp, 1, 2, numbers, memory)                \
-  X(clamp_tensor, 3, 0, numbers, memory)         \
-  X(addcmul, 3, 1, numbers, memory)              \
-  X(addcdiv, 3, 1, floats, memory)               \
-  X(lerp_scalar, 2, 1, floats, memory)           \
-  X(lerp_tensor, 3, 0, floats, memory)           \
-  X(fused_multiply_add, 3, 0, numbers, memory)
+#define RUSTTORCH_POINTWISE(X)                      \
+  X(add, 2, 0, numbers, bandwidth)                  \
+  X(add_scaled, 2, 1, numbers, bandwidth)           \
+  X(add_scalar, 1, 2, numbers, bandwidth)           \
+  X(sub, 2, 0, numbers, bandwidth)                  \
+  X(sub_scaled, 2, 1, numbers, bandwidth)           \
+  X(sub_scalar, 1, 2, numbers, bandwidth)           \
+  X(mul, 2, 0, numbers, bandwidth)                  \
+  X(mul_scalar, 1, 1, numbers, bandwidth)           \
+  X(div, 2, 0, floats, bandwidth)                   \
+  X(div_scalar, 1, 1, floats, bandwidth)            \
+  X(div_trunc, 2, 0, wide_floats, bandwidth)        \
+  X(div_trunc_scalar, 1, 1, wide_floats, bandwidth) \
+  X(neg, 1, 0, numbers, bandwidth)                  \
+  X(abs, 1, 0, numbers, bandwidth)                  \
+  X(exp, 1, 0, floats, arithmetic)                  \
+  X(log, 1, 0, floats, arithmetic)                  \
+  X(sqrt, 1, 0, floats, arithmetic)                 \
+  X(square, 1, 0, floats, bandwidth)                \
+  X(cube, 1, 0, floats, bandwidth)                  \
+  X(reciprocal, 1, 0, floats, arithmetic)           \
+  X(maximum, 2, 0, numbers, bandwidth)              \
+  X(minimum, 2, 0, numbers, bandwidth)              \
+  X(clamp, 1, 2, numbers, bandwidth)                \
+  X(clamp_tensor, 3, 0, numbers, bandwidth)         \
+  X(addcmul, 3, 1, numbers, bandwidth)              \
+  X(addcdiv, 3, 1, floats, bandwidth)               \
+  X(lerp_scalar, 2, 1, floats, bandwidth)           \
+  X(lerp_tensor, 3, 0, floats, bandwidth)           \
+  X(fused_multiply_add, 3, 0, numbers, bandwidth)
 
 template <class V>
 RT_INLINE V add(V a, V b) {

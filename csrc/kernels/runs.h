@@ -7,7 +7,7 @@
 #include <limits>
 #include <type_traits>
 
-#include "memory.h"
+#include "load_store.h"
 #include "types.h"
 
 namespace rusttorch {

@@ -7,7 +7,7 @@
 #include <algorithm>
 
 #include "formula.h"
-#include "memory.h"
+#include "load_store.h"
 #include "types.h"
 
 namespace rusttorch {

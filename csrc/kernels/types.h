@@ -1,6 +1,6 @@
 #pragma once
 
-// From a Dtype to a type. bf16 and f16 are those of memory.h, or on a device CUDA's own; a bool is a byte.
+// From a Dtype to a type. bf16 and f16 are those of load_store.h, or on a device CUDA's own; a bool is a byte.
 
 #include "kernel.h"
 

@@ -8,6 +8,7 @@
 
 #include <cmath>
 
+#include "decomposed.h"
 #include "elementwise.h"
 #include "stock.h"
 
@@ -151,7 +152,7 @@ const Rows& activation_rows() {
   static const Rows rows = {
       ROW("relu", Elementwise<activation::relu>, STOCK(relu)),
       ROW("relu_", Elementwise<activation::relu>, STOCK(relu_)),
-      ROW("relu.out", Elementwise<activation::relu>, CEA(relu_outf)),
+      ROW("relu.out", Elementwise<activation::relu>, COMPOSITE_EXPLICIT(relu_outf)),
       FORWARD(leaky_relu, Elementwise<activation::leaky_relu>),
       BACKWARD(leaky_relu_backward, LeakyReluBackward),
       FORWARD(sigmoid, Elementwise<activation::sigmoid>),
@@ -173,11 +174,12 @@ const Rows& activation_rows() {
       ROW("squareplus", Elementwise<activation::squareplus>, AnyDevice<&squareplus_stock>),
       FORWARD(hardswish, Elementwise<activation::hardswish>),
       ROW("hardswish_backward", Elementwise<activation::hardswish_backward>, STOCK(hardswish_backward)),
-      ROW("hardswish_backward.out", Elementwise<activation::hardswish_backward>, CEA(hardswish_backward_outf)),
+      ROW("hardswish_backward.out", Elementwise<activation::hardswish_backward>,
+          COMPOSITE_EXPLICIT(hardswish_backward_outf)),
       FORWARD(hardsigmoid, Elementwise<activation::hardsigmoid>),
       BACKWARD(hardsigmoid_backward, Elementwise<activation::hardsigmoid_backward>),
-      ROW("log_sigmoid", LogSigmoid<activation::log_sigmoid>, CIA(log_sigmoid)),
-      ROW("log_sigmoid.out", LogSigmoid<activation::log_sigmoid>, CIA(log_sigmoid_outf)),
+      ROW("log_sigmoid", LogSigmoid<activation::log_sigmoid>, COMPOSITE_IMPLICIT(log_sigmoid)),
+      ROW("log_sigmoid.out", LogSigmoid<activation::log_sigmoid>, COMPOSITE_IMPLICIT(log_sigmoid_outf)),
       ROW("log_sigmoid_forward", LogSigmoid<activation::log_sigmoid_forward>, STOCK(log_sigmoid_forward)),
       ROW("log_sigmoid_forward.output", LogSigmoid<activation::log_sigmoid_forward>, STOCK(log_sigmoid_forward_outf)),
       ROW("log_sigmoid_backward", LogSigmoidBackward, AnyDevice<&log_sigmoid_backward_stock>),

@@ -2,6 +2,7 @@
 
 #include <ATen/CompositeExplicitAutogradFunctions.h>
 
+#include "op.h"
 #include "run.h"
 
 namespace rusttorch {

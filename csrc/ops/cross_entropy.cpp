@@ -9,6 +9,7 @@
 #include <ATen/ops/mm.h>
 #include <ATen/ops/zeros_like.h>
 
+#include "decomposed.h"
 #include "elementwise.h"
 #include "run.h"
 #include "stock.h"
@@ -330,7 +331,7 @@ void impl_function(torch::Library& m, const char* name) {
 
 const Rows& cross_entropy_rows() {
   static const Rows rows = {
-      RUSTTORCH_COMPOSITE_ROW("cross_entropy_loss", Loss, CIA(cross_entropy_loss_symint), ByForward),
+      RUSTTORCH_COMPOSITE_ROW("cross_entropy_loss", Loss, COMPOSITE_IMPLICIT(cross_entropy_loss_symint), ByForward),
       {"cross_entropy_loss_forward", &impl_function<&forward>, &stats<"cross_entropy_loss_forward">},
       {"cross_entropy_loss_backward", &impl_function<&backward>, &stats<"cross_entropy_loss_backward">},
       {"linear_cross_entropy", &impl<LinearCrossEntropy>, nullptr, nullptr, true},

@@ -5,6 +5,7 @@
 
 #include <cmath>
 
+#include "decomposed.h"
 #include "run.h"
 #include "stock.h"
 
@@ -123,7 +124,7 @@ const Rows& dropout_rows() {
   static const Rows rows = {
       ROW("native_dropout", Forward, STOCK(native_dropout)),
       ROW("native_dropout_backward", Backward, STOCK(native_dropout_backward)),
-      RUSTTORCH_COMPOSITE_ROW("dropout", Forward, CIA(dropout), ByNativeDropout),
+      RUSTTORCH_COMPOSITE_ROW("dropout", Forward, COMPOSITE_IMPLICIT(dropout), ByNativeDropout),
   };
   return rows;
 }

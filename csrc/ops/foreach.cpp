@@ -276,7 +276,7 @@ class NormsPlan {
   std::vector<ReductionState> states_;
 };
 
-struct Norm {
+struct ForeachNorm {
   static NormsRequest request(TensorList self, const Scalar& order, std::optional<at::ScalarType> dtype) {
     return {self, !dtype && !order.isComplex() && !order.isBoolean() ? order.toDouble() : 0};
   }
@@ -315,7 +315,7 @@ const Rows& foreach_rows() {
       ROW("_foreach_mul_.Tensor", MulTensor, STOCK_EACH(Scale, _foreach_mul_)),
       ROW("_foreach_clamp_min_.Scalar", Clamp<true>, STOCK_EACH(Scaled, _foreach_clamp_min_)),
       ROW("_foreach_clamp_max_.Scalar", Clamp<false>, STOCK_EACH(Scaled, _foreach_clamp_max_)),
-      ROW("_foreach_norm.Scalar", Norm, STOCK_EACH(Measure, _foreach_norm)),
+      ROW("_foreach_norm.Scalar", ForeachNorm, STOCK_EACH(Measure, _foreach_norm)),
       ROW("_foreach_lerp_.Scalar", Lerp, STOCK_EACH(Mixed, _foreach_lerp_)),
       ROW("_foreach_zero_", Zero, STOCK_EACH(Plain, _foreach_zero_)),
       ROW("clip_grad_norm_", ClipGradNorm, AnyDevice<&clip_grad_norm_stock>),

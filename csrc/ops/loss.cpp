@@ -9,6 +9,7 @@
 #include <ATen/ops/ones_like.h>
 #include <ATen/ops/sigmoid.h>
 
+#include "decomposed.h"
 #include "elementwise.h"
 #include "stock.h"
 
@@ -213,7 +214,7 @@ Tensor& binary_cross_entropy_out_stock(const Tensor& self, const Tensor& target,
 
 // Stock's node is made of a dozen ops, so that is swapped too.
 constexpr Name bce_with_logits("binary_cross_entropy_with_logits");
-using StockBceWithLogits = CEA(binary_cross_entropy_with_logits);
+using StockBceWithLogits = COMPOSITE_EXPLICIT(binary_cross_entropy_with_logits);
 
 // The gradients that aten has no op for, in its terms.
 Tensor scaled(const Tensor& grad, const Tensor& self, int64_t reduction) {
@@ -251,13 +252,13 @@ const Rows& loss_rows() {
       LOSS(mse_loss, Mse),
       ROW("mse_loss_backward", MseBackward, STOCK(mse_loss_backward)),
       ROW("mse_loss_backward.grad_input", MseBackward, STOCK(mse_loss_backward_outf)),
-      RUSTTORCH_DECOMPOSED_ROW("l1_loss", L1, CIA(l1_loss)),
+      RUSTTORCH_DECOMPOSED_ROW("l1_loss", L1, COMPOSITE_IMPLICIT(l1_loss)),
       ROW("l1_loss_backward", L1Backward, AnyDevice<&l1_loss_backward_stock>),
       LOSS(smooth_l1_loss, SmoothL1),
-      ROW("smooth_l1_loss_backward", SmoothL1Backward, CEA(smooth_l1_loss_backward)),
+      ROW("smooth_l1_loss_backward", SmoothL1Backward, COMPOSITE_EXPLICIT(smooth_l1_loss_backward)),
       ROW("smooth_l1_loss_backward.grad_input", SmoothL1Backward, STOCK(smooth_l1_loss_backward_outf)),
       LOSS(huber_loss, Huber),
-      ROW("huber_loss_backward", HuberBackward, CEA(huber_loss_backward)),
+      ROW("huber_loss_backward", HuberBackward, COMPOSITE_EXPLICIT(huber_loss_backward)),
       ROW("huber_loss_backward.out", HuberBackward, STOCK(huber_loss_backward_outf)),
       ROW("binary_cross_entropy", Bce, STOCK(binary_cross_entropy)),
       ROW("binary_cross_entropy.out", Bce, AnyDevice<&binary_cross_entropy_out_stock>),
@@ -269,7 +270,7 @@ const Rows& loss_rows() {
        &impl<Differentiated<bce_with_logits, BceWithLogits, StockBceWithLogits::Signature>>},
       ROW("binary_cross_entropy_with_logits_backward", BceWithLogitsBackward,
           AnyDevice<&bce_with_logits_backward_stock>),
-      RUSTTORCH_DECOMPOSED_ROW("kl_div", KlDiv, CIA(kl_div)),
+      RUSTTORCH_DECOMPOSED_ROW("kl_div", KlDiv, COMPOSITE_IMPLICIT(kl_div)),
       ROW("kl_div_backward", KlDivBackward, AnyDevice<&kl_div_backward_stock>),
   };
   return rows;

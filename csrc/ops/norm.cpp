@@ -2,6 +2,7 @@
 
 #include <ATen/ops/empty.h>
 
+#include "decomposed.h"
 #include "run.h"
 #include "stock.h"
 
@@ -257,7 +258,7 @@ const Rows& norm_rows() {
       ROW("native_layer_norm_backward", LayerNormBackward, STOCK(native_layer_norm_backward_symint)),
       ROW("_fused_rms_norm", RmsNorm, StockRmsNorm),
       ROW("_fused_rms_norm_backward", RmsNormBackward, StockRmsNormBackward),
-      RUSTTORCH_COMPOSITE_ROW("rms_norm", RmsNorm, CIA(rms_norm_symint), ByFusedRmsNorm),
+      RUSTTORCH_COMPOSITE_ROW("rms_norm", RmsNorm, COMPOSITE_IMPLICIT(rms_norm_symint), ByFusedRmsNorm),
   };
   return rows;
 }

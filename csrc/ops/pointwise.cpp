@@ -7,7 +7,7 @@
 #include "elementwise.h"
 #include "stock.h"
 
-#define CEA_AS(type, fn) AnyDevice<static_cast<type*>(&at::compositeexplicitautograd::fn)>
+#define COMPOSITE_EXPLICIT_AS(type, fn) AnyDevice<static_cast<type*>(&at::compositeexplicitautograd::fn)>
 
 // The three forms of an op that has no options.
 #define UNARY(name, ...)                                                             \
@@ -181,36 +181,36 @@ const Rows& pointwise_rows() {
       ROW("add.Tensor", Add, STOCK(add)),
       ROW("add_.Tensor", Add, STOCK(add_)),
       ROW("add.out", Add, STOCK(add_outf)),
-      ROW("add.Scalar", AddScalar, CEA(add)),
-      ROW("add_.Scalar", AddScalar, CEA(add_)),
-      ROW("add.Scalar_out", AddScalar, CEA(add_outf)),
+      ROW("add.Scalar", AddScalar, COMPOSITE_EXPLICIT(add)),
+      ROW("add_.Scalar", AddScalar, COMPOSITE_EXPLICIT(add_)),
+      ROW("add.Scalar_out", AddScalar, COMPOSITE_EXPLICIT(add_outf)),
       ROW("sub.Tensor", Sub, STOCK(sub)),
       ROW("sub_.Tensor", Sub, STOCK(sub_)),
       ROW("sub.out", Sub, STOCK(sub_outf)),
-      ROW("sub.Scalar", SubScalar, CEA(sub)),
-      ROW("sub_.Scalar", SubScalar, CEA(sub_)),
-      ROW("sub.Scalar_out", SubScalar, CEA(sub_outf)),
+      ROW("sub.Scalar", SubScalar, COMPOSITE_EXPLICIT(sub)),
+      ROW("sub_.Scalar", SubScalar, COMPOSITE_EXPLICIT(sub_)),
+      ROW("sub.Scalar_out", SubScalar, COMPOSITE_EXPLICIT(sub_outf)),
       ROW("mul.Tensor", Mul, STOCK(mul)),
       ROW("mul_.Tensor", Mul, STOCK(mul_)),
       ROW("mul.out", Mul, STOCK(mul_outf)),
-      ROW("mul.Scalar", MulScalar, CEA(mul)),
-      ROW("mul_.Scalar", MulScalar, CEA(mul_)),
-      ROW("mul.Scalar_out", MulScalar, CEA(mul_outf)),
+      ROW("mul.Scalar", MulScalar, COMPOSITE_EXPLICIT(mul)),
+      ROW("mul_.Scalar", MulScalar, COMPOSITE_EXPLICIT(mul_)),
+      ROW("mul.Scalar_out", MulScalar, COMPOSITE_EXPLICIT(mul_outf)),
       ROW("div.Tensor", DivTensor, STOCK_AS(Fn<T>, div)),
       ROW("div_.Tensor", DivTensor, STOCK_AS(FnInplace<T>, div_)),
       ROW("div.out", DivTensor, STOCK_AS(FnOut<T>, div_outf)),
       ROW("div.Tensor_mode", DivTensor, STOCK_AS(WithMode<T>, div)),
       ROW("div_.Tensor_mode", DivTensor, STOCK_AS(WithModeInplace<T>, div_)),
       ROW("div.out_mode", DivTensor, STOCK_AS(WithModeOut<T>, div_outf)),
-      ROW("div.Scalar", DivScalar, CEA_AS(Fn<S>, div)),
-      ROW("div_.Scalar", DivScalar, CEA_AS(FnInplace<S>, div_)),
-      ROW("div.Scalar_out", DivScalar, CEA_AS(FnOut<S>, div_outf)),
-      ROW("div.Scalar_mode", DivScalar, CEA_AS(WithMode<S>, div)),
-      ROW("div_.Scalar_mode", DivScalar, CEA_AS(WithModeInplace<S>, div_)),
-      ROW("div.Scalar_mode_out", DivScalar, CEA_AS(WithModeOut<S>, div_outf)),
+      ROW("div.Scalar", DivScalar, COMPOSITE_EXPLICIT_AS(Fn<S>, div)),
+      ROW("div_.Scalar", DivScalar, COMPOSITE_EXPLICIT_AS(FnInplace<S>, div_)),
+      ROW("div.Scalar_out", DivScalar, COMPOSITE_EXPLICIT_AS(FnOut<S>, div_outf)),
+      ROW("div.Scalar_mode", DivScalar, COMPOSITE_EXPLICIT_AS(WithMode<S>, div)),
+      ROW("div_.Scalar_mode", DivScalar, COMPOSITE_EXPLICIT_AS(WithModeInplace<S>, div_)),
+      ROW("div.Scalar_mode_out", DivScalar, COMPOSITE_EXPLICIT_AS(WithModeOut<S>, div_outf)),
       UNARY(neg, Small16Bit<Elementwise<pointwise::neg>>),
-      ROW("abs", Abs, CEA(abs)),
-      ROW("abs_", Abs, CEA(abs_)),
+      ROW("abs", Abs, COMPOSITE_EXPLICIT(abs)),
+      ROW("abs_", Abs, COMPOSITE_EXPLICIT(abs_)),
       ROW("abs.out", Abs, STOCK(abs_outf)),
       UNARY(exp, Elementwise<pointwise::exp>),
       UNARY(log, Elementwise<pointwise::log>),
@@ -241,8 +241,8 @@ const Rows& pointwise_rows() {
       ROW("lerp_.Tensor", LerpTensor, STOCK_AS(WeightInplace<T>, lerp_)),
       ROW("lerp.Tensor_out", LerpTensor, STOCK_AS(WeightOut<T>, lerp_outf)),
       ROW("fused_multiply_add", Elementwise<pointwise::fused_multiply_add>, AnyDevice<&fused_multiply_add_stock>),
-      ROW("add_scalar", AddScalar, CEA(add)),
-      ROW("mul_scalar", MulScalar, CEA(mul)),
+      ROW("add_scalar", AddScalar, COMPOSITE_EXPLICIT(add)),
+      ROW("mul_scalar", MulScalar, COMPOSITE_EXPLICIT(mul)),
   };
   return rows;
 }

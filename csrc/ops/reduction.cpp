@@ -258,7 +258,7 @@ struct Variance {
 };
 
 // The 1, 2 and infinity norms.
-struct Norm {
+struct VectorNorm {
   template <class... A>
   static ReductionRequest of(const Tensor& self, const std::optional<Scalar>& p, const A&... args) {
     ReductionRequest r = Reduce<reduction::norm2>::request(self, args...);
@@ -330,16 +330,16 @@ using Bool = Reduce<K, Result::boolean>;
 
 const Rows& reduction_rows() {
   static const Rows rows = {
-      ROW("sum", Sum, CEA(sum)),
-      ROW("sum.out", Sum, CEA(sum_outf)),
+      ROW("sum", Sum, COMPOSITE_EXPLICIT(sum)),
+      ROW("sum.out", Sum, COMPOSITE_EXPLICIT(sum_outf)),
       ROW("sum.dim_IntList", Sum, STOCK(sum)),
       ROW("sum.IntList_out", Sum, STOCK(sum_outf)),
-      ROW("mean", Mean, CEA(mean)),
-      ROW("mean.dtype_out", Mean, CEA(mean_outf)),
+      ROW("mean", Mean, COMPOSITE_EXPLICIT(mean)),
+      ROW("mean.dtype_out", Mean, COMPOSITE_EXPLICIT(mean_outf)),
       ROW("mean.dim", Mean, STOCK(mean)),
       ROW("mean.out", Mean, STOCK(mean_outf)),
       ROW("prod", Prod, STOCK_AS(Tensor(const Tensor&, Dtype_), prod)),
-      ROW("prod.out", Prod, CEA(prod_outf)),
+      ROW("prod.out", Prod, COMPOSITE_EXPLICIT(prod_outf)),
       ROW("prod.dim_int", Prod, STOCK_AS(Tensor(const Tensor&, int64_t, bool, Dtype_), prod)),
       ROW("prod.int_out", Prod, STOCK(prod_outf)),
       EXTREME(max, amax, max_index),
@@ -351,14 +351,15 @@ const Rows& reduction_rows() {
       ROW("std.correction", Variance<reduction::std>, STOCK(std)),
       ROW("std.correction_out", Variance<reduction::std>, STOCK(std_outf)),
       ROW("var_mean.correction", VarMean, STOCK(var_mean)),
-      ROW("var_mean.correction_out", VarMean, CEA(var_mean_outf)),
-      ROW("linalg_vector_norm", Norm, STOCK(linalg_vector_norm)),
-      ROW("linalg_vector_norm.out", Norm, STOCK(linalg_vector_norm_outf)),
-      ROW("norm.Scalar", Norm, AnyDevice<norm_scalar>),
-      ROW("norm.ScalarOpt_dim", Norm, STOCK_AS(Tensor(const Tensor&, const MaybeScalar&, at::IntArrayRef, bool), norm)),
-      ROW("norm.out", Norm,
+      ROW("var_mean.correction_out", VarMean, COMPOSITE_EXPLICIT(var_mean_outf)),
+      ROW("linalg_vector_norm", VectorNorm, STOCK(linalg_vector_norm)),
+      ROW("linalg_vector_norm.out", VectorNorm, STOCK(linalg_vector_norm_outf)),
+      ROW("norm.Scalar", VectorNorm, AnyDevice<norm_scalar>),
+      ROW("norm.ScalarOpt_dim", VectorNorm,
+          STOCK_AS(Tensor(const Tensor&, const MaybeScalar&, at::IntArrayRef, bool), norm)),
+      ROW("norm.out", VectorNorm,
           STOCK_AS(Tensor & (const Tensor&, const MaybeScalar&, at::IntArrayRef, bool, Tensor&), norm_outf)),
-      ROW("logsumexp", Reduce<reduction::logsumexp>, CEA(logsumexp)),
+      ROW("logsumexp", Reduce<reduction::logsumexp>, COMPOSITE_EXPLICIT(logsumexp)),
       ROW("logsumexp.out", Reduce<reduction::logsumexp>,
           AnyDevice<&at::compositeexplicitautogradnonfunctional::logsumexp_outf>),
   };

@@ -2,9 +2,11 @@
 
 // How a kernel runs: on a device all of a call at once, on the CPU in parts that threads share.
 
+#include <c10/core/DeviceGuard.h>
+
 #include "../kernels/along.h"
 #include "../parallel.h"
-#include "op.h"
+#include "tensor.h"
 
 namespace rusttorch {
 

@@ -107,10 +107,10 @@ const Rows& scan_rows() {
   static const Rows rows = {
       ROW("cumsum", CumSum, STOCK(cumsum)),
       ROW("cumsum.out", CumSum, STOCK(cumsum_outf)),
-      ROW("cummax", CumExtreme<scan::cummax>, CEA(cummax)),
-      ROW("cummax.out", CumExtreme<scan::cummax>, CEA(cummax_outf)),
-      ROW("cummin", CumExtreme<scan::cummin>, CEA(cummin)),
-      ROW("cummin.out", CumExtreme<scan::cummin>, CEA(cummin_outf)),
+      ROW("cummax", CumExtreme<scan::cummax>, COMPOSITE_EXPLICIT(cummax)),
+      ROW("cummax.out", CumExtreme<scan::cummax>, COMPOSITE_EXPLICIT(cummax_outf)),
+      ROW("cummin", CumExtreme<scan::cummin>, COMPOSITE_EXPLICIT(cummin)),
+      ROW("cummin.out", CumExtreme<scan::cummin>, COMPOSITE_EXPLICIT(cummin_outf)),
   };
   return rows;
 }

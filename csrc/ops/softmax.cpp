@@ -1,5 +1,6 @@
 #include "../kernels/softmax.h"
 
+#include "decomposed.h"
 #include "run.h"
 #include "stock.h"
 

@@ -11,8 +11,8 @@
 
 #include "op.h"
 
-#define CEA(fn) AnyDevice<&at::compositeexplicitautograd::fn>
-#define CIA(fn) AnyDevice<&at::compositeimplicitautograd::fn>
+#define COMPOSITE_EXPLICIT(fn) AnyDevice<&at::compositeexplicitautograd::fn>
+#define COMPOSITE_IMPLICIT(fn) AnyDevice<&at::compositeimplicitautograd::fn>
 #define STOCK RUSTTORCH_STOCK
 #define STOCK_AS RUSTTORCH_STOCK_AS
 #define ROW RUSTTORCH_ROW

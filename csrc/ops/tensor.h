@@ -1,0 +1,93 @@
+#pragma once
+
+// What ops ask of tensors.
+
+#include <ATen/EmptyTensor.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+
+#include <initializer_list>
+#include <optional>
+
+#include "../kernels/kernel.h"
+
+namespace rusttorch {
+
+using at::Scalar;
+using at::Tensor;
+
+inline Device device_type(const Tensor& t) { return t.is_cuda() ? Device::cuda : Device::cpu; }
+
+// Whether t's kernels are those of csrc/kernels. All others are those of csrc_cuda, which in the tests' emulation of a
+// GPU (tests/emulation) get CPU tensors.
+inline bool on_cpu([[maybe_unused]] const Tensor& t) {
+#ifdef RUSTTORCH_EMULATION
+  return false;
+#else
+  return t.is_cpu();
+#endif
+}
+
+// A contiguous tensor on t's device.
+inline Tensor empty_beside(const Tensor& t, at::IntArrayRef sizes, at::ScalarType dtype) {
+  if (t.is_cpu()) return Tensor(at::detail::empty_cpu(sizes, dtype));
+  return at::empty(sizes, t.options().dtype(dtype));
+}
+
+inline std::optional<Dtype> dtype_of(const Tensor& t) {
+  switch (t.scalar_type()) {
+    case at::kFloat: return Dtype::f32;
+    case at::kDouble: return Dtype::f64;
+    case at::kBFloat16: return Dtype::bf16;
+    case at::kHalf: return Dtype::f16;
+    case at::kInt: return Dtype::i32;
+    case at::kLong: return Dtype::i64;
+    case at::kBool: return Dtype::b8;
+    default: return std::nullopt;
+  }
+}
+
+// Named tensors went from torch after 2.12.
+template <class T>
+bool has_names([[maybe_unused]] const T& t) {
+  if constexpr (requires { t.has_names(); }) {
+    return t.has_names();
+  } else {
+    return false;
+  }
+}
+
+// Whether t is what its memory holds. Zeros without memory (the tangents of forward-mode AD) and values that are
+// negated when they are read reach the kernels that aten lets them through to: those of add.Scalar, mul.Scalar, clone.
+inline bool is_plain(const Tensor& t) {
+  constexpr c10::DispatchKeySet lazy(
+      {c10::DispatchKey::ZeroTensor, c10::DispatchKey::Negative, c10::DispatchKey::Conjugate});
+  return !t.key_set().has_any(lazy) && !has_names(t);
+}
+
+using MaybeTensor = const std::optional<Tensor>&;
+// aten's autograd passes an absent tensor as an undefined one.
+inline bool given(MaybeTensor t) { return t && t->defined(); }
+
+// Stock's error where tensors are on several devices.
+inline void check_one_device(std::initializer_list<const Tensor*> tensors) {
+  const Tensor& first = **tensors.begin();
+  for (const Tensor* t : tensors) {
+    TORCH_CHECK(t->device() == first.device(), "Expected all tensors to be on the same device, but found at least two ",
+                "devices, ", first.device(), " and ", t->device(), "!");
+  }
+}
+
+// Whether two dense tensors share memory.
+inline bool overlap(const Tensor& a, const Tensor& b) {
+  const auto *p = static_cast<const char*>(a.const_data_ptr()), *q = static_cast<const char*>(b.const_data_ptr());
+  return p < q + b.nbytes() && q < p + a.nbytes();
+}
+
+// Whether out is what a kernel that writes a contiguous tensor may write to, for an input in, which is dense.
+inline bool is_contiguous_output(const Tensor& out, at::ScalarType dtype, at::IntArrayRef sizes, const Tensor& in) {
+  return out.defined() && out.scalar_type() == dtype && out.device() == in.device() && out.sizes().equals(sizes) &&
+         out.is_contiguous() && is_plain(out) && !overlap(in, out);
+}
+
+}  // namespace rusttorch
