@@ -12,7 +12,7 @@ namespace rusttorch {
 template <class A>
 struct Launcher {
   void (*run)(const A&, cudaStream_t);
-  uint8_t dtypes = everything;
+  Dtypes dtypes = everything;
 };
 
 // Each family's, in its .cu.

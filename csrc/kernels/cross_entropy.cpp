@@ -19,10 +19,10 @@ struct CrossEntropy {
   double all_weights = weight ? 0 : double(a.classes);
 
   explicit CrossEntropy(const CrossEntropyArgs& args) : a(args) {
-    for (int64_t c = 0; weight && c < a.classes; ++c) all_weights += double(widened(weight[c]));
+    for (int64_t c = 0; weight && c < a.classes; ++c) all_weights += double(widen(weight[c]));
   }
 
-  double weight_of(int64_t c) const { return weight ? double(widened(weight[c])) : 1; }
+  double weight_of(int64_t c) const { return weight ? double(widen(weight[c])) : 1; }
   const T* row(int64_t r) const { return static_cast<const T*>(a.x) + r * a.classes; }
   const T* probabilities(int64_t r) const { return static_cast<const T*>(a.probabilities) + r * a.classes; }
   bool ignores(int64_t r) const { return a.target && a.target[r] == a.ignore_index; }
@@ -79,7 +79,7 @@ struct CrossEntropy {
   }
 
   // lse - x of a class.
-  double minus_log(int64_t r, int64_t c) const { return (a.largest[r] - double(widened(row(r)[c]))) + a.log_sum[r]; }
+  double minus_log(int64_t r, int64_t c) const { return (a.largest[r] - double(widen(row(r)[c]))) + a.log_sum[r]; }
 
   double spread_loss(int64_t r) const {
     const C largest = C(a.largest[r]), log_sum = C(a.log_sum[r]);
@@ -199,7 +199,7 @@ template <class T>
 void backward_type(const CrossEntropyArgs& a) {
   const CrossEntropy<T> rows(a);
   const T* g = static_cast<const T*>(a.grad);
-  for (int64_t r = 0; r < a.rows; ++r) rows.scaled(r, double(widened(g[a.grad_of_rows ? r : 0])));
+  for (int64_t r = 0; r < a.rows; ++r) rows.scaled(r, double(widen(g[a.grad_of_rows ? r : 0])));
 }
 
 void forward(const CrossEntropyArgs& a) {

@@ -80,7 +80,7 @@ void apply(const T* in, const uint8_t* mask, T* out, int64_t n, Compute<T> scale
     const V factor = __builtin_convertvector(load<Mask>(mask + i), V) * scale;
     store(out + i, V(load<V>(in + i) * factor));
   }
-  for (; i < n; ++i) store_one(out + i, widened(in[i]) * (Compute<T>(mask[i]) * scale));
+  for (; i < n; ++i) store_one(out + i, widen(in[i]) * (Compute<T>(mask[i]) * scale));
 }
 
 void forward(const DropoutArgs& a) {

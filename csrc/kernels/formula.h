@@ -14,7 +14,7 @@ constexpr bool bandwidth = true, arithmetic = false;  // what a loop over it wai
 #define RUSTTORCH_FORMULA(NAME, TENSORS, SCALARS, TYPES, BOUND) \
   struct NAME##_formula {                                       \
     static constexpr int tensors = TENSORS, scalars = SCALARS;  \
-    static constexpr uint8_t types = TYPES;                     \
+    static constexpr Dtypes types = TYPES;                      \
     static constexpr bool bandwidth_bound = BOUND;              \
     template <class... A>                                       \
     RT_INLINE static auto apply(A... a) {                       \

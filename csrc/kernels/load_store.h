@@ -10,16 +10,13 @@
 namespace rusttorch {
 namespace {  // one copy per instruction set, invisible to the others
 
+// Widened to float as they are loaded, rounded to nearest even as they are stored.
 struct bf16 {
   uint16_t bits;
 };
 struct f16 {
   uint16_t bits;
 };
-
-// bf16 and f16 are computed in float: widened as they are loaded, rounded to nearest even as they are stored.
-template <class T>
-using Compute = std::conditional_t<sizeof(T) == 2, float, T>;
 
 template <class V, class T>
 RT_INLINE V load(const T* from) {
@@ -47,6 +44,12 @@ RT_INLINE void store(bf16* to, const V& v) {
   store(&to->bits, __builtin_convertvector((v != v ? nan : nearest_even) >> 16, Words<V>));
 }
 
+// One number.
+template <class T>
+RT_INLINE T widen(T x) {
+  return x;
+}
+RT_INLINE float widen(bf16 x) { return __builtin_bit_cast(float, uint32_t(x.bits) << 16); }
 // Not inlined: gcc 12 fails on a loop over _Float16 conversions that it tries to vectorise.
 [[maybe_unused]] __attribute__((noinline)) float widen(f16 h) {
   return static_cast<float>(__builtin_bit_cast(_Float16, h));

@@ -20,7 +20,7 @@ struct Loop;
 template <class Op, class T, size_t... I, size_t... S>
 struct Loop<Op, T, std::index_sequence<I...>, std::index_sequence<S...>> {
   using C = Compute<T>;
-  static constexpr bool converts = sizeof(T) == 2;
+  static constexpr bool converts = is_narrow<T>;
   using V = Vector<C, Op::bandwidth_bound && !converts ? narrow_bytes : vector_bytes>;
   using Result = decltype(Op::apply((static_cast<void>(I), V())..., (static_cast<void>(S), C())...));
   static constexpr int64_t lanes = sizeof(V) / sizeof(C);

@@ -11,9 +11,9 @@ namespace rusttorch {
 
 // The types of what a device has no use for: there an assertion takes the place of a look beforehand.
 #if defined(__CUDACC__) || defined(RUSTTORCH_ASSERT)
-constexpr uint8_t floats_on_cpu = 0;
+constexpr Dtypes floats_on_cpu = 0;
 #else
-constexpr uint8_t floats_on_cpu = floats;
+constexpr Dtypes floats_on_cpu = floats;
 #endif
 
 }  // namespace rusttorch

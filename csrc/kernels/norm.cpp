@@ -119,7 +119,7 @@ struct Norm {
 };
 
 // f of the Norm that the arguments are for. A bias comes with a weight.
-template <bool centered, uint8_t dtypes, class F>
+template <bool centered, Dtypes dtypes, class F>
 void with_options(const NormArgs& a, bool weighted, bool biased, F f) {
   with_type<dtypes>(a.dtype, [&](auto t) {
     using T = decltype(t);
@@ -131,11 +131,11 @@ void with_options(const NormArgs& a, bool weighted, bool biased, F f) {
   });
 }
 
-template <bool centered, uint8_t dtypes>
+template <bool centered, Dtypes dtypes>
 void forward(const NormArgs& a) {
   with_options<centered, dtypes>(a, a.weight, a.bias, [&](auto norm) { norm.forward(a); });
 }
-template <bool centered, uint8_t dtypes>
+template <bool centered, Dtypes dtypes>
 void backward(const NormArgs& a) {
   with_options<centered, dtypes>(a, a.weight, a.grad_bias, [&](auto norm) { norm.backward(a); });
 }

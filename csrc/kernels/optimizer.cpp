@@ -11,7 +11,7 @@ namespace {
 template <class F, bool decays, class T, class S>
 void update_all(const OptimizerEntry& e, const formula::Step<Compute<T>>& step) {
   using C = Compute<T>;
-  using V = Vector<C, sizeof(T) == 2 ? vector_bytes : narrow_bytes>;
+  using V = Vector<C, is_narrow<T> ? vector_bytes : narrow_bytes>;
   constexpr int64_t lanes = sizeof(V) / sizeof(C);
   T* const p = static_cast<T*>(e.p);
   const T* const g = static_cast<const T*>(e.g);
@@ -51,7 +51,7 @@ void run(const OptimizerArgs& a) {
     with_type<floats>(e.dtype, [&](auto t) {
       using T = decltype(t);
       const formula::Step<Compute<T>> step(a, a.lr, rates);
-      if constexpr (sizeof(T) == 2 && F::states > 0) {
+      if constexpr (is_narrow<T> && F::states > 0) {
         if (e.state_dtype == Dtype::f32) return update_types<F, T, float>(e, step);
       }
       update_types<F, T, T>(e, step);

@@ -38,7 +38,7 @@ RT_INLINE void fold_rows(V* part, Group group, int64_t r, int64_t end, Load load
 template <class F, class T>
 struct Fold {
   using C = Compute<T>;
-  static constexpr int bytes = sizeof(T) == 2 ? vector_bytes : narrow_bytes;  // memory is the bound
+  static constexpr int bytes = is_narrow<T> ? vector_bytes : narrow_bytes;  // memory is the bound
   using V = Vector<std::conditional_t<is_float_type<T>, C, float>, bytes>;
   // Sums and products of integers are int64, as in aten.
   static constexpr bool widens = !is_float_type<T> && !std::is_base_of_v<amax, F> && !std::is_base_of_v<amin, F>;
@@ -100,7 +100,7 @@ struct Fold {
   // care.
   static C best_of(const T* x, int64_t n) {
     const auto quick = [](auto a, auto b) { return F::quick(a, b); };
-    const C first = widened(x[0]);
+    const C first = widen(x[0]);
     V best[vectors<V>], zero[vectors<V>] = {};
     for (V& b : best) b = F::term(splat<V>(first));
     each_vector<V>(x, n, first, [&](int64_t k, V v) {
@@ -136,7 +136,7 @@ struct Extreme {
       add(best, {C(Fold<typename Side::fold, T>::row(x + i, std::min(at_once, n - i))), i});
     }
     best.index += find(x + best.index, std::min(at_once, n - best.index), best.value);
-    best.value = widened(x[best.index]);  // of two zeros, the one that is there
+    best.value = widen(x[best.index]);  // of two zeros, the one that is there
     return best;
   }
 
@@ -161,8 +161,8 @@ struct Extreme {
       });
       for (int64_t c = 0; c < width; ++c) {
         int64_t i = start[c];  // it is there, unless another thread writes to x
-        while (i + 1 < n && !is(widened(x[i * row + c]), best[c])) ++i;
-        states[c] = {widened(x[i * row + c]), i};
+        while (i + 1 < n && !is(widen(x[i * row + c]), best[c])) ++i;
+        states[c] = {widen(x[i * row + c]), i};
       }
     } else {
       for (int64_t c = 0; c < width; ++c) states[c] = {x[c], 0};
@@ -191,7 +191,7 @@ struct Extreme {
         if (any_lane(value != value ? v != v : v == value)) break;
       }
     }
-    while (i + 1 < n && !is(widened(x[i]), value)) ++i;
+    while (i + 1 < n && !is(widen(x[i]), value)) ++i;
     return i;
   }
 };
@@ -428,7 +428,7 @@ void join(const ReductionArgs& a, const ReductionState* parts, int64_t count) {
   R::write(a, all, 0);
 }
 
-template <template <class> class R, uint8_t dtypes>
+template <template <class> class R, Dtypes dtypes>
 constexpr Kernel<ReductionArgs> reduction_kernel = {
     [](const ReductionArgs& a) { with_type<dtypes>(a.dtype, [&](auto t) { run<R<decltype(t)>, decltype(t)>(a); }); },
     [](const ReductionArgs& a, ReductionState* to) {

@@ -53,7 +53,7 @@ struct Kernel<ReductionArgs> {
   // On the CPU, one run (outer and inner are 1) in parts: each part's state, then the result of all, in order.
   void (*part)(const ReductionArgs&, ReductionState*);
   void (*join)(const ReductionArgs&, const ReductionState*, int64_t count);
-  uint8_t dtypes;
+  Dtypes dtypes;
 
   bool takes(Dtype dtype) const { return dtypes >> int(dtype) & 1; }
 };

@@ -23,20 +23,6 @@ constexpr int64_t vectors = bytes_at_once / sizeof(V);
 template <class V>
 constexpr int64_t block = vectors<V> * lanes<V> * rows_at_once;
 
-template <class T>
-constexpr bool is_float_type = std::is_floating_point_v<Compute<T>>;
-
-template <class T>
-RT_INLINE Compute<T> widened(T x) {
-  if constexpr (std::is_same_v<T, bf16>) {
-    return __builtin_bit_cast(float, uint32_t(x.bits) << 16);
-  } else if constexpr (std::is_same_v<T, f16>) {
-    return widen(x);
-  } else {
-    return x;
-  }
-}
-
 // f(k, x) for the vectors of x[0..n), several k side by side. What is beyond n in the last is `fill`.
 template <class V, class T, class F>
 RT_INLINE void each_vector(const T* x, int64_t n, lane_t<V> fill, F f) {

@@ -35,7 +35,7 @@ struct Sum {
       }
     }
     for (; i < n; ++i) {
-      total += S(widened(x[i]));
+      total += S(widen(x[i]));
       store_one(out + i, total);
     }
   }
@@ -44,7 +44,7 @@ struct Sum {
     S total[columns_of_a_scan] = {};
     for (int64_t r = 0; r < n; ++r) {
       for (int64_t c = 0; c < width; ++c) {
-        total[c] += S(widened(x[r * row + c]));
+        total[c] += S(widen(x[r * row + c]));
         store_one(out + r * row + c, total[c]);
       }
     }
@@ -71,10 +71,10 @@ struct Extreme {
   static void columns(const T* x, T* out, int64_t* index, int64_t n, int64_t row, int64_t width) {
     C best[columns_of_a_scan];
     int64_t at[columns_of_a_scan] = {};
-    for (int64_t c = 0; c < width; ++c) best[c] = widened(x[c]);
+    for (int64_t c = 0; c < width; ++c) best[c] = widen(x[c]);
     for (int64_t r = 0; r < n; ++r) {
       for (int64_t c = 0; c < width; ++c) {
-        const C v = widened(x[r * row + c]);
+        const C v = widen(x[r * row + c]);
         const bool take = takes(v, best[c]);
         best[c] = take ? v : best[c];
         at[c] = take ? r : at[c];

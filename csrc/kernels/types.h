@@ -2,13 +2,23 @@
 
 // From a Dtype to a type. bf16 and f16 are those of load_store.h, or on a device CUDA's own; a bool is a byte.
 
+#include <type_traits>
+
 #include "kernel.h"
 
 namespace rusttorch {
 namespace {
 
+// What a T is computed in.
+template <class T>
+constexpr bool is_narrow = std::is_same_v<T, bf16> || std::is_same_v<T, f16>;
+template <class T>
+using Compute = std::conditional_t<is_narrow<T>, float, T>;
+template <class T>
+constexpr bool is_float_type = std::is_floating_point_v<Compute<T>>;
+
 // Calls f with a number of the dtype, where the set has it.
-template <uint8_t dtypes, class F>
+template <Dtypes dtypes, class F>
 void with_type(Dtype dtype, F f) {
   const auto call = [&]<Dtype which, class T>() {
     if constexpr (dtypes >> int(which) & 1) f(T());

@@ -26,12 +26,6 @@ using f16 = __half;
 
 namespace rusttorch {
 
-// bf16 and f16 are computed in float.
-template <class T>
-using Compute = std::conditional_t<sizeof(T) == 2, float, T>;
-template <class T>
-constexpr bool is_float_type = std::is_floating_point_v<Compute<T>>;
-
 template <class T>
 __device__ __forceinline__ Compute<T> widen(T x) {
   if constexpr (std::is_same_v<T, f16>) {

@@ -103,7 +103,7 @@ void launch_optimizer(const OptimizerArgs& a, cudaStream_t stream) {
   if (a.count == 0) return;
   with_type<floats>(a.entries[0].dtype, [&](auto t) {
     using T = decltype(t);
-    if constexpr (sizeof(T) == 2 && F::states > 0) {
+    if constexpr (is_narrow<T> && F::states > 0) {
       if (a.entries[0].state_dtype == Dtype::f32) return launch_optimizer_types<F, T, float>(a, stream);
     }
     launch_optimizer_types<F, T, T>(a, stream);

@@ -198,7 +198,7 @@ __global__ void __launch_bounds__(block_threads) join_parts(ReductionArgs a, int
   if (threadIdx.x == 0) R::write(a, mine, blockIdx.x);
 }
 
-template <template <class> class R, uint8_t dtypes>
+template <template <class> class R, Dtypes dtypes>
 void launch_reduction(const ReductionArgs& a, cudaStream_t stream) {
   with_type<dtypes>(a.dtype, [&](auto t) {
     using T = decltype(t);
