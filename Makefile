@@ -34,7 +34,8 @@ demo: build
 # Several processes, whose threads wait for each other without spinning. One in so many of the op tests at each lower
 # instruction set.
 ONE_IN ?= 10
-PYTEST := OMP_WAIT_POLICY=passive pytest -n auto --dist worksteal
+PYTEST := pytest -n auto --dist worksteal
+test asan drop-in: export OMP_WAIT_POLICY := passive
 test: build
 	$(PYTEST) tests
 	ATEN_CPU_CAPABILITY=avx2 $(PYTEST) --one-in $(ONE_IN) $(KERNEL_TESTS)
@@ -75,7 +76,7 @@ asan: build
 	PYTHONPATH=build/asan FUZZ_CALLS=100000 PYTHONMALLOC=malloc \
 	    LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	    ASAN_OPTIONS=detect_leaks=0:alloc_dealloc_mismatch=0:allocator_may_return_null=1 \
-	    pytest tests/test_fuzz.py $(KERNEL_TESTS)
+	    $(PYTEST) tests/test_fuzz.py $(KERNEL_TESTS)
 
 # OpenMP's own barriers are not instrumented: one thread for each call. Its shadow memory needs addresses as they were
 # before randomization.

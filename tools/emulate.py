@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from cuda_check import cuda_home
@@ -31,13 +32,24 @@ LEFT_OUT = {
 }
 
 
-def read(report):
-    """How many launchers ran; which did not, by family and place in its list; and where the kernels are that ran."""
-    lines = report.read_text().splitlines()
-    names = [re.search(r"(\w+)_launchers; long unsigned int k = (\d+)", line) for line in lines]
-    missing = [f"{name[1]} {name[2]}" for name in names if name]
-    kernels = {int(line.split()[-1], 16) for line in lines if line.startswith("kernel at")}
-    return lines[0], missing, kernels
+NONE_CHOSEN = 5  # what pytest exits with
+
+
+def last_line(done):
+    return (done.stdout.strip() or done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
+
+
+def read(reports):
+    """How many launchers there are; which ran in none, by family and place in its list; where the kernels are that ran."""
+    ran, left, kernels = 0, None, set()
+    for report in reports:
+        lines = report.read_text().splitlines()
+        names = [re.search(r"(\w+)_launchers; long unsigned int k = (\d+)", line) for line in lines]
+        missing = {f"{name[1]} {name[2]}" for name in names if name}
+        ran = int(lines[0].split()[0]) + len(missing)
+        left = missing if left is None else left & missing
+        kernels |= {int(line.split()[-1], 16) for line in lines if line.startswith("kernel at")}
+    return ran, sorted(left), kernels
 
 
 def kernels_of(library):
@@ -56,22 +68,31 @@ def main():
     setup += ["build_ext", "--build-lib", BUILD, "--build-temp", BUILD / "temp"]
     subprocess.run(setup, cwd=ROOT, env=environment, check=True)
 
-    report = BUILD / "report.txt"
-    environment |= {"PYTHONPATH": str(BUILD), "RUSTTORCH_EMULATION_REPORT": str(report)}
-    tests = [f"tests/test_{name}.py" for name in TESTS]
     chosen = sys.argv[1:] or ["-k", f"not ({' or '.join(LEFT_OUT)})"]
-    done = subprocess.run([sys.executable, "-m", "pytest", *tests, *chosen], cwd=ROOT, env=environment)
-    launchers, missing, ran = read(report)
+
+    def test(name):
+        """A file's tests, in a process of their own."""
+        report = BUILD / f"{name}.report"
+        report.unlink(missing_ok=True)
+        here = {"PYTHONPATH": str(BUILD), "RUSTTORCH_EMULATION_REPORT": str(report), "OMP_WAIT_POLICY": "passive"}
+        command = [sys.executable, "-m", "pytest", f"tests/test_{name}.py", *chosen]
+        done = subprocess.run(command, cwd=ROOT, env=environment | here, capture_output=True, text=True)
+        print(f"{done.stdout if done.returncode not in (0, NONE_CHOSEN) else ''}{name}: {last_line(done)}", flush=True)
+        return report, done.returncode in (0, NONE_CHOSEN)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        reports, passed = zip(*pool.map(test, TESTS), strict=True)
+    count, missing, ran = read(reports)
     kernels = kernels_of(next((BUILD / "rusttorch").glob("_C*.so")))
     left = [name for at, name in kernels.items() if at not in ran]
     print(
-        f"{launchers}, {len(ran)} kernels of {len(kernels)}",
+        f"{count - len(missing)} launchers of {count} ran, {len(ran)} kernels of {len(kernels)}",
         *(f"did not run: {name}" for name in missing + left),
         sep="\n",
     )
     if (missing or left) and not sys.argv[1:]:
         sys.exit("launchers or kernels that no test reaches")
-    sys.exit(done.returncode)
+    sys.exit(not all(passed))
 
 
 if __name__ == "__main__":
