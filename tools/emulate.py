@@ -40,7 +40,7 @@ def last_line(done):
 
 
 def read(reports):
-    """How many launchers there are; which ran in none, by family and place in its list; where the kernels are that ran."""
+    """How many launchers there are; which ran in none, by family and place in its list; where kernels are that ran."""
     ran, left, kernels = 0, None, set()
     for report in reports:
         lines = report.read_text().splitlines()
