@@ -10,7 +10,6 @@
 #include <ATen/ops/zeros_like.h>
 
 #include "decomposed.h"
-#include "elementwise.h"
 #include "run.h"
 #include "stock.h"
 

@@ -55,15 +55,6 @@ bool partly_overlap(const Tensor& in, const Tensor& out) {
 
 }  // namespace
 
-void write_number(const Tensor& out, double value) {
-  switch (out.scalar_type()) {
-    case at::kDouble: *out.mutable_data_ptr<double>() = value; break;
-    case at::kBFloat16: *out.mutable_data_ptr<at::BFloat16>() = float(value); break;
-    case at::kHalf: *out.mutable_data_ptr<at::Half>() = float(value); break;
-    default: *out.mutable_data_ptr<float>() = float(value);
-  }
-}
-
 // A number in place of a tensor: stock gives it the dtype of the other operand, unless it is of a higher category.
 // So is, for a gradient, one number expanded.
 bool ElementwisePlan::is_single(size_t position) const {

@@ -12,9 +12,6 @@ namespace rusttorch {
 
 class ElementwisePlan;
 
-// To a CPU tensor of one floating-point element.
-void write_number(const Tensor& out, double value);
-
 // One call: which kernel, on what.
 struct ElementwiseRequest {
   using Plan = ElementwisePlan;

@@ -34,6 +34,16 @@ inline Tensor empty_beside(const Tensor& t, at::IntArrayRef sizes, at::ScalarTyp
   return at::empty(sizes, t.options().dtype(dtype));
 }
 
+// To a CPU tensor of one floating-point element.
+inline void write_number(const Tensor& out, double value) {
+  switch (out.scalar_type()) {
+    case at::kDouble: *out.mutable_data_ptr<double>() = value; break;
+    case at::kBFloat16: *out.mutable_data_ptr<at::BFloat16>() = float(value); break;
+    case at::kHalf: *out.mutable_data_ptr<at::Half>() = float(value); break;
+    default: *out.mutable_data_ptr<float>() = float(value);
+  }
+}
+
 inline std::optional<Dtype> dtype_of(const Tensor& t) {
   switch (t.scalar_type()) {
     case at::kFloat: return Dtype::f32;
