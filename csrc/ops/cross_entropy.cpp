@@ -106,7 +106,7 @@ double weight_of_targets(const CrossEntropyArgs& a, MaybeTensor weight) {
 template <class Run>
 double total_of_rows(const CrossEntropyArgs& a, Run run) {
   const int64_t each = divide_up(grain, a.classes);
-  c10::SmallVector<double, 16> totals(divide_up(a.rows, each), 0.0);
+  std::vector<double> totals(divide_up(a.rows, each));
   parallel_parts(a.rows, each, a.classes, [&](int64_t k, int64_t begin, int64_t end) {
     CrossEntropyArgs part = a.part(begin, end);
     part.total = &totals[k];
