@@ -59,12 +59,9 @@ EXPLAINED = {
     ): "stock's fused kernels do not look at strides: they write other elements, or beyond the end",
 }
 
-# What is not run: pattern of entries, check: why.
+# What is not run: pattern of entries, kind of check: why.
 NOT_RUN = {
-    (
-        "tri[lu]",
-        "out stepped",
-    ): "stock writes beyond what it is given, and the process ends then or later, in either arm",
+    ("tri[lu]", "out"): "stock writes beyond what it is given, and the process ends then or later, in either arm"
 }
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.bool)
@@ -99,11 +96,8 @@ class Unit(NamedTuple):
         if self.dtype is torch.float32 and self.op.error_inputs_func:
             wrong = [Call(self.op, e.sample_input) for e in self.op.error_inputs("cpu")]
             every += [(i, Check("error", forward, call, ("as it is",))) for i, call in enumerate(wrong)]
-        return [(i, check) for i, check in every if not self.is_left_out(check)]
-
-    def is_left_out(self, check):
-        what = f"{check.kind} {check}"
-        return any(fnmatch.fnmatchcase(self.entry, entry) and what == left_out for entry, left_out in NOT_RUN)
+        not_run = {kind for entries, kind in NOT_RUN if fnmatch.fnmatchcase(self.entry, entries)}
+        return [(i, check) for i, check in every if check.kind not in not_run]
 
 
 def poison(byte):
