@@ -60,9 +60,7 @@ EXPLAINED = {
 }
 
 # What is not run: pattern of entries, kind of check: why.
-NOT_RUN = {
-    ("tri[lu]", "out"): "stock writes beyond what it is given, and the process ends then or later, in either arm"
-}
+NOT_RUN = {("tri[lu]", "out"): "stock writes beyond what it is given: the process ends then or later, in either arm"}
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.bool)
 PATIENCE = 120  # seconds that one check may take
