@@ -41,6 +41,7 @@ EXPLAINED = {
     ("nn.KLDivLoss", "backward"): STRIDES,
     ("nn.functional.rms_norm", "backward"): ROUNDING,
     ("*empty*", "forward mixed vmap"): "what nobody has written",
+    ("*mm", "out"): "a product that is written over its own input reads what it has written",
     ("pca_lowrank", "result_changed"): ROUNDING,
     ("_foreach_sigmoid", "backward inplace_backward neg_view"): ROUNDING,
     ("_foreach_m??imum", "forward_mode zero_tangent"): ROUNDING,
