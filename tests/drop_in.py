@@ -34,14 +34,16 @@ STRIDES = "strides of a gradient, where input and target have different ones"
 REGAINED = "a second derivative regains the probabilities from the gradient, where stock has their logarithms"
 ROUNDING = "what is left of a sum that cancels is rounding, in stock too"
 ZERO = "the sign of a zero"
+UNWRITTEN = "what nobody has written"
 EXPLAINED = {
     ("nn.functional.cross_entropy", "backward"): REGAINED,
     ("nn.functional.linear_cross_entropy", "backward"): REGAINED,
     ("nn.functional.kl_div", "backward"): STRIDES,
     ("nn.KLDivLoss", "backward"): STRIDES,
     ("nn.functional.rms_norm", "backward"): ROUNDING,
-    ("*empty*", "forward mixed vmap"): "what nobody has written",
-    ("*mm", "out"): "a product that is written over its own input reads what it has written",
+    ("new_empty*", "forward"): UNWRITTEN,
+    ("empty_like", "vmap"): UNWRITTEN,
+    ("mm", "out"): "out= its own input, which stock makes smaller before it reads it: it reads what lies behind",
     ("pca_lowrank", "result_changed"): ROUNDING,
     ("_foreach_sigmoid", "backward inplace_backward neg_view"): ROUNDING,
     ("_foreach_m??imum", "forward_mode zero_tangent"): ROUNDING,
