@@ -14,12 +14,12 @@
   X(loss)                                    \
   X(cross_entropy)                           \
   X(norm)                                    \
-  X(dropout)
+  X(dropout)                                 \
+  X(foreach)
 
 #define RUSTTORCH_FAMILIES(X)          \
   RUSTTORCH_DIFFERENTIABLE_FAMILIES(X) \
-  X(optimizer)                         \
-  X(foreach)
+  X(optimizer)
 
 // The tables of kernels that a device has too, and what their kernels are given:
 #define RUSTTORCH_DEVICE_TABLES(X)   \

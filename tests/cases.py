@@ -161,23 +161,26 @@ def values(letter, shape, dtype, seed):
     return x.to(dtype)
 
 
+# How a case's tensors lie: of make(shape), and of which of them it is.
 LAYOUTS = {
-    "contiguous": lambda make: make((5, 7, 6, 11)),
-    "tail": lambda make: make((3,)),
-    "long": lambda make: make((70001,)),  # several blocks, several threads, an odd end
-    "transposed": lambda make: make((37, 29)).t(),
-    "strided": lambda make: make((12, 40))[1:9:2, 3:35:3],
-    "misaligned": lambda make: make((1025,))[1:],
-    "channels_last": lambda make: make((2, 5, 6, 7)).contiguous(memory_format=torch.channels_last),
-    "expanded": lambda make: make((1, 13)).expand(9, 13),
-    "scalar": lambda make: make(()),
-    "empty": lambda make: make((0, 4)),
+    "contiguous": lambda make, _: make((5, 7, 6, 11)),
+    "tail": lambda make, _: make((3,)),
+    "long": lambda make, _: make((70001,)),  # several blocks, several threads, an odd end
+    "transposed": lambda make, _: make((37, 29)).t(),
+    "strided": lambda make, _: make((12, 40))[1:9:2, 3:35:3],
+    "misaligned": lambda make, _: make((1025,))[1:],
+    "channels_last": lambda make, _: make((2, 5, 6, 7)).contiguous(memory_format=torch.channels_last),
+    "expanded": lambda make, _: make((1, 13)).expand(9, 13),
+    "scalar": lambda make, _: make(()),
+    # As they come in a program: the first in another order than the second, the third in steps.
+    "mixed": lambda make, i: (make((37, 29)).t(), make((29, 37)), make((58, 111))[::2, ::3])[i % 3],
+    "empty": lambda make, _: make((0, 4)),
 }
 
 
 def inputs(case, layout, dtype):
     return [
-        values("n", (), dtype, seed=i) if c == "s" else LAYOUTS[layout](lambda s, i=i, c=c: values(c, s, dtype, seed=i))
+        values("n", (), dtype, seed=i) if c == "s" else LAYOUTS[layout](lambda s, i=i, c=c: values(c, s, dtype, i), i)
         for i, c in enumerate(case.domain)
     ]
 

@@ -1,5 +1,6 @@
 """The tests that every elementwise family runs over its own table of cases."""
 
+import itertools
 import math
 
 import pytest
@@ -162,12 +163,17 @@ def run_here(op, case, layout, dtype, kernels, tensors, **kwargs):
     return result
 
 
+def laid_out(cases):
+    """Each case in each layout; mixed are those of several tensors."""
+    both = itertools.product(cases, LAYOUTS)
+    return [pytest.param(c, layout, id=f"{c}-{layout}") for c, layout in both if layout != "mixed" or c.count > 1]
+
+
 def layouts_test(cases, kernels=DENSE):
     """kernels: the layouts that they take."""
 
     @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
-    @pytest.mark.parametrize("layout", LAYOUTS)
-    @pytest.mark.parametrize("case", cases, ids=str)
+    @pytest.mark.parametrize("case, layout", laid_out(cases))
     def test(case, layout, dtype):
         tensors = inputs(case, layout, dtype)
         where = (case, layout, dtype, kernels)
@@ -196,8 +202,7 @@ def layouts_test(cases, kernels=DENSE):
 
 def integers_test(cases):
     @pytest.mark.parametrize("dtype", INTEGERS, ids=lambda d: str(d).removeprefix("torch."))
-    @pytest.mark.parametrize("layout", LAYOUTS)
-    @pytest.mark.parametrize("case", [c for c in cases if c.integers], ids=str)
+    @pytest.mark.parametrize("case, layout", laid_out([c for c in cases if c.integers]))
     def test(case, layout, dtype):
         tensors = inputs(case, layout, dtype)
         ours, stock = run(case.overload("rusttorch"), case, tensors), run(case.stock(), case, tensors)

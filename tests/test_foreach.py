@@ -105,6 +105,22 @@ def test_opcheck(threads):
         opcheck(getattr(getattr(torch.ops.rusttorch, name), overload), args)
 
 
+@pytest.mark.parametrize("order", (0, 1, 2, 3, INF))
+def test_derivatives_of_a_list(order):
+    lists = [t.requires_grad_(t.dim() != 2) for t in without_empty(tensors, torch.float64) if t.numel() < 3000]
+
+    def norms(*tensors):
+        return torch.ops.rusttorch._foreach_norm.Scalar(tensors, order)
+
+    assert torch.autograd.gradcheck(norms, lists)
+    assert torch.autograd.gradgradcheck(norms, lists)
+    leaves = [t for t in lists if t.requires_grad]
+    # Some of the results only: the others' tensors get zeros or nothing, as stock's do.
+    for op in (torch._foreach_norm, torch.ops.rusttorch._foreach_norm.Scalar):
+        grads = torch.autograd.grad(op(lists, order)[2], leaves, allow_unused=True)
+        assert [g is not None and bool(g.any()) for g in grads] == [False, False, order != 0, False]
+
+
 def with_grads(dtype, make=tensors):
     params = [torch.nn.Parameter(torch.zeros_like(t)) for t in make(dtype)]
     for p, g in zip(params, make(dtype), strict=True):

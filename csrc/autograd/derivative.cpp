@@ -26,37 +26,67 @@ using torch::jit::Stack;
 // Node was counted by a shared_ptr until torch 2.12.
 using NodePtr = std::remove_cvref_t<decltype(std::declval<ag::Edge>().function)>;
 
+// f(tensor) for a tensor, or for each of a list.
+template <class F>
+void each_tensor(const IValue& value, F f) {
+  if (value.isTensor() && value.toTensor().defined()) {
+    f(value.toTensor());
+  } else if (value.isTensorList()) {
+    for (const Tensor& t : value.toTensorVector()) f(t);
+  }
+}
+
+// f(tensor, whether the op writes it) for every tensor of a call, in lists too.
+template <class F>
+void for_each_tensor(const c10::OperatorHandle& op, const Stack& stack, F f) {
+  const auto& arguments = op.schema().arguments();
+  const size_t begin = stack.size() - arguments.size();
+  for (size_t i = 0; i < arguments.size(); ++i) {
+    const bool written = arguments[i].alias_info() && arguments[i].alias_info()->isWrite();
+    each_tensor(stack[begin + i], [&](const Tensor& t) { f(t, written); });
+  }
+}
+
+bool is_list(const c10::Argument& argument) { return argument.type()->isSubtypeOf(*c10::ListType::ofTensors()); }
+bool is_tensor(const c10::Argument& argument) { return argument.type()->isSubtypeOf(*c10::OptionalType::ofTensor()); }
+
 // A call whose derivative is wanted, without the tensors that are saved of it.
 struct Frame {
   const Formula* formula;
-  std::vector<IValue> arguments;                // the tensors among them taken out
+  std::vector<IValue> arguments;                // without the tensors among them; of a list there is an empty one
   std::vector<std::optional<Call::Like>> like;  // by position of the argument, as in Call
-  std::vector<size_t> tensors;                  // positions among the arguments of the tensors that may have a gradient
+  std::vector<size_t> inputs;                   // as in Call
   size_t first = 0;                             // of the call's results, which are this formula's
-  std::vector<Saved> kept;                      // of the formula's, what is saved
+  std::vector<Saved> kept;                      // of the formula's, what is saved: of lists, each tensor by itself
 
   bool is_next() const { return first > 0; }
   // Whether that is a result of this formula, and not the next one's.
   bool is_own(const Saved& save) const {
-    return save.of == Saved::Of::result && first <= save.index && save.index < first + formula->outputs;
+    return save.of == Saved::Of::result && first <= save.index && save.index - first < formula->outputs;
   }
 
   ag::variable_list gradients(ag::variable_list grads, const ag::variable_list& saved, std::vector<bool> needed,
                               bool last = false) const {
     std::vector<IValue> all = arguments;
+    for (IValue& value : all) {
+      if (value.isTensorList()) value = c10::List<Tensor>();  // one of this call's own
+    }
     Grads results;
     for (size_t k = 0; k < kept.size(); ++k) {
+      const size_t i = kept[k].index;
       if (kept[k].of == Saved::Of::result) {
-        results.resize(std::max(results.size(), kept[k].index + 1));
-        results[kept[k].index] = saved[k];
+        results.resize(std::max(results.size(), i + 1));
+        results[i] = saved[k];
+      } else if (all[i].isTensorList()) {
+        all[i].toTensorList().push_back(saved[k]);
       } else {
-        all[kept[k].index] = saved[k];
+        all[i] = saved[k];
       }
     }
     const Tensor g = grads[0];
-    const Call call(std::move(all), like, std::move(results), std::move(grads), std::move(needed), last);
+    const Call call(std::move(all), like, std::move(results), std::move(grads), inputs, std::move(needed), last);
     auto found = formula->grads(call, g);
-    found.resize(tensors.size());  // the last tensors may have no derivative
+    found.resize(inputs.size());  // the last tensors may have no derivative
     return found;
   }
 };
@@ -76,7 +106,7 @@ class FormulaNode final : public ag::Node {
   ag::variable_list apply(ag::variable_list&& grads) override {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (std::none_of(grads.begin(), grads.end(), [](const Tensor& g) { return g.defined(); })) {
-      return ag::variable_list(frame.tensors.size());
+      return ag::variable_list(frame.inputs.size());
     }
     const ag::variable_list tensors = unpacked();
     return frame.gradients(std::move(grads), tensors, needed(), last_to_read(tensors));
@@ -148,10 +178,9 @@ class FormulaNode final : public ag::Node {
     }
     return last;
   }
-  // By position of the argument.
   std::vector<bool> needed() const {
-    std::vector<bool> all(frame.arguments.size());
-    for (size_t i = 0; i < frame.tensors.size(); ++i) all[frame.tensors[i]] = task_should_compute_output(i);
+    std::vector<bool> all(frame.inputs.size());
+    for (size_t i = 0; i < all.size(); ++i) all[i] = task_should_compute_output(i);
     return all;
   }
 };
@@ -199,7 +228,7 @@ class Differentiable final : public c10::OperatorKernel {
 
   void operator()(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
     const size_t begin = stack->size() - op.schema().arguments().size();
-    if (!is_differentiated(op, *stack, begin)) return below(op, keys, stack);
+    if (!is_differentiated(op, *stack)) return below(op, keys, stack);
 
     const bool inplace = is_inplace(op.schema());
     const Tensor self = inplace ? (*stack)[begin].toTensor() : Tensor();
@@ -210,10 +239,15 @@ class Differentiable final : public c10::OperatorKernel {
 
     below(op, keys, stack);
 
-    const size_t count = op.schema().returns().size();
     ag::variable_list results;
-    for (size_t i = stack->size() - count; i < stack->size(); ++i) {
-      results.push_back(inplace ? self : (*stack)[i].toTensor());
+    if (inplace) {
+      results = {self};
+    } else {
+      for (size_t i = stack->size() - op.schema().returns().size(); i < stack->size(); ++i) {
+        const IValue& value = (*stack)[i];
+        const Grads all = value.isTensorList() ? value.toTensorVector() : Grads{value.toTensor()};
+        results.insert(results.end(), all.begin(), all.end());
+      }
     }
     // All hang before any keeps the results: what the first node keeps of the next one's result leads there.
     std::vector<NodePtr> attached = nodes;
@@ -221,7 +255,7 @@ class Differentiable final : public c10::OperatorKernel {
     for (size_t n = 0; n < nodes.size(); ++n) {
       FormulaNode& node = node_of(nodes[n]);
       node.frame.first = k;
-      for (; k < std::min(count, node.frame.first + node.frame.formula->outputs); ++k) {
+      for (; k < results.size() && k - node.frame.first < node.frame.formula->outputs; ++k) {
         const bool made = n == 0 || results[k].sym_numel() != 0;  // a next result may not have been wanted
         if (made) attached[n] = attach(results[k], nodes[n], inplace);
       }
@@ -240,24 +274,22 @@ class Differentiable final : public c10::OperatorKernel {
     NodePtr pointer = make_node<NodePtr>();
     FormulaNode& node = node_of(pointer);
     const at::ArrayRef<IValue> arguments(&stack[begin], stack.size() - begin);
-    node.frame = frame_of(formula, schema, arguments.vec());
     ag::variable_list tensors;
-    for (const size_t i : node.frame.tensors) {
-      tensors.push_back(arguments[i].isTensor() ? arguments[i].toTensor() : Tensor());
-    }
-    check_inputs(formula, schema, node.frame.tensors, tensors);
+    node.frame = frame_of(formula, schema, arguments, tensors);
+    check_inputs(formula, schema, node.frame.inputs, tensors);
     const bool inplace = is_inplace(schema);
     if (inplace) ag::check_inplace(tensors[0], true);
     if (tensors.size() > formula.inputs) {
       tensors.resize(formula.inputs);
-      node.frame.tensors.resize(formula.inputs);
+      node.frame.inputs.resize(formula.inputs);
     }
     node.set_next_edges(ag::collect_next_edges(tensors));
     for (const Saved& save : formula.saves) {
-      if (save.of == Saved::Of::result || !is_read(save, node) || !node.frame.like[save.index]) continue;
-      const Tensor& t = arguments[save.index].toTensor();
+      if (save.of == Saved::Of::result || !is_read(save, node)) continue;
       const bool overwritten = inplace && save.index == 0;
-      keep(node, save, {save.make ? save.make(arguments) : overwritten ? t.clone() : t, false});
+      each_tensor(arguments[save.index], [&](const Tensor& t) {
+        keep(node, save, {save.make ? save.make(arguments) : overwritten ? t.clone() : t, false});
+      });
     }
     return pointer;
   }
@@ -268,12 +300,16 @@ class Differentiable final : public c10::OperatorKernel {
   static void keep_results(FormulaNode& node, const ag::variable_list& results, bool inplace) {
     for (const Saved& save : node.frame.formula->saves) {
       if (save.of == Saved::Of::argument || !is_read(save, node)) continue;
-      const Tensor& y = results[save.index];
-      const bool own = node.frame.is_own(save);
-      if (own && node.frame.is_next()) {
-        keep(node, save, {y.tensor_data(), false});
-      } else {
-        keep(node, save, {y, own, inplace && y.is_view()});
+      const bool all = save.index == Saved::any;
+      for (size_t k = all ? 0 : save.index; k < (all ? results.size() : save.index + 1); ++k) {
+        const Tensor& y = results[k];
+        const Saved one = result(k);
+        const bool own = node.frame.is_own(one);
+        if (own && node.frame.is_next()) {
+          keep(node, one, {y.tensor_data(), false});
+        } else {
+          keep(node, one, {y, own, inplace && y.is_view()});
+        }
       }
     }
   }
@@ -286,24 +322,37 @@ class Differentiable final : public c10::OperatorKernel {
   // Whether a gradient by which it is read may be asked for.
   static bool is_read(const Saved& save, const FormulaNode& node) {
     if (save.reader == Saved::any) return true;
-    const auto& tensors = node.frame.tensors;
-    return node.next_edge(std::find(tensors.begin(), tensors.end(), save.reader) - tensors.begin()).is_valid();
+    for (size_t k = 0; k < node.frame.inputs.size(); ++k) {
+      if (node.frame.inputs[k] == save.reader && node.next_edge(k).is_valid()) return true;
+    }
+    return false;
   }
 
-  static Frame frame_of(const Formula& formula, const c10::FunctionSchema& schema, std::vector<IValue> arguments) {
+  // And the call's tensors, which are the frame's inputs.
+  static Frame frame_of(const Formula& formula, const c10::FunctionSchema& schema, at::ArrayRef<IValue> arguments,
+                        ag::variable_list& tensors) {
     Frame frame;
     frame.formula = &formula;
-    frame.arguments = std::move(arguments);
-    frame.like.resize(frame.arguments.size());
-    for (size_t i = 0; i < frame.arguments.size(); ++i) {
-      if (!schema.arguments()[i].type()->isSubtypeOf(*c10::OptionalType::ofTensor())) continue;
-      frame.tensors.push_back(i);
+    frame.arguments = arguments.vec();
+    frame.like.resize(arguments.size());
+    for (size_t i = 0; i < arguments.size(); ++i) {
+      const c10::Argument& formal = schema.arguments()[i];
       IValue& value = frame.arguments[i];
-      if (value.isTensor() && value.toTensor().defined()) {
-        const Tensor& t = value.toTensor();
-        frame.like[i] = Call::Like{c10::SymDimVector(t.sym_sizes()), t.scalar_type()};
+      if (is_list(formal)) {
+        value = c10::List<Tensor>();
+        each_tensor(arguments[i], [&](const Tensor& t) {
+          frame.inputs.push_back(i);
+          tensors.push_back(t);
+        });
+      } else if (is_tensor(formal)) {
+        value = IValue();
+        frame.inputs.push_back(i);
+        tensors.emplace_back();
+        each_tensor(arguments[i], [&](const Tensor& t) {
+          frame.like[i] = Call::Like{c10::SymDimVector(t.sym_sizes()), t.scalar_type()};
+          tensors.back() = t;
+        });
       }
-      value = IValue();
     }
     return frame;
   }
@@ -317,15 +366,13 @@ class Differentiable final : public c10::OperatorKernel {
     }
   }
 
-  static bool is_differentiated(const c10::OperatorHandle& op, const Stack& stack, size_t begin) {
+  static bool is_differentiated(const c10::OperatorHandle& op, const Stack& stack) {
     bool requires_grad = false, complex = false;
-    for (size_t i = begin; i < stack.size(); ++i) {
-      if (!stack[i].isTensor() || !stack[i].toTensor().defined()) continue;
-      const Tensor& t = stack[i].toTensor();
+    for_each_tensor(op, stack, [&](const Tensor& t, bool) {
       TORCH_CHECK_NOT_IMPLEMENTED(!t._fw_grad(0).defined(), op.schema().name(), " has no forward-mode derivative");
       requires_grad |= t.requires_grad();
       complex |= t.is_complex();
-    }
+    });
     if (!requires_grad || !c10::GradMode::is_enabled()) return false;
     TORCH_CHECK_NOT_IMPLEMENTED(!complex, op.schema().name(), " has no derivative for complex tensors");
     return true;
@@ -337,32 +384,13 @@ class Differentiable final : public c10::OperatorKernel {
 class NotDifferentiable final : public c10::OperatorKernel {
  public:
   void operator()(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
-    const size_t begin = stack->size() - op.schema().arguments().size();
-    for (size_t i = begin; c10::GradMode::is_enabled() && i < stack->size(); ++i) {
-      const IValue& value = (*stack)[i];
-      if (value.isTensor() && value.toTensor().requires_grad()) {
-        ag::throw_error_out_requires_grad(op.schema().name().substr(sizeof("rusttorch::") - 1).c_str());
-      }
-    }
+    for_each_tensor(op, *stack, [&](const Tensor& t, bool) {
+      if (!c10::GradMode::is_enabled() || !t.requires_grad()) return;
+      ag::throw_error_out_requires_grad(op.schema().name().substr(sizeof("rusttorch::") - 1).c_str());
+    });
     below(op, keys, stack);
   }
 };
-
-// f(tensor, whether the op writes it) for every tensor of a call, in lists too.
-template <class F>
-void for_each_tensor(const c10::OperatorHandle& op, const Stack& stack, F f) {
-  const auto& arguments = op.schema().arguments();
-  const size_t begin = stack.size() - arguments.size();
-  for (size_t i = 0; i < arguments.size(); ++i) {
-    const IValue& value = stack[begin + i];
-    const bool written = arguments[i].alias_info() && arguments[i].alias_info()->isWrite();
-    if (value.isTensor() && value.toTensor().defined()) {
-      f(value.toTensor(), written);
-    } else if (value.isTensorList()) {
-      for (const Tensor& t : value.toTensorVector()) f(t, written);
-    }
-  }
-}
 
 // The autograd kernel of an op that updates what it is given and has no derivative: none of its tensors may need one.
 class NeedsNoGrad final : public c10::OperatorKernel {
@@ -421,11 +449,11 @@ TORCH_LIBRARY_IMPL(rusttorch, Autograd, m) {
   for_each_schema([&](const c10::FunctionSchema& schema, const std::string& family, const std::string& name) {
     if (is_out(schema)) {
       m.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunctor(std::make_unique<autograd::NotDifferentiable>()));
-    } else if (family == "foreach" || (family == "optimizer" && !find_op("aten", name))) {  // aten's do not look
-      m.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunctor(std::make_unique<autograd::NeedsNoGrad>()));
     } else if (const auto* formula = autograd::find_formula(functional_name(schema))) {
       m.impl(name.c_str(),
              torch::CppFunction::makeFromBoxedFunctor(std::make_unique<autograd::Differentiable>(formula)));
+    } else if (family == "foreach" || (family == "optimizer" && !find_op("aten", name))) {  // aten's do not look
+      m.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunctor(std::make_unique<autograd::NeedsNoGrad>()));
     }
   });
 }

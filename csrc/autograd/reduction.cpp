@@ -56,7 +56,7 @@ Formula spread(const char* op, size_t position, bool is_mean) {
 }
 
 // The gradient goes to all that are the largest (or smallest), in equal parts.
-Tensor evenly(const Tensor& x, const Tensor& y, const Tensor& g, const std::vector<int64_t>& dims) {
+Tensor evenly(const Tensor& x, const Tensor& y, const Tensor& g, at::IntArrayRef dims) {
   const Tensor where = (x == y).logical_or(x.isnan().logical_and(y.isnan())).to(x.scalar_type());
   return where * (g / where.sum(dims, true));
 }
@@ -93,19 +93,22 @@ Tensor var_slope(const Call& c, const Tensor& x, const std::vector<int64_t>& dim
 }
 
 Formula norm(const char* op, size_t position) {
-  return {op, {argument(0), result()}, [=](const Call& c, const Tensor& given) -> Grads {
+  return {op, {argument(0), result()}, [=](const Call& c, const Tensor& g) -> Grads {
             const auto dims = dims_of(c, position);
-            const Tensor &x = c.tensor(0), y = restore(c.result(), c, dims), g = restore(given, c, dims);
             const double p = c.given(1) ? c.scalar(1).toDouble() : 2;
-            if (p == 0) return {at::zeros_like(x)};
-            if (p == 1) return {g * x.sgn()};
-            if (p == 2) return {at::where(y == 0, at::zeros_like(x), g * x / y)};
-            if (std::isinf(p)) return {x.sgn() * evenly(x.abs(), y, g, dims)};
-            return {at::where(y == 0, at::zeros_like(x), g * x.sgn() * (x.abs() / y).pow(p - 1))};
+            return {vector_norm_grad(c.tensor(0), restore(c.result(), c, dims), restore(g, c, dims), p, dims)};
           }};
 }
 
 }  // namespace
+
+Tensor vector_norm_grad(const Tensor& x, const Tensor& y, const Tensor& g, double p, at::IntArrayRef dims) {
+  if (p == 0) return at::zeros_like(x);
+  if (p == 1) return g * x.sgn();
+  if (p == 2) return at::where(y == 0, at::zeros_like(x), g * x / y);
+  if (std::isinf(p)) return x.sgn() * evenly(x.abs(), y, g, dims);
+  return at::where(y == 0, at::zeros_like(x), g * x.sgn() * (x.abs() / y).pow(p - 1));
+}
 
 const std::vector<Formula>& reduction_formulas() {
   static const std::vector<Formula> formulas = {
