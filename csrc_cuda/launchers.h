@@ -4,6 +4,8 @@
 
 #include <cuda_runtime_api.h>
 
+#include <iterator>
+
 #include "../csrc/families.h"
 #include "../csrc/kernels/kernel.h"
 
@@ -26,6 +28,7 @@ RUSTTORCH_DEVICE_TABLES(RUSTTORCH_DECLARE_LAUNCHERS)
   namespace rusttorch {                                 \
   const Launcher<A>* family##_launchers() {             \
     static constexpr Launcher<A> all[] = {__VA_ARGS__}; \
+    static_assert(std::size(all) == family##_count);    \
     return all;                                         \
   }                                                     \
   }

@@ -231,3 +231,10 @@ def test_nodes_are_shown_when_they_are_made():
     ]
     assert [name for name in shown if name in ours] == ours
     assert set(ours) <= set(ran_backward)
+
+
+def test_a_long_graph_is_freed_without_recursion():
+    y = torch.ones(1, requires_grad=True)
+    for _ in range(200_000):
+        y = rusttorch.mul(y, 1.0)
+    del y

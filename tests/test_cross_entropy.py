@@ -153,6 +153,7 @@ def test_swapped_grad_is_never_lost():
         (torch.randn(3, 4), torch.tensor([0, 1, 2]), {"label_smoothing": 1.5}),
         (torch.randn(3, 4), torch.tensor([0, 1, 2], dtype=torch.int32), {}),
         (torch.ones(3, 4, dtype=torch.int64), torch.tensor([0, 1, 2]), {}),
+        (torch.randn(3, 4), torch.full((3, 4), 0.25), {"ignore_index": 0}),
     ],
 )
 def test_errors_are_stock_s(x, target, options):
@@ -529,3 +530,16 @@ def test_linear_cross_entropy_refuses_what_does_not_fit():
         rusttorch.linear_cross_entropy(x, w, target, linear_bias=torch.ones(1))
     with pytest.raises(RuntimeError, match="expected tensors of"):
         rusttorch.linear_cross_entropy(x, w.bfloat16(), target)
+
+
+@pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16))
+def test_a_second_derivative_of_more_numbers_than_16_bits_can_count(dtype):
+    x, target = torch.randn(1000, 100, dtype=torch.float64), torch.rand(1000, 100, dtype=torch.float64).softmax(1)
+    v = torch.randn(1000, 100, dtype=torch.float64)
+    found = []
+    for cast in (torch.float64, dtype):
+        logits = x.to(cast).requires_grad_()
+        loss = torch.ops.rusttorch.cross_entropy_loss_forward(logits, target.to(cast), None, 1, -100, 0.0, True)[0]
+        grad = torch.autograd.grad(loss, logits, create_graph=True)[0]
+        found.append(torch.autograd.grad((grad.double() * v * 1000).sum(), logits)[0].double())
+    torch.testing.assert_close(found[1], found[0], rtol=0.05, atol=0.02 * found[0].abs().max().item())

@@ -1,4 +1,5 @@
 import contextlib
+import re
 
 import families
 import pytest
@@ -174,3 +175,27 @@ def test_bce_with_logits_that_no_kernel_takes_has_stock_s_node():
                 F.binary_cross_entropy_with_logits(x, t, **{k: v.requires_grad_() for k, v in options.items()})
     with pytest.raises(ValueError, match="must be the same as input size"), rusttorch.use():
         F.binary_cross_entropy_with_logits(x, t[:2])
+
+
+@pytest.mark.parametrize("shape", ((7,), (2, 3), (1, 3), ()))
+def test_one_number_expanded_as_a_gradient_of_another_shape(shape):
+    """Is not taken for a number: stock's result, or error."""
+    x, y, g = torch.randn(3), torch.randn(3), torch.randn(()).expand(shape)
+    try:
+        stock = torch.ops.aten.mse_loss_backward(g, x, y, 2)
+    except RuntimeError as error:
+        with pytest.raises(RuntimeError, match=re.escape(str(error))):
+            torch.ops.rusttorch.mse_loss_backward(g, x, y, 2)
+    else:
+        torch.testing.assert_close(torch.ops.rusttorch.mse_loss_backward(g, x, y, 2), stock)
+
+
+def test_threads_agree():
+    """The same to the bit, whoever sums up."""
+    x, y = torch.randn(300_001, dtype=torch.float64), torch.randn(300_001, dtype=torch.float64)
+    before, results = torch.get_num_threads(), []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        results.append(rusttorch.mse_loss(x, y))
+    torch.set_num_threads(before)
+    assert torch.equal(*results)

@@ -210,17 +210,25 @@ def test_ties_and_special_values(special, dtype):
 
 
 def test_threads_agree():
-    """A whole tensor in parts, by several threads, is what one thread makes of it."""
-    x = data((300_001,), torch.float32)
+    """Several threads make of a tensor what one makes of it, to the bit."""
+    x = data((300_001,), torch.float64)
     x[[70_000, 250_000]] = x.max() + 1
     before = torch.get_num_threads()
-    for f in (rusttorch.sum, rusttorch.argmax, rusttorch.var, rusttorch.amax, rusttorch.any):
-        for args in ((x,), (x.repeat(2).reshape(2, -1), 1), (x[:300_000].reshape(300, 1000), 0)):
+    square = x[:300_000].reshape(300, 1000)
+    for f in (rusttorch.sum, rusttorch.argmax, rusttorch.var, rusttorch.amax, rusttorch.any, rusttorch.logsumexp):
+        whole = [(x,), (square,)] if f is not rusttorch.logsumexp else [(x, 0)]
+        for args in (
+            *whole,
+            (x.repeat(2).reshape(2, -1), 1),
+            (x.repeat(5).reshape(5, -1), 1),
+            (square, 0),
+            (square, 1),
+        ):
             results = []
-            for threads in (1, 3):
+            for threads in (1, 2, 3):
                 torch.set_num_threads(threads)
                 results.append(f(*args))
-            torch.testing.assert_close(*results, rtol=1e-6, atol=1e-4)
+            assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
     torch.set_num_threads(before)
 
 
@@ -274,3 +282,19 @@ def test_derivative_of_a_product_of_nothing():
     x = torch.empty(3, 0, dtype=torch.float64, requires_grad=True)
     for y in (rusttorch.prod(x), rusttorch.prod(x, 1).sum()):
         assert torch.autograd.grad(y, x)[0].shape == x.shape
+
+
+def test_slopes_of_a_norm_below_1_at_zero():
+    """Infinite, and 0 in stock."""
+    x = torch.tensor([0.0, 1, -4], dtype=torch.float64, requires_grad=True)
+    for p in (0.3, 0.5, 0.9):
+        grads = [torch.autograd.grad(f(x, p), x)[0] for f in (torch.linalg.vector_norm, rusttorch.linalg_vector_norm)]
+        torch.testing.assert_close(*grads)
+
+
+@pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16))
+def test_variance_of_more_numbers_than_16_bits_can_count(dtype):
+    x = data((70_000,), dtype).requires_grad_()
+    for name in ("var", "std"):
+        ours, stock = (torch.autograd.grad(getattr(m, name)(x), x)[0] for m in (rusttorch, torch))
+        torch.testing.assert_close(ours, stock, rtol=2e-2, atol=1e-7)

@@ -4,6 +4,7 @@
 #include <ATen/core/Reduction.h>
 #include <ATen/ops/full_like.h>
 #include <ATen/ops/ones_like.h>
+#include <ATen/ops/scalar_tensor.h>
 #include <ATen/ops/softmax.h>
 #include <ATen/ops/zeros_like.h>
 #include <c10/core/GradMode.h>
@@ -44,19 +45,24 @@ Tensor per_row(const Tensor& g, int64_t reduction) { return reduction == at::Red
 
 // What a mean divides by: the weights of the targets that are not ignored.
 Tensor weight_of_targets(const Tensor& slope, const Tensor& target, const Tensor& weight, int64_t ignored) {
-  if (target.scalar_type() != at::kLong) return at::ones_like(slope).sum() / slope.sym_size(-1);
+  if (target.scalar_type() != at::kLong) {
+    const Scalar rows(slope.sym_numel() / slope.sym_size(-1));
+    return at::scalar_tensor(rows, slope.options().dtype(at::kDouble));
+  }
   const Tensor kept = target != ignored;
   if (!weight.defined()) return kept.sum();
   return weight.take(target.masked_fill(kept.logical_not(), 0)).masked_fill(kept.logical_not(), 0).sum();
 }
 
-constexpr size_t differentiate = 6;  // the argument of cross_entropy_loss_forward
+// Positions among the arguments of cross_entropy_loss_forward (0 and 1 are the input and the target).
+constexpr size_t weight = 2, reduction = 3, ignore_index = 4, smoothing = 5, differentiate = 6;
 
 // Where none was made, from the input, as a result that is differentiable in turn.
 Tensor slope_of(const Call& c) {
   if (c.flag(differentiate)) return c.result(1);
   return call_all("cross_entropy_loss_forward",
-                  {c.argument(0), c.argument(1), c.argument(2), c.argument(3), c.argument(4), c.argument(5), true})[1];
+                  {c.argument(0), c.argument(1), c.argument(weight), c.argument(reduction), c.argument(ignore_index),
+                   c.argument(smoothing), true})[1];
 }
 
 // Whether g is 1, as the gradient of the last loss is. Only the CPU may be asked.
@@ -68,12 +74,12 @@ bool is_one(const Tensor& g) {
 // Q / n (diag(p) - p p^T) v = u (v - (u v) n / Q) with u = slope + q / n.
 Grads of_slope(const Call& c, const Tensor& v) {
   const Tensor &slope = c.result(1), &target = c.tensor(1);
-  const int64_t ignored = c.integer(4);
+  const int64_t ignored = c.integer(ignore_index);
   const auto wide = at::toOpMathType(slope.scalar_type());
-  const Tensor weight = c.given(2) ? c.tensor(2).to(wide) : Tensor();
-  Tensor q = targets(slope.to(wide), target, weight, ignored, c.number(5));
+  const Tensor w = c.given(weight) ? c.tensor(weight).to(wide) : Tensor();
+  Tensor q = targets(slope.to(wide), target, w, ignored, c.number(smoothing));
   const Tensor none = q.sum(-1, true) == 0;  // of a row that is ignored
-  if (c.integer(3) == at::Reduction::Mean) q = q / weight_of_targets(slope, target, weight, ignored);
+  if (c.integer(reduction) == at::Reduction::Mean) q = q / weight_of_targets(slope, target, w, ignored);
   const Tensor u = slope + q, Q = q.sum(-1, true).masked_fill(none, 1);
   return {(u * (v - (u * v).sum(-1, true) / Q)).masked_fill(none, 0)};
 }
@@ -86,18 +92,19 @@ const std::vector<Formula>& cross_entropy_formulas() {
        .saves = {argument(0).made_by([](at::ArrayRef<c10::IValue> arguments) {
                    return arguments[differentiate].toBool() ? Tensor() : arguments[0].toTensor();
                  }),
-                 argument(1), argument(2), result(1)},
+                 argument(1), argument(weight), result(1)},
        .grads = [](const Call& c, const Tensor& g) -> Grads {
          const Tensor slope = slope_of(c);
          // (Under a tracer this is never the last, and is_one() is not asked.)
-         if (c.last_to_read_results() && c.integer(3) != at::Reduction::None && is_one(g)) {
+         if (c.last_to_read_results() && c.integer(reduction) != at::Reduction::None && is_one(g)) {
            return {slope.variable_data()};  // without its history
          }
-         return {call("cross_entropy_loss_backward", {g, slope, c.tensor(1), c.argument(3), c.argument(4)})};
+         return {call("cross_entropy_loss_backward",
+                      {g, slope, c.tensor(1), c.argument(reduction), c.argument(ignore_index)})};
        },
        .inputs = 1,
        .next = std::make_shared<const Formula>(Formula{.op = "cross_entropy_loss_slope",
-                                                       .saves = {argument(1), argument(2), result(1)},
+                                                       .saves = {argument(1), argument(weight), result(1)},
                                                        .grads = of_slope,
                                                        .inputs = 1})},
       {.op = "cross_entropy_loss_backward",

@@ -23,7 +23,7 @@ namespace ag = torch::autograd;
 using c10::IValue;
 using torch::jit::Stack;
 
-// Node was counted by a shared_ptr until torch 2.12.
+// Node is counted by a shared_ptr up to torch 2.12, and by itself since.
 using NodePtr = std::remove_cvref_t<decltype(std::declval<ag::Edge>().function)>;
 
 // f(tensor) for a tensor, or for each of a list.
@@ -188,7 +188,8 @@ class FormulaNode final : public ag::Node {
 template <class Pointer>
 Pointer make_node() {
   if constexpr (std::is_same_v<Pointer, std::shared_ptr<ag::Node>>) {
-    return std::make_shared<FormulaNode>();
+    // Torch's deleter, which frees a long graph without recursion. (Found by the argument's namespace.)
+    return Pointer(new FormulaNode, [](auto* node) { deleteNode(node); });
   } else {
     return c10::make_intrusive<FormulaNode>();
   }
@@ -250,7 +251,7 @@ class Differentiable final : public c10::OperatorKernel {
       }
     }
     // All hang before any keeps the results: what the first node keeps of the next one's result leads there.
-    std::vector<NodePtr> attached = nodes;
+    std::vector<NodePtr> attached(nodes.size());
     size_t k = 0;
     for (size_t n = 0; n < nodes.size(); ++n) {
       FormulaNode& node = node_of(nodes[n]);
@@ -262,7 +263,7 @@ class Differentiable final : public c10::OperatorKernel {
     }
     for (size_t n = 0; n < nodes.size(); ++n) {
       keep_results(node_of(nodes[n]), results, inplace);
-      created(attached[n]);
+      if (attached[n]) created(attached[n]);
     }
   }
 

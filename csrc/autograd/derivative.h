@@ -1,7 +1,8 @@
 #pragma once
 
 // Derivatives of torch.ops.rusttorch.*: one formula per functional op, in tables by family. derivative.cpp makes an
-// autograd kernel of each, and of its in-place form. (A swapped aten op keeps PyTorch's own.)
+// autograd kernel of each, and of its in-place form. (A swapped aten op keeps PyTorch's own, where it has one: see
+// ops/decomposed.h.)
 
 #include <ATen/core/Tensor.h>
 #include <ATen/core/ivalue.h>
@@ -111,8 +112,10 @@ struct Formula {
   size_t outputs = 1;        // that are differentiable, the first ones; of more than one, any gradient may be undefined
   size_t inputs = SIZE_MAX;  // that may require a gradient, the first tensors of the schema
   static constexpr size_t all_of_list = SIZE_MAX;  // outputs of an op that returns a list
-  // The derivative of the next result, which is saved and is differentiated a second time. Its node is one of its own,
-  // so that nothing of it shows at the first one's; there op is a name.
+  // The derivative of the next result, which is saved and is differentiated a second time (cross_entropy's slope). Its
+  // node is one of its own, so that nothing of it shows at the first one's; there op is a name.
+  //   result 0, the loss    <- the node of this formula, which keeps result 1, and reads it in the first derivative
+  //   result 1, the slope   <- the node of *next, where the second derivative comes to from there
   std::shared_ptr<const Formula> next = nullptr;
 };
 

@@ -88,8 +88,9 @@ Tensor prod_slope(const Tensor& x, int64_t dim) {
 
 Tensor var_slope(const Call& c, const Tensor& x, const std::vector<int64_t>& dims) {
   const double correction = c.given(2) ? c.scalar(2).toDouble() : 1;
-  const Scalar n(count(c, dims));
-  return (x - x.mean(dims, true)) * (2 / (at::scalar_tensor(n, x.options()) - correction));
+  const Tensor n =
+      at::scalar_tensor(Scalar(count(c, dims)), x.options().dtype(at::kDouble));  // which a half cannot hold
+  return (x - x.mean(dims, true)) * (2 / (n - correction));
 }
 
 Formula norm(const char* op, size_t position) {
@@ -107,6 +108,8 @@ Tensor vector_norm_grad(const Tensor& x, const Tensor& y, const Tensor& g, doubl
   if (p == 1) return g * x.sgn();
   if (p == 2) return at::where(y == 0, at::zeros_like(x), g * x / y);
   if (std::isinf(p)) return x.sgn() * evenly(x.abs(), y, g, dims);
+  // Below 1 a zero's slope is infinite; as in stock, it is taken for 0.
+  if (p < 1) return at::where(y == 0, at::zeros_like(x), g * x.sgn() * (x.abs().masked_fill(x == 0, 1) / y).pow(p - 1));
   return at::where(y == 0, at::zeros_like(x), g * x.sgn() * (x.abs() / y).pow(p - 1));
 }
 

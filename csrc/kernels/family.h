@@ -4,6 +4,7 @@
 // csrc/kernels is compiled for (setup.py), and the device's.
 
 #include <cstddef>
+#include <iterator>
 
 #include "kernel.h"
 
@@ -49,4 +50,5 @@ class ByDevice {
 #define RUSTTORCH_DEFINE_TABLE(family, Args, ...)                                             \
   namespace rusttorch {                                                                       \
   constinit const Kernel<Args> RUSTTORCH_INSTRUCTION_SET::family##_kernels[] = {__VA_ARGS__}; \
+  static_assert(std::size(RUSTTORCH_INSTRUCTION_SET::family##_kernels) == family##_count);    \
   }

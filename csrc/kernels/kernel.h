@@ -67,7 +67,7 @@ void advance(P*& p, int64_t bytes) {
   if (p) p = reinterpret_cast<P*>(reinterpret_cast<Byte*>(p) + bytes);
 }
 
-// The elements from begin to end. (Every Args has such a part of its items, for threads to share.)
+// The elements from begin to end. (Other families' Args have such a part too, for threads to share.)
 inline ElementwiseArgs ElementwiseArgs::part(int64_t begin, int64_t end) const {
   ElementwiseArgs part = *this;
   part.n = end - begin;

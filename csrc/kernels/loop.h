@@ -48,11 +48,13 @@ struct Loop<Op, T, std::index_sequence<I...>, std::index_sequence<S...>> {
     int64_t i = 0;
     for (; i + lanes <= n; i += lanes) write<stream>(y, i, Op::apply(load<V>(x[I] + i)..., s[S]...));
     if (i == n) return;
-    // What is left, through padded copies: a vector's worth may not be read or written beyond the end.
+    // What is left, through padded copies: a vector's worth may not be read or written beyond the end. (By itself, so
+    // that the formula is compiled once.)
     T rest_in[Op::tensors][lanes] = {}, rest_out[outputs][lanes];
     T* const to[] = {rest_out[0], rest_out[outputs - 1]};
+    const T* const from[] = {rest_in[I]...};
     for (int k = 0; k < Op::tensors; ++k) std::memcpy(rest_in[k], x[k] + i, (n - i) * sizeof(T));
-    write<false>(to, 0, Op::apply(load<V>(rest_in[I])..., s[S]...));
+    elements(lanes, to, from, scalars);
     for (int k = 0; k < outputs; ++k) std::memcpy(y[k] + i, to[k], (n - i) * sizeof(T));
   }
 

@@ -1,6 +1,6 @@
 #pragma once
 
-// exp, log, tanh, erf, ... without a branch, a table or a call: selects in place of branches, integer tricks on the
+// exp, log, tanh, erf, ... without a branch, a table in memory or a call: selects in place of branches, integer tricks on the
 // bits in place of frexp and ldexp. V is float, double or a vector of them (lanes.h), so that one text serves every
 // instruction set and the device.
 //

@@ -12,6 +12,7 @@
 //   row(x, n)                 the state of x[0..n)
 //   columns(x, n, row, width, states)   of x[0..n)[c], for each c of at most columns_at_once
 //   write(args, state, k)     the k-th result
+// What differs in write() only inherits the rest, which is then compiled once.
 // Floats are summed a few dozen at a time, and those sums as doubles: on long inputs that errs less than a tree of
 // float sums.
 
@@ -114,10 +115,17 @@ struct Fold {
   }
 };
 
+template <class T>
+struct Fold<mean, T> : Fold<sum, T> {
+  static void write(const ReductionArgs& a, double total, int64_t k) {
+    store_one(static_cast<T*>(a.out[0]) + k, mean::finish(total, a.n));
+  }
+};
+
 // ---- The largest or smallest, and where it is first.
 
-template <class Side, bool values, class T>
-struct Extreme {
+template <class Side, class T>
+struct Best {
   using C = Compute<T>;
   struct State {
     C value = Side::fold::template identity<C>;
@@ -174,11 +182,6 @@ struct Extreme {
     }
   }
 
-  static void write(const ReductionArgs& a, const State& state, int64_t k) {
-    if constexpr (values) store_one(static_cast<T*>(a.out[0]) + k, state.value);
-    static_cast<int64_t*>(a.out[values])[k] = state.index;
-  }
-
  private:
   static bool is(C x, C value) { return value != value ? x != x : x == value; }
   // The index of the first that is value. There is one, unless another thread writes to x: then the last.
@@ -193,6 +196,14 @@ struct Extreme {
     }
     while (i + 1 < n && !is(widen(x[i]), value)) ++i;
     return i;
+  }
+};
+
+template <class Side, bool values, class T>
+struct Extreme : Best<Side, T> {
+  static void write(const ReductionArgs& a, const typename Best<Side, T>::State& state, int64_t k) {
+    if constexpr (values) store_one(static_cast<T*>(a.out[0]) + k, state.value);
+    static_cast<int64_t*>(a.out[values])[k] = state.index;
   }
 };
 
@@ -234,8 +245,8 @@ struct Truth {
 // ---- Variance: of a block by its own mean, in doubles, as in stock; then blocks put together (T. F. Chan, G. H.
 // Golub, R. J. LeVeque, 1979).
 
-template <Moment moment, class T>
-struct Moments {
+template <class T>
+struct MomentsOf {
   using C = Compute<T>;
   using V = Vector<C>;
   using State = MomentsState;
@@ -335,8 +346,11 @@ struct Moments {
     });
     std::copy_n(all, width, states);
   }
+};
 
-  static void write(const ReductionArgs& a, const State& s, int64_t k) {
+template <Moment moment, class T>
+struct Moments : MomentsOf<T> {
+  static void write(const ReductionArgs& a, const MomentsState& s, int64_t k) {
     store_one(static_cast<T*>(a.out[0]) + k, s.result(moment, a.scalar));
     if (moment == Moment::var_mean) store_one(static_cast<T*>(a.out[1]) + k, s.mean);
   }

@@ -17,11 +17,15 @@ using Compute = std::conditional_t<is_narrow<T>, float, T>;
 template <class T>
 constexpr bool is_float_type = std::is_floating_point_v<Compute<T>>;
 
-// Calls f with a number of the dtype, where the set has it.
+// Calls f with a number of the dtype, which is one of the set: whoever takes a call has looked.
 template <Dtypes dtypes, class F>
 void with_type(Dtype dtype, F f) {
   const auto call = [&]<Dtype which, class T>() {
-    if constexpr (dtypes >> int(which) & 1) f(T());
+    if constexpr (dtypes >> int(which) & 1) {
+      f(T());
+    } else {
+      __builtin_trap();
+    }
   };
   switch (dtype) {
     case Dtype::f32: return call.template operator()<Dtype::f32, float>();

@@ -16,6 +16,13 @@
 namespace rusttorch {
 namespace {
 
+// How F.cross_entropy comes here under use():
+//   autograd's key   Decomposed<CrossEntropyLoss>: if CrossEntropyPlan says that the kernels take it, ByForward; or
+//   stock's
+//                    decomposition
+//   by name          rusttorch::cross_entropy_loss_forward, whose derivative is in autograd/cross_entropy.cpp
+//   a backend's key  forward(); from the derivative, backward()
+
 using TwoTensors = std::tuple<Tensor, Tensor>;
 using FourTensors = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
@@ -26,6 +33,7 @@ struct CrossEntropyRequest {
   const Tensor &self, &target;
   MaybeTensor weight;
   int64_t reduction;
+  std::optional<int64_t> ignore_index;  // none: a symbol
   double smoothing;
   bool differentiated = false;  // by autograd
 
@@ -68,6 +76,7 @@ Handed CrossEntropyPlan::fit(const CrossEntropyRequest& r) {
   if (target.scalar_type() == at::kLong) {
     return target.sizes().equals(self.sizes().slice(0, self.dim() - 1)) ? Handed::no : Handed::layout;
   }
+  if (r.ignore_index.value_or(0) >= 0) return Handed::option;  // probabilities have no such class: stock raises
   if (target.scalar_type() != self.scalar_type()) return Handed::dtype;
   return target.sizes().equals(self.sizes()) ? Handed::no : Handed::layout;
 }
@@ -157,7 +166,7 @@ TwoTensors forward(const Tensor& self, const Tensor& target, MaybeTensor weight,
                    int64_t ignore_index, double smoothing, bool differentiate) {
   stats<"cross_entropy_loss_forward">.count(Handed::no);
   check_one_device({&self, &target, given(weight) ? &*weight : &self});
-  TORCH_CHECK(CrossEntropyPlan({self, target, weight, reduction, smoothing}).reason() == Handed::no,
+  TORCH_CHECK(CrossEntropyPlan({self, target, weight, reduction, ignore_index, smoothing}).reason() == Handed::no,
               "cross_entropy_loss_forward takes a contiguous input of [N, C] or [C]; cross_entropy_loss takes all");
   CrossEntropyArgs a = arguments(self, target, weight, ignore_index, smoothing);
   const auto per_row = self.sizes().slice(0, self.dim() - 1);
@@ -186,7 +195,7 @@ Tensor backward(const Tensor& grad, const Tensor& slope, const Tensor& target, i
   stats<"cross_entropy_loss_backward">.count(Handed::no);
   check_one_device({&grad, &slope, &target});
   const Tensor dense = slope.contiguous(), dense_grad = grad.contiguous();  // a hook may have brought others
-  TORCH_CHECK(CrossEntropyPlan({dense, target, std::nullopt, reduction, 0}).reason() == Handed::no,
+  TORCH_CHECK(CrossEntropyPlan({dense, target, std::nullopt, reduction, ignore_index, 0}).reason() == Handed::no,
               "cross_entropy_loss_backward: expected the slope and the target of cross_entropy_loss_forward, but got ",
               slope.scalar_type(), " ", slope.sizes(), " and ", target.scalar_type(), " ", target.sizes());
   const bool each = reduction == at::Reduction::None;
@@ -206,10 +215,10 @@ Tensor backward(const Tensor& grad, const Tensor& slope, const Tensor& target, i
 bool is_differentiated(const Tensor& self) { return self.requires_grad() && c10::GradMode::is_enabled(); }
 
 // The loss as aten has it.
-struct Loss {
+struct CrossEntropyLoss {
   static CrossEntropyRequest request(const Tensor& self, const Tensor& target, MaybeTensor weight, int64_t reduction,
-                                     const c10::SymInt&, double smoothing) {
-    return {self, target, weight, reduction, smoothing, is_differentiated(self)};
+                                     const c10::SymInt& ignore_index, double smoothing) {
+    return {self, target, weight, reduction, ignore_index.maybe_as_int(), smoothing, is_differentiated(self)};
   }
 };
 struct ByForward {
@@ -330,7 +339,8 @@ void impl_function(torch::Library& m, const char* name) {
 
 const Rows& cross_entropy_rows() {
   static const Rows rows = {
-      RUSTTORCH_COMPOSITE_ROW("cross_entropy_loss", Loss, COMPOSITE_IMPLICIT(cross_entropy_loss_symint), ByForward),
+      RUSTTORCH_COMPOSITE_ROW("cross_entropy_loss", CrossEntropyLoss, COMPOSITE_IMPLICIT(cross_entropy_loss_symint),
+                              ByForward),
       {"cross_entropy_loss_forward", &impl_function<&forward>, &stats<"cross_entropy_loss_forward">},
       {"cross_entropy_loss_backward", &impl_function<&backward>, &stats<"cross_entropy_loss_backward">},
       {"linear_cross_entropy", &impl<LinearCrossEntropy>, nullptr, nullptr, true},

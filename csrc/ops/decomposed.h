@@ -2,6 +2,10 @@
 
 // Ops that a swap replaces above the backend keys too, because aten makes several of each there: rows for op.h's
 // tables.
+//                      at a backend's key   at the autograd key: where a kernel will take the call; where not
+//   DECOMPOSED_ROW     Op                   Decomposed: rusttorch's op of that name; stock's decomposition
+//   COMPOSITE_ROW      Decomposed           Decomposed: another op of ours; stock's decomposition
+//   Differentiated     Op                   Differentiated: rusttorch's op of that name; stock's autograd kernel
 
 #include <c10/core/impl/TorchDispatchModeTLS.h>
 
@@ -71,18 +75,20 @@ struct Decomposed;
 
 template <Name name, class Pick, class Stock, class Ours, class R, class... A>
 struct Decomposed<name, Pick, Stock, Ours, R (*)(A...)> {
-  static constexpr bool counts_itself = std::is_same_v<Ours, OwnOp<name, R (*)(A...)>>;
+  // The op of the same name is an Op, which counts its call.
+  static constexpr bool ours_counts = std::is_same_v<Ours, OwnOp<name, R (*)(A...)>>;
 
   static R call(A... args) {
     const Handed reason = reason_above_backends<Pick>(args...);
-    if (reason != Handed::no || !counts_itself) stats<name>.count(reason);
+    if (reason != Handed::no || !ours_counts) stats<name>.count(reason);
     if (reason == Handed::no) return Ours::call(args...);
     return Stock::call(device_type(std::get<0>(std::tie(args...))), args...);
   }
 };
 
-// The aten op whose autograd kernel is swapped too: rusttorch's op, or stock's autograd kernel, which is still at the
-// key of the backends that nothing is swapped for. (It comes to our backend kernel, which counts.)
+// The aten op whose autograd kernel is swapped too: rusttorch's op, or stock's autograd kernel. Ours stands at
+// AutogradCPU and hides stock's there, which is one for all backends: at AutogradOther, a backend that nothing is
+// swapped for, it is still found. (It comes to our backend kernel, which counts.)
 template <Name name, class Pick, class Signature>
 struct Differentiated;
 

@@ -8,7 +8,7 @@ namespace rusttorch {
 namespace {
 
 // Streaming stores win once what a call touches does not fit the last cache level, and lose below. With a 32 MB cache,
-// bench/ops.py gives add 1.27x of stock at 4.3M f32 elements (52 MB, streamed) and 0.99x at 3M (36 MB, not streamed).
+// the bench gives add 1.27x of stock at 4.3M f32 elements (52 MB, streamed) and 0.99x at 3M (36 MB, not streamed).
 constexpr int64_t stream_bytes = int64_t(48) << 20;
 
 bool is_integer(Dtype dtype) { return dtype == Dtype::i32 || dtype == Dtype::i64; }
@@ -60,7 +60,7 @@ bool partly_overlap(const Tensor& in, const Tensor& out) {
 bool ElementwisePlan::is_single(size_t position) const {
   const Tensor& t = *request_.in[position];
   if (t.dim() == 0) return true;
-  return position == 0 && request_.grad_is_single && t.numel() > 1 &&
+  return position == 0 && request_.grad_is_single && t.numel() > 1 && t.sizes().equals(request_.in[1]->sizes()) &&
          std::all_of(t.strides().begin(), t.strides().end(), [](int64_t stride) { return stride == 0; });
 }
 
@@ -102,7 +102,6 @@ Handed ElementwisePlan::fit() {
 }
 
 bool ElementwisePlan::fill_scalars() {
-  args_.scalars = scalars_.data();
   for (size_t k = 0; k < request_.scalar_count; ++k) {
     const Scalar& s = request_.scalars[k];
     if (s.isBoolean() || s.isComplex() || s.isSymbolic() || s.type() == at::kUInt64) return false;
@@ -129,6 +128,7 @@ bool ElementwisePlan::single_fits(const Tensor& t) const {
 }
 
 void ElementwisePlan::bind() {
+  args_.scalars = scalars_.data();  // not before: a plan may have been moved since it was made
   for (size_t k = 0; k < request_.tensors; ++k) {
     const Tensor& t = *request_.in[k];
     if ((args_.broadcast >> k & 1) && t.scalar_type() != like_->scalar_type()) {
@@ -192,13 +192,13 @@ void ElementwisePlan::run_on(const Tensor& out, const Tensor* second) {
   run_items(out, kernel_, args_, args_.n, 1);
 }
 
-// A total of each chunk, then theirs: in the order of the chunks, so that the same call gives the same bits.
+// A total of each chunk, then theirs, in the order of the chunks: the same bits for any number of threads.
 double ElementwisePlan::total() {
   if (total_) return *total_;
   bind();
   const double divisor = request_.mean ? double(args_.n) : 1;
   double total = 0;
-  if (args_.n < grain || threads() == 1) {
+  if (args_.n < grain) {
     args_.out[0] = &total;
     kernel_.run(args_);
   } else {

@@ -41,7 +41,7 @@ struct ElementwiseRequest {
   }
 };
 
-// A request that fits a kernel: everything but the outputs.
+// What a kernel is given, of a request that fits one; the outputs come last.
 class ElementwisePlan {
  public:
   explicit ElementwisePlan(const ElementwiseRequest& request) : request_(request), reason_(fit()) {}

@@ -72,7 +72,7 @@ inline Stats stats;
 // How a call is taken or handed over, in every family. A Pick makes a request of the arguments, which says what is
 // asked for and of which device; the request's Plan decides whether a kernel takes that, before anything is written. A
 // plan then runs by what the form of the op asks of it:
-//   functional     compute<R>() allocates the result R, a tensor or a tuple, and writes it
+//   functional     compute<R>() allocates the result R, a tensor, a tuple or a list, and writes it
 //   in-place, out= accepts(outputs...), or reason() says why it does not; then run(outputs...)
 //   an update      of what it was given, which returns nothing: run()
 // Where the decision takes a look at the values themselves, that is look(), which is called where there are some.
@@ -174,7 +174,7 @@ struct Row {
   const char* name;  // with its overload, as in schemas.cpp
   Register impl;
   Stats* stats;
-  Register autograd = nullptr;  // of an aten op that is decomposed above the backend keys, at the autograd key
+  Register autograd = nullptr;  // at the autograd key, where aten decomposes the op or differentiates it in parts
   bool composite = false;       // made of other ops of the table, which have the kernels and the derivatives
 };
 using Rows = std::vector<Row>;

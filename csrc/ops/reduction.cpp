@@ -119,7 +119,7 @@ class ReductionPlan {
   Tensor allocate(int k) const;
   bool is_output(int k, const Tensor& out) const;
   void run_parallel() const;
-  void run_in_parts(const ReductionArgs& whole) const;
+  void run_in_parts() const;
 
   const ReductionRequest& request_;
   Kernel<ReductionArgs> kernel_{};
@@ -205,33 +205,35 @@ bool ReductionPlan::is_output(int k, const Tensor& out) const {
   return is_contiguous_output(out, dtype(k), sizes(), *request_.self);
 }
 
+// Whoever reduces a run or a column, its elements are met in the same order: the same bits for any number of threads.
 void ReductionPlan::run_parallel() const {
   const int64_t run = args_.n * args_.inner;
-  if (args_.outer * run < grain || threads() == 1) return kernel_.run(args_);
-  if (args_.outer >= threads()) {
+  if (args_.outer * run < grain) return kernel_.run(args_);
+  if (args_.inner == 1 && args_.n > grain) return run_in_parts();
+  if (args_.inner == 1 || args_.outer >= threads()) {
     return parallel(args_.outer, run,
                     [&](int64_t begin, int64_t end) { kernel_.run(args_.part(begin, end, 0, args_.inner)); });
   }
-  if (args_.inner > 1) {
-    constexpr int64_t columns = 64;  // at least, for a thread
-    return parallel(divide_up(args_.inner, columns), grain, [&](int64_t begin, int64_t end) {
-      kernel_.run(args_.part(0, args_.outer, begin * columns, std::min(end * columns, args_.inner)));
-    });
-  }
-  for (int64_t o = 0; o < args_.outer; ++o) run_in_parts(args_.part(o, o + 1, 0, 1));
+  constexpr int64_t columns = 64;  // at least, for a thread
+  parallel(divide_up(args_.inner, columns), grain, [&](int64_t begin, int64_t end) {
+    kernel_.run(args_.part(0, args_.outer, begin * columns, std::min(end * columns, args_.inner)));
+  });
 }
 
-// One run, by several threads.
-void ReductionPlan::run_in_parts(const ReductionArgs& whole) const {
-  std::vector<ReductionState> states(divide_up(whole.n, grain));
-  parallel_parts(whole.n, grain, 1, [&](int64_t k, int64_t begin, int64_t end) {
-    ReductionArgs a = whole;
-    a.first = begin;
-    a.n = end - begin;
-    advance(a.in, begin * element_size(whole.dtype));
-    kernel_.part(a, &states[k]);
+// Long runs, each in parts, which are joined in their order.
+void ReductionPlan::run_in_parts() const {
+  const int64_t parts = divide_up(args_.n, grain);
+  std::vector<ReductionState> states(args_.outer * parts);
+  parallel(args_.outer * parts, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      ReductionArgs a = args_.part(i / parts, i / parts + 1, 0, 1);
+      a.first = i % parts * grain;
+      a.n = std::min(grain, args_.n - a.first);
+      advance(a.in, a.first * element_size(a.dtype));
+      kernel_.part(a, &states[i]);
+    }
   });
-  kernel_.join(whole, states.data(), int64_t(states.size()));
+  for (int64_t o = 0; o < args_.outer; ++o) kernel_.join(args_.part(o, o + 1, 0, 1), &states[o * parts], parts);
 }
 
 // any and all over an empty list of dims reduce nothing, where a sum reduces all.
