@@ -1,8 +1,8 @@
 #pragma once
 
-// exp, log, tanh, erf, ... without a branch, a table in memory or a call: selects in place of branches, integer tricks on the
-// bits in place of frexp and ldexp. V is float, double or a vector of them (lanes.h), so that one text serves every
-// instruction set and the device.
+// exp, log, tanh, erf, ... without a branch, a table in memory or a call: selects in place of branches, integer tricks
+// on the bits in place of frexp and ldexp. V is float, double or a vector of them (lanes.h), so that one text serves
+// every instruction set and the device.
 //
 // A product and a sum are contracted to one FMA where the target has it (-ffp-contract=fast); nothing else may be
 // reordered: -ffast-math would break the rounding tricks below.
