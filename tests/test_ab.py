@@ -156,9 +156,9 @@ def test_ops_swapped_within_a_block_are_noticed():
     while arm != "stock":
         with ab.step() as step:
             arm = step.arm
-    with rusttorch.use("silu"), pytest.raises(RuntimeError, match="swapped already"):
+    with rusttorch.use("silu"), pytest.raises(RuntimeError, match="swapped in already"):
         steps(ab, 1)
-    with rusttorch.use("silu"), pytest.raises(RuntimeError, match="swapped already"):
+    with rusttorch.use("silu"), pytest.raises(RuntimeError, match="swapped in already"):
         ab.profile(lambda: None)
 
 
@@ -242,7 +242,7 @@ def test_refuses_what_it_cannot_measure():
     with pytest.raises(ValueError, match="expected an arm"):
         rusttorch.AB().times("swaped")
     ab = rusttorch.AB()
-    with rusttorch.use(), pytest.raises(RuntimeError, match="swapped already"):
+    with rusttorch.use(), pytest.raises(RuntimeError, match="swapped in already"):
         steps(ab, 1)
 
 

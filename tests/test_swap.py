@@ -164,6 +164,55 @@ def test_unknown_name_suggests_the_nearest():
         rusttorch.use("softsign")
 
 
+@pytest.mark.parametrize("name", ("gelu", "aten::gelu", "F.gelu", "torch.nn.functional.gelu", "torch.ops.aten.gelu"))
+def test_names_as_people_write_them(name):
+    names = rusttorch.use("gelu").names
+    assert names == rusttorch.use(name).names == {"gelu", "gelu.out", "gelu_"}
+    assert rusttorch.use([name, "mish"]).names == rusttorch.use(name, "mish").names
+    assert rusttorch.use(exclude=name).names == rusttorch.use().names - names
+
+
+def test_other_names():
+    for other, name in (("swish", "silu"), ("AdamW", "_fused_adamw_"), ("layer_norm", "native_layer_norm")):
+        assert rusttorch.use(other).names == rusttorch.use(name).names
+    with pytest.raises(ValueError, match=r"'torch\.matmul' is torch's own.*nothing to swap"):
+        rusttorch.use("torch.matmul")
+    for wrong in (3, None, F.mish, torch.add):
+        with pytest.raises(TypeError, match="expected names of aten ops or families"):
+            rusttorch.enable(wrong)
+    with pytest.raises(TypeError, match="its name is 'gelu'"):
+        rusttorch.use(rusttorch.gelu)
+
+
+def test_a_decorator_without_parentheses():
+    @rusttorch.use
+    def swapped():
+        return rusttorch.is_enabled()
+
+    assert swapped() and not rusttorch.is_enabled()
+
+
+def test_disable_by_force(restored):
+    with rusttorch.use("mish"):
+        rusttorch.disable()
+        assert rusttorch.is_enabled()
+        rusttorch.disable(force=True)
+        assert not rusttorch.is_enabled()
+        with rusttorch.use("gelu"):
+            assert rusttorch.is_enabled()
+    assert dispatcher() == restored
+    rusttorch.enable("mish")
+    with rusttorch.use("gelu"), rusttorch.use("silu"):
+        said = rusttorch.swap._swapped.holders()
+    assert said == f"enable() ({len(rusttorch.use('mish').names)} ops) and 2 open use()"
+
+
+def test_families_are_names_too():
+    for family in rusttorch.families():
+        assert rusttorch.use(family).names
+    assert set().union(*(rusttorch.use(family).names for family in rusttorch.families())) == rusttorch.use().names
+
+
 def test_stats_say_why():
     integers = torch.arange(6)
     with rusttorch.use():

@@ -15,7 +15,7 @@ import rusttorch
 import torch
 from rusttorch._register import overload
 from rusttorch.bench import results
-from rusttorch.swap import VIA
+from rusttorch.resolve import VIA
 from tqdm import tqdm
 
 ROOT = Path(__file__).parents[1]

@@ -17,9 +17,10 @@ if _build.TORCH.split("+")[0] != torch.__version__.split("+")[0]:
     )
 
 from . import _C, _register, memory, names, optim
-from .ab import AB
+from .ab import AB, Report
 from .foreach import clip_grad_norm_, clip_grad_value_, ema_update_
-from .swap import disable, enable, ops, reset_stats, stats, use
+from .resolve import families
+from .swap import OpStats, disable, enable, is_enabled, ops, reset_stats, stats, use
 
 _functions = {name: f for name, f in vars(_C.functions).items() if not name.startswith("__")}
 globals().update({name: getattr(names, name) for name in names.FUNCTIONS} | _functions)
@@ -29,12 +30,16 @@ cross_entropy = _C.functions.cross_entropy_loss  # torch.nn.functional's name
 __version__ = "0.1.0"
 __all__ = [
     "AB",
+    "OpStats",
+    "Report",
     "clip_grad_norm_",
     "clip_grad_value_",
     "cross_entropy",
     "disable",
     "ema_update_",
     "enable",
+    "families",
+    "is_enabled",
     "memory",
     "ops",
     "optim",

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from . import memory, swap
+from .resolve import base
 
 ARMS = ("stock", "swapped")
 ORDERS = (("stock", "swapped", "swapped", "stock"), ("swapped", "stock", "stock", "swapped"))
@@ -134,6 +135,14 @@ class AB:
         self._peak = dict.fromkeys(ARMS, 0)
         self._ran = {}
 
+    @property
+    def is_swapped(self):
+        """Whether ops are swapped in by the block that goes on."""
+        return self._arm == "swapped"
+
+    def __repr__(self):
+        return f"rusttorch.AB({len(self._use.names)} ops, {len(self._rows)} steps so far)"
+
     def __enter__(self):
         return self
 
@@ -193,7 +202,8 @@ class AB:
         swapped = self._arm == "swapped"
         if swap._swapped.names != (self._use.names if swapped else frozenset()):
             raise RuntimeError(
-                "rusttorch.AB compares with stock, but ops are swapped already: call disable(), or close() another AB"
+                f"rusttorch.AB compares with stock, but ops are swapped in already, by {swap._swapped.holders()}; "
+                "rusttorch.disable(force=True) takes them out whoever holds them"
             )
         if self._pool and memory.is_enabled() and not swapped:
             raise RuntimeError("rusttorch.AB compares with stock, but the pool is enabled already: call disable_pool()")
@@ -287,7 +297,7 @@ class AB:
                 event.key: (event.count / steps, event.self_cpu_time_total * 1e-6 / steps)
                 for event in profiler.key_averages()
             }
-        swapped = {f"aten::{swap._base(name)}" for name in self._use.names}
+        swapped = {f"aten::{base(name)}" for name in self._use.names}
         swapped |= {name + "_" for name in swapped}
         names = [name for name in totals["stock"] if name in swapped]
         names.sort(key=lambda name: -totals["stock"][name][1])

@@ -1,8 +1,8 @@
 """Putting rusttorch's kernels in the place of stock torch's, and taking them out again."""
 
 import contextlib
-import difflib
 import functools
+import inspect
 import os
 import sys
 import threading
@@ -12,9 +12,7 @@ from typing import NamedTuple
 import torch
 
 from . import _C, optim
-
-# Ops that aten makes of another op above the kernels: the swap reaches them through that one.
-VIA = {"selu": "elu", "celu": "elu", "log_sigmoid": "log_sigmoid_forward", "log_softmax": "_log_softmax"}
+from .resolve import resolve
 
 
 class Op(NamedTuple):
@@ -47,42 +45,17 @@ def reset_stats():
     _C.reset_stats()
 
 
-def _base(name):
-    return name.partition(".")[0].removesuffix("_")
-
-
-def _resolve(names, exclude):
-    """The overloads that names (all, if empty) without exclude stand for."""
-
-    def overloads(name):
-        if name in families:
-            return {op.name for op in known if op.family == name and op.swappable}
-        target = VIA.get(name.removesuffix("_"), name)
-        found = {op for op in known if target in (op.name, _base(op.name), op.name.partition(".")[0])}
-        if not found:
-            choices = [*families, *sorted({_base(op.name) for op in known})]
-            close = difflib.get_close_matches(name, choices, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"unknown op or family {name!r}{hint}")
-        swappable = {op.name for op in found if op.swappable}
-        if not swappable:
-            raise ValueError(f"{name!r} has no aten op to take the place of; call rusttorch.{name}")
-        return swappable
-
-    known = ops()
-    families = sorted({op.family for op in known})
-    wanted = set().union(*map(overloads, names or families))
-    return frozenset(wanted.difference(*map(overloads, exclude)))
-
-
-def _forget_dispatch(name):
-    """Has torch look up an op's kernels anew: its tracers remember the key of one that may be gone, and call null."""
-    packet, _, overload = name.partition(".")
+def _forget_dispatch(names):
+    """Has torch look up ops' kernels anew: its tracers remember the key of one that may be gone, and call null."""
     # Looked up without torch's __getattr__, which would make what no tracer has seen.
-    overloads = vars(torch.ops.aten).get(packet)
-    seen = overloads and vars(overloads).get(overload or "default")
-    if seen:
-        seen._dispatch_cache.clear()
+    packets = vars(torch.ops.aten)
+    for name in names:
+        packet, _, overload = name.partition(".")
+        if packet not in packets:
+            continue
+        seen = vars(packets[packet]).get(overload or "default")
+        if seen:
+            seen._dispatch_cache.clear()
 
 
 def _uncompiled(f):
@@ -140,8 +113,24 @@ class _Swapped:
 
     def end(self, names):
         with self.lock:
-            self.used.remove(names)
+            if names in self.used:  # else disable(force=True) came before
+                self.used.remove(names)
             self._apply()
+
+    def end_all(self):
+        with self.lock:
+            self.used.clear()
+            self._apply()
+
+    def holders(self):
+        """Who has ops swapped in, in words."""
+        said = [f"enable() ({len(self.enabled)} ops)"] if self.enabled else []
+        if any(ab.is_swapped for ab in self.between_steps):
+            said.append("another AB, between two steps of a block")
+        others = len(self.used) - sum(ab.is_swapped for ab in self.between_steps)
+        if others:
+            said.append(f"{others} open use()")
+        return " and ".join(said) or "nobody"
 
     def _apply(self):
         """Swaps what is asked for: again where that has changed meanwhile, and where Ctrl-C came in between."""
@@ -155,8 +144,7 @@ class _Swapped:
     def _exchange(self):
         names = self.enabled.union(*self.used)
         _C.set_swapped(sorted(names))
-        for name in names ^ self.names:
-            _forget_dispatch(name)
+        _forget_dispatch(names ^ self.names)
         optim.reach(names)
         self.names = names
 
@@ -183,34 +171,50 @@ def enable(*names, exclude=()):
     """Swaps ops in for stock torch, for every thread, until disable().
 
     names are aten op names ("mish", "mish_backward", "add.Tensor"; without an overload, all of them, in-place and
-    out= forms included) or family names ("activation"); none means every op. Those of exclude are left out.
-    Raises ValueError for a name that does not exist. A call that another thread makes meanwhile runs either kernel.
-    torch.compile breaks its graph there, as at disable() and use().
+    out= forms included) or family names ("activation"), or lists of such; none means every op. Those of exclude are
+    left out. Raises ValueError for a name that does not exist, TypeError for what is no name. A call that another
+    thread makes meanwhile runs either kernel. torch.compile breaks its graph there, as at disable() and use().
     """
-    wanted = _resolve(names, exclude)
+    wanted = resolve(names, exclude)
     _swapped.enable(wanted)
 
 
 @_uncompiled
-def disable():
+def disable(force=False):
     """Takes out what enable() put in, and what an AB keeps swapped in between two of its steps.
 
-    What an open use() asks for stays until it ends.
+    What an open use() asks for stays until it ends, or goes too with force=True.
     """
     _swapped.close_between_steps()
     _swapped.disable()
+    if force:
+        _swapped.end_all()
+
+
+def is_enabled():
+    """Whether any op is swapped in, by whomever."""
+    return _swapped.any()
 
 
 class use(contextlib.ContextDecorator):
     """A with block (or a decorator) in which ops are swapped in, as by enable().
 
     Blocks may be nested and may overlap across threads: an op is swapped while any open block asks for it. At the
-    end of the last one, by return or by exception, the dispatcher is as it was.
+    end of the last one, by return or by exception, the dispatcher is as it was. Entering and leaving a block takes
+    one to three milliseconds for all ops: put it around a loop, not into it.
     """
+
+    def __new__(cls, *names, exclude=()):
+        if len(names) == 1 and inspect.isfunction(names[0]) and not names[0].__module__.startswith("torch"):
+            return cls(exclude=exclude)(names[0])  # @use without parentheses
+        return super().__new__(cls)
 
     @_uncompiled
     def __init__(self, *names, exclude=()):
-        self.names = _resolve(names, exclude)
+        self.names = resolve(names, exclude)
+
+    def __repr__(self):
+        return f"rusttorch.use({len(self.names)} ops)"
 
     @_uncompiled
     def __enter__(self):
