@@ -12,11 +12,11 @@ import numpy as np
 import torch
 
 from . import memory, swap
-from .resolve import base
+from .profiler import ARMS, Profiler
 
-ARMS = ("stock", "swapped")
 ORDERS = (("stock", "swapped", "swapped", "stock"), ("swapped", "stock", "stock", "swapped"))
 LOSS_CONFIDENCE = 0.999  # a false alarm in a thousand reports
+SHOWN = 10  # ops in a report
 
 
 @dataclass
@@ -36,6 +36,7 @@ class Report:
     not_finite: dict[str, int]  # arm -> such steps whose loss was NaN or infinite
     peak_memory: dict[str, int]  # arm -> bytes
     ran: dict[str, swap.OpStats]  # what the swapped ops did in the swapped steps
+    pool: bool  # whether the swapped steps had the memory pool too
 
     @property
     def losses_agree(self):
@@ -66,6 +67,17 @@ class Report:
             said.append("not finite in " + " and ".join(f"{self.not_finite[arm]} {arm}" for arm in ARMS) + " steps")
         return {True: "agree: ", False: "DIFFER: ", None: "not compared: "}[self.losses_agree] + "; ".join(said)
 
+    def advice(self):
+        """What to do next, in words."""
+        low, high = self.interval
+        if self.losses_agree is False:
+            return "the losses differ: leave it out, and report that"
+        if high < 1:
+            return "slower here: leave it out"
+        if low <= 1:
+            return "no difference is seen: leave it out, or measure more steps"
+        return "faster: rusttorch.enable()" + (" and rusttorch.memory.enable_pool()" if self.pool else "")
+
     def __str__(self):
         low, high = self.interval
         percent = f"{self.confidence:.0%}"
@@ -79,10 +91,14 @@ class Report:
         if any(self.losses.values()):
             lines.append("  losses        " + self._losses())
         lines.append("  peak memory   " + "   ".join(f"{arm} {self.peak_memory[arm] / 2**20:.1f} MiB" for arm in ARMS))
-        lines.append("  ops           calls here / handed to stock")
-        for name, (ran, handed) in sorted(self.ran.items(), key=lambda item: -item[1].ran):
+        lines.append("  next          " + self.advice())
+        lines.append("  ops           calls here / handed to stock, of which most first")
+        calls = sorted(self.ran.items(), key=lambda item: (-sum(item[1].handed.values()), -item[1].ran))
+        for name, (ran, handed) in calls[:SHOWN]:
             why = ", ".join(f"{reason} {n}" for reason, n in handed.items())
             lines.append(f"    {name:28s} {ran:8d} / {sum(handed.values())}" + (f"  ({why})" if why else ""))
+        if len(calls) > SHOWN:
+            lines.append(f"    and {len(calls) - SHOWN} more: report().ran")
         return "\n".join(lines)
 
 
@@ -124,6 +140,7 @@ class AB:
         if block < 1 or warmup < 0:
             raise ValueError(f"block must be at least 1 and warmup at least 0, got {block} and {warmup}")
         self._use = swap.use(*names, exclude=exclude)  # an unknown name is an error now, not at the first step
+        self._names, self._exclude = names, exclude
         self._block, self._warmup = block, warmup
         self._pool = pool
         self._random = random.Random(seed)
@@ -215,10 +232,7 @@ class AB:
         if arm is not None:
             self._peak[arm] = max(self._peak[arm], _peak_memory())
         if arm == "swapped":
-            for name, (ran, handed) in _difference(swap.stats(), self._before).items():
-                old = self._ran.get(name, swap.OpStats(0, {}))
-                total = {reason: old.handed.get(reason, 0) + n for reason, n in handed.items()}
-                self._ran[name] = swap.OpStats(old.ran + ran, {**old.handed, **total})
+            self._ran = swap.added(self._ran, swap.difference(swap.stats(), self._before))
 
     def close(self):
         """Leaves the dispatcher as it was, and the round unfinished. report() does so too; further steps may follow.
@@ -270,6 +284,7 @@ class AB:
             not_finite={arm: sum(not math.isfinite(loss) for loss in losses[arm]) for arm in ARMS},
             peak_memory=dict(self._peak),
             ran=dict(self._ran),
+            pool=self._pool,
         )
 
     def times(self, arm):
@@ -279,55 +294,19 @@ class AB:
         return [row[2] for row in self._rows if row[1] == arm and row[0] >= self._warmup]
 
     def profile(self, step, steps=10):
-        """How much of step() each swapped op takes in both arms: {op: {arm: (calls, seconds) per step}}, printable.
+        """How much of step() each swapped op takes in both arms: a Profile, {op: {arm: (calls, seconds) per step}},
+        printable.
 
-        step is called `steps` times per arm under torch.profiler (and once before, unmeasured); the times hold the
-        profiler's own cost per call.
+        step is called `steps` times per arm under torch.profiler (and once before, unmeasured), in turn; the times
+        hold the profiler's own cost per call.
         """
         self.close()
         self._check()
-        totals = {}
-        for arm in ARMS:
-            with self._use if arm == "swapped" else contextlib.nullcontext():
+        profiler = Profiler(*self._names, exclude=self._exclude, pool=self._pool, steps=steps)
+        for _ in range(2 * (steps + 1)):
+            with profiler.step():
                 step()
-                with torch.profiler.profile(acc_events=True) as profiler:
-                    for _ in range(steps):
-                        step()
-            totals[arm] = {
-                event.key: (event.count / steps, event.self_cpu_time_total * 1e-6 / steps)
-                for event in profiler.key_averages()
-            }
-        swapped = {f"aten::{base(name)}" for name in self._use.names}
-        swapped |= {name + "_" for name in swapped}
-        names = [name for name in totals["stock"] if name in swapped]
-        names.sort(key=lambda name: -totals["stock"][name][1])
-        whole = {arm: sum(t for _, t in totals[arm].values()) for arm in ARMS}
-        return Profile({n: {arm: totals[arm].get(n, (0, 0.0)) for arm in ARMS} for n in names}, whole)
-
-
-class Profile(dict):
-    """op -> arm -> (calls, seconds) per step; `whole`: arm -> seconds per step over all ops, swapped or not."""
-
-    def __init__(self, ops, whole):
-        super().__init__(ops)
-        self.whole = whole
-
-    def __str__(self):
-        lines = [f"  {'op':26s} {'calls':>6s} {'stock':>18s} {'swapped':>18s} {'ratio':>7s}"]
-
-        def cell(arm, seconds):
-            return f"{seconds * 1e6:9.1f} us {seconds / self.whole[arm]:5.1%}"
-
-        for name, arms in self.items():
-            calls, stock = arms["stock"]
-            swapped = arms["swapped"][1]
-            ratio = f"{stock / swapped:6.2f}x" if swapped else "   gone"  # an op above it was swapped
-            lines.append(
-                f"  {name:26s} {calls:6.1f} {cell('stock', stock):>18s} {cell('swapped', swapped):>18s} {ratio}"
-            )
-        total = [cell(arm, self.whole[arm]) for arm in ARMS]
-        lines.append(f"  {'every op, swapped or not':33s} {total[0]:>18s} {total[1]:>18s}")
-        return "\n".join(lines)
+        return profiler.report()
 
 
 def _loss_differences(rounds):
@@ -348,17 +327,6 @@ def _bootstrap(values, statistic, confidence, resamples):
     tail = (1 - confidence) / 2
     low, high = np.quantile(statistic(draws, axis=1), [tail, 1 - tail])
     return float(low), float(high)
-
-
-def _difference(after, before):
-    """What was counted between two stats()."""
-    counted = {}
-    for name, (ran, handed) in after.items():
-        old = before.get(name, swap.OpStats(0, {}))
-        new = {reason: n - old.handed.get(reason, 0) for reason, n in handed.items()}
-        if ran - old.ran or any(new.values()):
-            counted[name] = swap.OpStats(ran - old.ran, {reason: n for reason, n in new.items() if n})
-    return counted
 
 
 def _synchronize():

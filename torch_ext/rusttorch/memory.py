@@ -13,6 +13,7 @@ so; those of the pool are freed to it whenever they go. It may be shared by all 
 (a DataLoader's worker) has a copy.
 """
 
+import contextlib
 from typing import NamedTuple
 
 from . import _C
@@ -38,6 +39,19 @@ def enable_pool():
 def disable_pool():
     """From now on, CPU tensors' memory comes from stock's allocator. What the pool holds stays until empty_cache()."""
     _C.enable_pool(False)
+
+
+@contextlib.contextmanager
+def pool():
+    """A with block (or a decorator) in which CPU tensors' memory comes from the pool."""
+    if is_enabled():
+        yield
+        return
+    enable_pool()
+    try:
+        yield
+    finally:
+        disable_pool()
 
 
 def is_enabled():

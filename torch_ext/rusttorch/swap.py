@@ -40,6 +40,33 @@ def stats():
     return {name: OpStats(ran, handed) for name, (ran, handed) in _C.stats().items()}
 
 
+def difference(after, before):
+    """What was counted between two stats()."""
+    counted = {}
+    for name, (ran, handed) in after.items():
+        old = before.get(name, OpStats(0, {}))
+        new = {reason: n - old.handed.get(reason, 0) for reason, n in handed.items()}
+        if ran - old.ran or any(new.values()):
+            counted[name] = OpStats(ran - old.ran, {reason: n for reason, n in new.items() if n})
+    return counted
+
+
+def added(first, second):
+    """Both counts of stats() together."""
+    total = dict(first)
+    for name, (ran, handed) in second.items():
+        old = first.get(name, OpStats(0, {}))
+        both = {reason: old.handed.get(reason, 0) + n for reason, n in handed.items()}
+        total[name] = OpStats(old.ran + ran, {**old.handed, **both})
+    return total
+
+
+def reasons(handed, most=10):
+    """{op: {reason: calls}} in words, those with most calls first."""
+    said = sorted(((n, name, why) for name, by in handed.items() for why, n in by.items()), reverse=True)
+    return ", ".join(f"{name} {n} ({why})" for n, name, why in said[:most]) + (", ..." if len(said) > most else "")
+
+
 def reset_stats():
     """Sets every count to zero."""
     _C.reset_stats()
