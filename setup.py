@@ -197,6 +197,7 @@ write_build_info()
 setup(
     packages=find_packages("torch_ext"),
     package_dir={"": "torch_ext"},
+    package_data={"rusttorch": ["py.typed", "*.pyi"]},
     ext_modules=[extension()],
     cmdclass={"build_ext": Build},
 )

@@ -5,6 +5,8 @@ with rusttorch.use(): ...                           every op it has, in the plac
 ab = rusttorch.AB()                                 what that is worth, inside a training loop
 """
 
+import builtins
+
 import torch
 
 from . import _build
@@ -47,8 +49,8 @@ __all__ = [
     "stats",
     "swish",
     "use",
-    *sorted(_functions),
-    *names.FUNCTIONS,
+    # Not what `from rusttorch import *` would put in a builtin's place.
+    *(name for name in (*sorted(_functions), *names.FUNCTIONS) if not hasattr(builtins, name)),
 ]
 
 _register.register()

@@ -231,7 +231,7 @@ class use(contextlib.ContextDecorator):
     one to three milliseconds for all ops: put it around a loop, not into it.
     """
 
-    def __new__(cls, *names, exclude=()):
+    def __new__(cls, *names, exclude=()) -> "use":
         if len(names) == 1 and inspect.isfunction(names[0]) and not names[0].__module__.startswith("torch"):
             return cls(exclude=exclude)(names[0])  # @use without parentheses
         return super().__new__(cls)
