@@ -7,7 +7,7 @@
 #include <iterator>
 
 #include "../csrc/families.h"
-#include "../csrc/kernels/kernel.h"
+#include "../csrc/kernels/kernels.h"
 
 namespace rusttorch {
 
@@ -18,9 +18,7 @@ struct Launcher {
 };
 
 // Each family's, in its .cu.
-#define RUSTTORCH_DECLARE_LAUNCHERS(family, A) \
-  struct A;                                    \
-  const Launcher<A>* family##_launchers();
+#define RUSTTORCH_DECLARE_LAUNCHERS(family, A) const Launcher<A>* family##_launchers();
 RUSTTORCH_DEVICE_TABLES(RUSTTORCH_DECLARE_LAUNCHERS)
 
 // A family's launchers, of arguments of type A.
