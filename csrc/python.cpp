@@ -39,6 +39,20 @@ std::string parser_type(const c10::Argument& argument) {
   return text + (optional ? "?" : "");
 }
 
+// And as a reader of Python writes it.
+std::string python_type(const c10::Argument& argument) {
+  std::string text = argument.real_type()->str();
+  const bool optional = text.ends_with("?");
+  if (optional) text.pop_back();
+  if (text == "Scalar") text = "Number";
+  if (text == "SymInt") text = "int";
+  if (text == "SymInt[]" || text == "int[]") text = argument.N() ? "int | tuple[int, ...]" : "tuple[int, ...]";
+  if (text == "Tensor[]") text = "list[Tensor]";
+  if (text == "ScalarType") text = "torch.dtype";
+  if (text == "MemoryFormat") text = "torch.memory_format";
+  return text + (optional ? " | None" : "");
+}
+
 // A loss takes its reduction as torch.nn.functional does, by name, and as aten does, by number.
 bool is_reduction(const c10::Argument& argument) {
   return argument.name() == "reduction" && argument.default_value().has_value();
@@ -50,8 +64,10 @@ int64_t reduction_of(std::string_view name) {
   return found - names.begin();
 }
 
-std::string default_text(const c10::Argument& argument) {
+// As torch's argument parser writes it, or as Python does.
+std::string default_text(const c10::Argument& argument, bool python) {
   const IValue& value = *argument.default_value();
+  if (python && value.isBool()) return value.toBool() ? "True" : "False";
   if (value.isNone()) return "None";
   if (value.isIntList() && value.toIntList().empty()) return "None";
   if (value.isString()) return "\"" + value.toStringRef() + "\"";
@@ -82,17 +98,31 @@ class Function {
  public:
   Function(const std::string& name, std::vector<Overload> overloads)
       : name_(name), overloads_(std::move(overloads)), signatures_(all_signatures()), parser_(texts()) {
-    for (const auto& overload : overloads_) doc_ += signature(overload, true) + "\n";
-    doc_ += "\ntorch.ops.rusttorch." + name_ + ", without the cost of torch.ops.";
+    // The one that inspect.signature() reads, where there is one only; then all, with types.
+    if (overloads_.size() == 1) doc_ += documented(overloads_[0], false) + "\n--\n\n";
+    for (const auto& overload : overloads_) doc_ += documented(overload, true) + "\n";
+    doc_ += "\ntorch.ops.rusttorch." + name_ + ", as a function of Python.";
     method_ = {name_.c_str(), reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&Function::call)),
                METH_VARARGS | METH_KEYWORDS, doc_.c_str()};
   }
   Function(const Function&) = delete;
 
-  // A builtin. The Function lives as long as the process, as the builtins of a module do.
+  // A builtin of the package. The Function lives as long as the process, as the builtins of a module do. It is found
+  // through a module of its own, in whose place a builtin with another self would not be pickled by its name.
   py::object object() {
-    self_ = py::capsule(this);
-    callable_ = py::reinterpret_steal<py::object>(PyCFunction_New(&method_, self_.ptr()));
+    static PyModuleDef definition = {PyModuleDef_HEAD_INIT,
+                                     "rusttorch._C.function",
+                                     nullptr,
+                                     sizeof(Function*),
+                                     nullptr,
+                                     nullptr,
+                                     nullptr,
+                                     nullptr,
+                                     nullptr};
+    self_ = py::reinterpret_steal<py::object>(PyModule_Create(&definition));
+    *static_cast<Function**>(PyModule_GetState(self_.ptr())) = this;
+    const py::str package("rusttorch");
+    callable_ = py::reinterpret_steal<py::object>(PyCFunction_NewEx(&method_, self_.ptr(), package.ptr()));
     return callable_;
   }
 
@@ -131,10 +161,37 @@ class Function {
         continue;
       }
       text += parser_type(argument) + " " + (argument.name() == "self" ? "input" : argument.name());
-      if (argument.default_value()) text += "=" + default_text(argument);
+      if (argument.default_value()) text += "=" + default_text(argument, false);
     }
     if (overload.out) text += std::string(keywords ? ", " : ", *, ") + "Tensor out=None";
     return text + ")";
+  }
+
+  // The same in Python's words.
+  std::string documented(const Overload& overload, bool types) const {
+    std::string text = name_ + "(";
+    bool keywords = false;
+    const auto& schema = overload.op.schema();
+    for (const auto& argument : schema.arguments()) {
+      if (text.back() != '(') text += ", ";
+      if (argument.kwarg_only() && !keywords) text += "*, ";
+      keywords |= argument.kwarg_only();
+      text += argument.name() == "self" ? "input" : argument.name();
+      const bool by_name = is_reduction(argument);
+      if (types) text += ": " + (by_name ? "str" : python_type(argument));
+      const std::string equals = types ? " = " : "=";
+      if (argument.default_value()) text += equals + (by_name ? "\"mean\"" : default_text(argument, true));
+    }
+    if (overload.out) {
+      text += std::string(keywords ? ", " : ", *, ") + (types ? "out: Tensor | None = None" : "out=None");
+    }
+    text += ")";
+    if (!types) return text;
+    const size_t results = schema.returns().size();
+    if (results < 2) return text + (results == 1 ? " -> Tensor" : " -> None");
+    text += " -> tuple[Tensor";
+    for (size_t k = 1; k < results; ++k) text += ", Tensor";
+    return text + "]";
   }
 
   static IValue value(torch::PythonArgs& r, int i, const c10::Argument& argument, bool by_name) {
@@ -157,9 +214,9 @@ class Function {
     }
   }
 
-  static PyObject* call(PyObject* capsule, PyObject* args, PyObject* kwargs) {
+  static PyObject* call(PyObject* module, PyObject* args, PyObject* kwargs) {
     HANDLE_TH_ERRORS
-    auto& self = *static_cast<Function*>(PyCapsule_GetPointer(capsule, nullptr));
+    auto& self = **static_cast<Function**>(PyModule_GetState(module));
     torch::ParsedArgs<max_arguments> parsed;
     auto r = self.parser_.parse(args, kwargs, parsed);
     if (r.has_torch_function()) {

@@ -1,6 +1,9 @@
 """rusttorch.NAME and torch.ops.rusttorch.NAME as functions: signatures, and bad input as stock."""
 
+import copy
+import inspect
 import itertools
+import pickle
 
 import pytest
 import rusttorch
@@ -63,7 +66,6 @@ def test_every_op_has_a_function_with_a_docstring():
     lists = ("List[Tensor]", "List[bool]")  # rusttorch.optim and rusttorch.foreach have those; flags are for autograd
     ops = {op.name.partition(".")[0]: overload("rusttorch", op.name)._schema.arguments for op in rusttorch.ops()}
     names = {name for name, arguments in ops.items() if not any(str(a.type) in lists for a in arguments)}
-    assert names <= set(rusttorch.__all__)
     assert all(name in getattr(rusttorch, name).__doc__ for name in names)
 
 
@@ -321,3 +323,22 @@ def test_promotion_of_numbers_and_tensors_of_one_element(name):
         else:
             assert found.dtype == expected.dtype, where
             torch.testing.assert_close(found, expected, msg=where)
+
+
+def test_help_is_python_s():
+    assert str(inspect.signature(rusttorch.gelu)) == "(input, *, approximate='none', out=None)"
+    said = 'gelu(input: Tensor, *, approximate: str = "none", out: Tensor | None = None) -> Tensor'
+    assert said in rusttorch.gelu.__doc__
+    assert "max(input: Tensor, dim: int, keepdim: bool = False) -> tuple[Tensor, Tensor]" in rusttorch.max.__doc__
+    for function in rusttorch._functions.values():
+        assert not any(word in function.__doc__ for word in ("c10::", "int64_t", "IntArrayRef"))
+
+
+def test_functions_are_pickled_by_name():
+    for name in ("gelu", "max", "cross_entropy"):
+        function = getattr(rusttorch, name)
+        assert pickle.loads(pickle.dumps(function)) is function
+        assert copy.deepcopy(function) is function
+    module = torch.nn.Sequential(torch.nn.Linear(3, 3))
+    module.activation = rusttorch.gelu
+    assert pickle.loads(pickle.dumps(module)).activation is rusttorch.gelu

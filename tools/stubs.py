@@ -82,9 +82,8 @@ def functions():
     for schema in schemas:
         name = schema.name.removeprefix("rusttorch::")
         if name in rusttorch._functions and not any(a.kwarg_only and a.alias_info for a in schema.arguments):
-            # As the parser of the function has it: the text of its documentation.
-            line = [text for text in getattr(rusttorch, name).__doc__.splitlines() if text.startswith(name + "(")]
-            found.setdefault(name, []).append((schema, "Tensor out=None" in line[len(found.get(name, ()))]))
+            lines = [text for text in getattr(rusttorch, name).__doc__.splitlines() if " -> " in text]
+            found.setdefault(name, []).append((schema, "out: Tensor" in lines[len(found.get(name, ()))]))
     return found
 
 
