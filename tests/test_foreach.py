@@ -1,6 +1,7 @@
 """Ops over lists of tensors: as the same op on each tensor, and as torch.nn.utils."""
 
 import copy
+import math
 from functools import partial
 
 import pytest
@@ -349,3 +350,38 @@ def test_autograd_is_told_of_changes(args):
             with pytest.raises(RuntimeError, match="Inplace update to inference tensor"):
                 getattr(namespace, name)([fixed], *args)
         assert torch.equal(fixed, torch.ones(3))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: torch._foreach_clamp_min_([torch.ones(2)], math.nan),
+        lambda: torch._foreach_clamp_max_([torch.ones(2)], math.nan),
+        lambda: torch._foreach_mul_([], torch.tensor(2.0)),
+        lambda: torch._foreach_mul_([torch.ones(4)], torch.full((4,), 2.0)),
+        lambda: torch._foreach_mul_([torch.ones(1).expand(4)], torch.tensor(1.0)),
+        lambda: torch._foreach_mul_([torch.ones(4).to(torch.float8_e4m3fn)], torch.tensor(1.0)),
+        lambda b: torch._foreach_mul_([b, b[0]], b[0]),
+    ],
+)
+def test_hostile_lists_as_stock(call):
+    def outcome():
+        tensors = [torch.ones(4)] if call.__code__.co_argcount else []
+        try:
+            return [t.tolist() for t in call(*tensors) or tensors]
+        except (RuntimeError, NotImplementedError) as error:
+            return type(error), str(error)
+
+    stock = outcome()
+    with rusttorch.use():
+        assert str(outcome()) == str(stock)  # NaN is not itself
+
+
+def test_lists_without_memory_in_part():
+    x, nothing = torch.ones(2), torch.ones(2, device="meta")
+    for op, args in (("_foreach_mul_", (3,)), ("_foreach_add_", (3,))):
+        with pytest.raises(RuntimeError, match="on the same device"):
+            getattr(torch.ops.rusttorch, op).Scalar([x, nothing], *args)
+        getattr(torch.ops.rusttorch, op).Scalar([nothing, nothing], *args)
+    with pytest.raises(RuntimeError, match="on the same device"):
+        torch.ops.rusttorch._foreach_zero_([nothing, x])

@@ -298,3 +298,24 @@ def test_variance_of_more_numbers_than_16_bits_can_count(dtype):
     for name in ("var", "std"):
         ours, stock = (torch.autograd.grad(getattr(m, name)(x), x)[0] for m in (rusttorch, torch))
         torch.testing.assert_close(ours, stock, rtol=2e-2, atol=1e-7)
+
+
+@pytest.mark.parametrize(("p", "x"), [(1.5, (3, -4, 0)), (3, (0, 0)), (2, (0, 0)), (3, (3, -4, 0))])
+def test_second_derivatives_of_a_norm_at_zero(p, x):
+    """A zero's own may be infinite, and NaN in stock; the others' are not touched by it."""
+    found = []
+    for f in (torch.linalg.vector_norm, rusttorch.linalg_vector_norm):
+        leaf = torch.tensor(x, dtype=torch.float64, requires_grad=True)
+        grad = torch.autograd.grad(f(leaf, p), leaf, create_graph=True)[0]
+        found.append(torch.autograd.grad(grad.square().sum(), leaf)[0])
+    torch.testing.assert_close(found[1], found[0].nan_to_num(0))
+
+
+@pytest.mark.parametrize("name", ("var", "std"))
+@pytest.mark.parametrize("correction", (3, 5))
+def test_slopes_of_a_variance_of_too_few(name, correction):
+    x = torch.tensor([1.0, 2, 4], requires_grad=True)
+    ours, stock = (
+        torch.autograd.grad(getattr(m, name)(x, None, correction=correction), x)[0] for m in (rusttorch, torch)
+    )
+    torch.testing.assert_close(ours, stock, equal_nan=True)

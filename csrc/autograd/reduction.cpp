@@ -1,5 +1,6 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/cat.h>
+#include <ATen/ops/full_like.h>
 #include <ATen/ops/ones_like.h>
 #include <ATen/ops/scalar_tensor.h>
 #include <ATen/ops/where.h>
@@ -88,9 +89,10 @@ Tensor prod_slope(const Tensor& x, int64_t dim) {
 
 Tensor var_slope(const Call& c, const Tensor& x, const std::vector<int64_t>& dims) {
   const double correction = c.given(2) ? c.scalar(2).toDouble() : 1;
-  const Tensor n =
-      at::scalar_tensor(Scalar(count(c, dims)), x.options().dtype(at::kDouble));  // which a half cannot hold
-  return (x - x.mean(dims, true)) * (2 / (n - correction));
+  const c10::SymInt n = count(c, dims);
+  if (const auto known = n.maybe_as_int(); known && double(*known) <= correction) return at::full_like(x, INFINITY);
+  const Tensor wide = at::scalar_tensor(Scalar(n), x.options().dtype(at::kDouble));  // a half may not hold it
+  return (x - x.mean(dims, true)) * (2 / (wide - correction));
 }
 
 Formula norm(const char* op, size_t position) {
@@ -106,11 +108,13 @@ Formula norm(const char* op, size_t position) {
 Tensor vector_norm_grad(const Tensor& x, const Tensor& y, const Tensor& g, double p, at::IntArrayRef dims) {
   if (p == 0) return at::zeros_like(x);
   if (p == 1) return g * x.sgn();
-  if (p == 2) return at::where(y == 0, at::zeros_like(x), g * x / y);
   if (std::isinf(p)) return x.sgn() * evenly(x.abs(), y, g, dims);
-  // Below 1 a zero's slope is infinite; as in stock, it is taken for 0.
-  if (p < 1) return at::where(y == 0, at::zeros_like(x), g * x.sgn() * (x.abs().masked_fill(x == 0, 1) / y).pow(p - 1));
-  return at::where(y == 0, at::zeros_like(x), g * x.sgn() * (x.abs() / y).pow(p - 1));
+  // A norm of 0 has no slope, and one of less than 1 an infinite one where x is 0; as in stock, they are taken for 0.
+  // (What stands in their place is there for the second derivative, in which 0 times an infinite slope would be NaN.)
+  const Tensor some = y.masked_fill(y == 0, 1);
+  if (p == 2) return at::where(y == 0, at::zeros_like(x), g * x / some);
+  const Tensor size = p < 2 ? x.abs().masked_fill(x == 0, 1) : x.abs();
+  return at::where(y == 0, at::zeros_like(x), g * x.sgn() * (size / some).pow(p - 1));
 }
 
 const std::vector<Formula>& reduction_formulas() {

@@ -22,6 +22,10 @@ void bump_versions(TensorList tensors) {
   for (const Tensor& t : tensors) t.unsafeGetTensorImpl()->bump_version();
 }
 
+bool is_dense(const Tensor& t) {
+  return t.layout() == at::kStrided && on_cpu(t) && t.is_non_overlapping_and_dense() && is_plain(t);
+}
+
 class EachPlan;
 
 // An elementwise op on every tensor of a list, in place: kernels take all of them, or stock does.
@@ -44,6 +48,7 @@ struct EachRequest {
 class EachPlan {
  public:
   explicit EachPlan(const EachRequest& request) : self_(request.self), by_one_(request.by_one) {
+    if (self_.empty()) reason_ = Handed::size;  // stock raises
     if (by_one_) return;
     plans_.reserve(self_.size());
     for (size_t i = 0; i < self_.size() && reason_ == Handed::no; ++i) {
@@ -89,7 +94,8 @@ struct Clamp {
     return {self, [&](size_t i) {
               ElementwiseRequest r = Elementwise<pointwise::clamp>::request(self[i], is_min ? bound : Scalar(-inf),
                                                                             is_min ? Scalar(inf) : bound);
-              if (!at::isFloatingType(self[i].scalar_type()) || bound.equal(NAN)) r.kernel = nullptr;
+              const bool is_nan = bound.isFloatingPoint() && std::isnan(bound.toDouble());
+              if (!at::isFloatingType(self[i].scalar_type()) || is_nan) r.kernel = nullptr;
               return r;
             }};
   }
@@ -107,14 +113,17 @@ struct MulTensor {
   static EachRequest request(TensorList self, const Tensor& other) {
     const auto by_other = [&](size_t i) {
       ElementwiseRequest r = Elementwise<pointwise::mul>::request(self[i], other);
-      if (self[i].is_alias_of(other)) r.kernel = nullptr;  // which changes for those behind it
+      // Stock takes numbers only; an alias changes for those behind it.
+      if (other.dim() != 0 || self[i].is_alias_of(other)) r.kernel = nullptr;
       return r;
     };
-    // By which gradients are multiplied that need no clipping.
-    const auto is_float = [](const Tensor& t) { return at::isFloatingType(t.scalar_type()); };
-    const bool is_number = other.dim() == 0 && other.is_cpu() && is_float(other);
     EachRequest request(self, by_other);
-    request.by_one = is_number && std::all_of(self.begin(), self.end(), is_float) && other.item<double>() == 1;
+    // By which gradients are multiplied that need no clipping.
+    const auto stays = [&](const Tensor& t) {
+      return is_dense(t) && dtype_of(t) && at::isFloatingType(t.scalar_type()) && !t.is_alias_of(other);
+    };
+    const bool is_number = other.dim() == 0 && other.is_cpu() && at::isFloatingType(other.scalar_type());
+    request.by_one = is_number && std::all_of(self.begin(), self.end(), stays) && other.item<double>() == 1;
     return request;
   }
 };
@@ -139,10 +148,6 @@ struct ClipGradValue {
 };
 void clip_grad_value_stock(TensorList grads, double clip_value) {
   for (const Tensor& g : grads) g.clamp_(-clip_value, clip_value);
-}
-
-bool is_dense(const Tensor& t) {
-  return t.layout() == at::kStrided && on_cpu(t) && t.is_non_overlapping_and_dense() && is_plain(t);
 }
 
 class ZeroPlan;

@@ -87,6 +87,14 @@ def _check_one_device(args):
         raise RuntimeError(f"Expected all tensors to be on the same device, but found at least two devices, {found}!")
 
 
+def _changes_lists(*args, **kwargs):
+    """The fake kernel of an op that changes lists and returns nothing. (Of a list that has a tensor without memory in
+    it, torch calls it for all.)"""
+    tensors = [t for arg in (*args, *kwargs.values()) for t in (arg if isinstance(arg, (list, tuple)) else [arg])]
+    if any(type(t) in (torch.Tensor, torch.nn.Parameter) and not t.is_meta for t in tensors):
+        raise RuntimeError("Expected all tensors to be on the same device, but some are on meta")
+
+
 def register_fake(name, family):
     """The rules for shapes, dtypes and layouts are aten's own: the fake kernel is aten's op on fake tensors."""
     twin = FAKE.get(name) or overload("aten", name)
@@ -158,7 +166,7 @@ def register():
         if family in LISTS:  # which vmap does not know
             nothing = not overload("rusttorch", name)._schema.returns
             if nothing:
-                torch.library.register_fake(f"rusttorch::{name}", lambda *args, **kwargs: None)
+                torch.library.register_fake(f"rusttorch::{name}", _changes_lists)
             else:
                 register_fake(name, family)
             continue
