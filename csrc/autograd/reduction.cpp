@@ -1,6 +1,5 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/cat.h>
-#include <ATen/ops/full_like.h>
 #include <ATen/ops/ones_like.h>
 #include <ATen/ops/scalar_tensor.h>
 #include <ATen/ops/where.h>
@@ -89,10 +88,8 @@ Tensor prod_slope(const Tensor& x, int64_t dim) {
 
 Tensor var_slope(const Call& c, const Tensor& x, const std::vector<int64_t>& dims) {
   const double correction = c.given(2) ? c.scalar(2).toDouble() : 1;
-  const c10::SymInt n = count(c, dims);
-  if (const auto known = n.maybe_as_int(); known && double(*known) <= correction) return at::full_like(x, INFINITY);
-  const Tensor wide = at::scalar_tensor(Scalar(n), x.options().dtype(at::kDouble));  // a half may not hold it
-  return (x - x.mean(dims, true)) * (2 / (wide - correction));
+  const auto wide = x.options().dtype(at::kDouble);  // a half may not hold the count
+  return (x - x.mean(dims, true)) * (2 / (at::scalar_tensor(Scalar(count(c, dims)), wide) - correction));
 }
 
 Formula norm(const char* op, size_t position) {
