@@ -1,5 +1,6 @@
 """python -m rusttorch, as a user types it."""
 
+import functools
 import os
 import signal
 import subprocess
@@ -81,7 +82,8 @@ def test_an_error_of_the_script_is_its_own(script):
 def test_a_report_at_ctrl_c(script):
     command = [sys.executable, "-m", "rusttorch", "run", "--ab", script, "1000000"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, env=ENVIRONMENT, **pipes) as process:
+    heeds = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # which pytest-xdist's workers do not
+    with subprocess.Popen(command, env=ENVIRONMENT, preexec_fn=heeds, **pipes) as process:
         for line in process.stdout:
             if line.startswith("150"):
                 break
