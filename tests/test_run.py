@@ -1,6 +1,5 @@
 """python -m rusttorch, as a user types it."""
 
-import functools
 import os
 import signal
 import subprocess
@@ -80,10 +79,11 @@ def test_an_error_of_the_script_is_its_own(script):
 
 
 def test_a_report_at_ctrl_c(script):
-    command = [sys.executable, "-m", "rusttorch", "run", "--ab", script, "1000000"]
+    heeds = "signal.signal(signal.SIGINT, signal.default_int_handler)"  # which what pytest-xdist starts does not
+    code = f"import runpy, signal; {heeds}; runpy.run_module('rusttorch', run_name='__main__')"
+    command = [sys.executable, "-c", code, "run", "--ab", script, "1000000"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    heeds = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # which pytest-xdist's workers do not
-    with subprocess.Popen(command, env=ENVIRONMENT, preexec_fn=heeds, **pipes) as process:
+    with subprocess.Popen(command, env=ENVIRONMENT, **pipes) as process:
         for line in process.stdout:
             if line.startswith("150"):
                 break
