@@ -98,3 +98,23 @@ def test_info():
     assert done.returncode == 0
     for said in ("torch ", "instruction set", "can be swapped in", "activation"):
         assert said in done.stdout
+
+
+def test_a_bench_of_nothing():
+    command = [sys.executable, "-m", "rusttorch.bench", "gelux*"]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False)
+    assert done.returncode == 2 and "no op is called 'gelux*'; did you mean 'gelu'?" in done.stderr
+
+
+def test_another_allocator(script):
+    """Is left in force."""
+    code = (
+        "import rusttorch.memory, runpy\n"
+        "def refuse(): raise RuntimeError('another allocator is in force')\n"
+        "rusttorch.memory.enable_pool = refuse\n"
+        "runpy.run_module('rusttorch', run_name='__main__')"
+    )
+    command = [sys.executable, "-c", code, "run", script, "3"]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False)
+    assert done.stdout.splitlines()[-1] == "end ['3'] __main__ True False", done.stderr
+    assert "without the memory pool: another allocator is in force" in done.stderr

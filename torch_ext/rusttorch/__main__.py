@@ -50,6 +50,16 @@ def info():
         print(f"{name:16s} {value}")
 
 
+def can_have_pool():
+    """Says why where it cannot: another library has an allocator of its own in force."""
+    try:
+        with memory.pool():
+            return True
+    except RuntimeError as error:
+        print(f"rusttorch: without the memory pool: {error}", file=sys.stderr)
+        return False
+
+
 class ScriptSteps:
     """Makes each step of a script's first optimizer a step of `measured`, an AB or a Profiler."""
 
@@ -106,12 +116,14 @@ def run(options):
         sys.argv = [options.script, *options.arguments]
         sys.path[0] = str(Path(options.script).resolve().parent)
         script = lambda: runpy.run_path(options.script, run_name="__main__")  # noqa: E731
+    pool = can_have_pool()
     if options.ab or options.profile:
-        steps = ScriptSteps(AB(pool=True) if options.ab else Profiler(pool=True))
+        steps = ScriptSteps(AB(pool=pool) if options.ab else Profiler(pool=pool))
     else:
         steps = None
         swap.enable()
-        memory.enable_pool()
+        if pool:
+            memory.enable_pool()
     try:
         script()
     finally:

@@ -27,7 +27,7 @@ class OpStats(NamedTuple):
     """How an op's calls ended, since the start or the last reset_stats()."""
 
     ran: int  # calls that rusttorch's kernel took
-    handed: dict[str, int]  # calls that stock's kernel took, by reason: dtype, layout, size, option
+    handed: dict[str, int]  # calls that stock's kernel took, by reason (stats() has them)
 
 
 def ops():
@@ -36,7 +36,14 @@ def ops():
 
 
 def stats():
-    """What ran and what was handed to stock: {name: OpStats(ran, handed)}, ops that were never called left out."""
+    """What ran and what was handed to stock: {name: OpStats(ran, handed)}, ops that were never called left out.
+
+    handed is by reason:
+    dtype   no kernel takes tensors of these dtypes, or of these together
+    layout  no kernel takes these strides, or shapes that broadcast, or memory that is shared
+    size    stock was measured to be faster at this size, or there is nothing to do
+    option  an argument that no kernel has, tensors on several devices, or what stock refuses
+    """
     return {name: OpStats(ran, handed) for name, (ran, handed) in _C.stats().items()}
 
 

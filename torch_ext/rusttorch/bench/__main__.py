@@ -12,6 +12,7 @@ bootstrap's, 95 %.
 """
 
 import argparse
+import difflib
 import fnmatch
 import gc
 import math
@@ -126,6 +127,11 @@ def main():
     parser.add_argument("--out", type=Path)
     parser.add_argument("--against", type=Path, help="an older file, to say what has changed since")
     options = parser.parse_args()
+    names = [row.name for row in ROWS]
+    for pattern in options.ops:
+        if not fnmatch.filter(names, pattern):
+            close = difflib.get_close_matches(pattern.strip("*"), names, n=1)
+            parser.error(f"no op is called {pattern!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
 
     if options.threads == 1:
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
