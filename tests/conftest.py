@@ -46,7 +46,19 @@ OF_THE_CPU = {
 
 def pytest_addoption(parser):
     parser.addoption("--one-in", type=int, default=1, metavar="N", help="runs one test in N, others each time")
-    parser.addoption("--draw", type=int, default=random.randrange(10**6), metavar="SEED", help="which those are")
+    parser.addoption("--draw", type=int, metavar="SEED", help="which those are")
+
+
+def pytest_configure(config):
+    if hasattr(config, "workerinput"):  # one of pytest-xdist's workers, which all run what was drawn once
+        config.option.draw = config.workerinput["draw"]
+    elif config.option.draw is None:
+        config.option.draw = random.randrange(10**6)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node):
+    node.workerinput["draw"] = node.config.option.draw
 
 
 def pytest_terminal_summary(terminalreporter, config):
