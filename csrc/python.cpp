@@ -99,8 +99,10 @@ class Function {
   Function(const std::string& name, std::vector<Overload> overloads)
       : name_(name), overloads_(std::move(overloads)), signatures_(all_signatures()), parser_(texts()) {
     // The one that inspect.signature() reads, where there is one only; then all, with types.
-    if (overloads_.size() == 1) doc_ += documented(overloads_[0], false) + "\n--\n\n";
-    for (const auto& overload : overloads_) doc_ += documented(overload, true) + "\n";
+    if (overloads_.size() == 1) doc_ += signature(overloads_[0], Words::names, true) + "\n--\n\n";
+    for (const auto& overload : overloads_) {
+      doc_ += signature(overload, Words::python, true) + " -> " + returned(overload.op.schema()) + "\n";
+    }
     doc_ += "\ntorch.ops.rusttorch." + name_ + ", as a function of Python.";
     method_ = {name_.c_str(), reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&Function::call)),
                METH_VARARGS | METH_KEYWORDS, doc_.c_str()};
@@ -145,51 +147,48 @@ class Function {
   }
   std::vector<std::string> texts() const {
     std::vector<std::string> all;
-    for (const auto& s : signatures_) all.push_back(signature(overloads_[s.overload], s.by_name));
+    for (const auto& s : signatures_) all.push_back(signature(overloads_[s.overload], Words::parser, s.by_name));
     return all;
   }
 
-  std::string signature(const Overload& overload, bool by_name) const {
+  // In the words of torch's argument parser, in Python's, or in Python's without types.
+  enum class Words { parser, python, names };
+
+  static std::string declared(const c10::Argument& argument, Words words, bool by_name) {
+    const std::string name = argument.name() == "self" ? "input" : argument.name();
+    std::string text = name, equals = "=";
+    if (words == Words::parser) text = (by_name ? "c10::string_view" : parser_type(argument)) + " " + name;
+    if (words == Words::python) {
+      text += ": " + (by_name ? "str" : python_type(argument));
+      equals = " = ";
+    }
+    if (!argument.default_value()) return text;
+    return text + equals + (by_name ? "\"mean\"" : default_text(argument, words != Words::parser));
+  }
+
+  // by_name: the reduction
+  std::string signature(const Overload& overload, Words words, bool by_name) const {
     std::string text = name_ + "(";
     bool keywords = false;
     for (const auto& argument : overload.op.schema().arguments()) {
       if (text.back() != '(') text += ", ";
       if (argument.kwarg_only() && !keywords) text += "*, ";
       keywords |= argument.kwarg_only();
-      if (by_name && is_reduction(argument)) {
-        text += "c10::string_view reduction=\"mean\"";
-        continue;
-      }
-      text += parser_type(argument) + " " + (argument.name() == "self" ? "input" : argument.name());
-      if (argument.default_value()) text += "=" + default_text(argument, false);
+      text += declared(argument, words, by_name && is_reduction(argument));
     }
-    if (overload.out) text += std::string(keywords ? ", " : ", *, ") + "Tensor out=None";
+    if (overload.out) {
+      text += keywords ? ", " : ", *, ";
+      text += words == Words::parser   ? "Tensor out=None"
+              : words == Words::python ? "out: Tensor | None = None"
+                                       : "out=None";
+    }
     return text + ")";
   }
 
-  // The same in Python's words.
-  std::string documented(const Overload& overload, bool types) const {
-    std::string text = name_ + "(";
-    bool keywords = false;
-    const auto& schema = overload.op.schema();
-    for (const auto& argument : schema.arguments()) {
-      if (text.back() != '(') text += ", ";
-      if (argument.kwarg_only() && !keywords) text += "*, ";
-      keywords |= argument.kwarg_only();
-      text += argument.name() == "self" ? "input" : argument.name();
-      const bool by_name = is_reduction(argument);
-      if (types) text += ": " + (by_name ? "str" : python_type(argument));
-      const std::string equals = types ? " = " : "=";
-      if (argument.default_value()) text += equals + (by_name ? "\"mean\"" : default_text(argument, true));
-    }
-    if (overload.out) {
-      text += std::string(keywords ? ", " : ", *, ") + (types ? "out: Tensor | None = None" : "out=None");
-    }
-    text += ")";
-    if (!types) return text;
+  static std::string returned(const c10::FunctionSchema& schema) {
     const size_t results = schema.returns().size();
-    if (results < 2) return text + (results == 1 ? " -> Tensor" : " -> None");
-    text += " -> tuple[Tensor";
+    if (results < 2) return results == 1 ? "Tensor" : "None";
+    std::string text = "tuple[Tensor";
     for (size_t k = 1; k < results; ++k) text += ", Tensor";
     return text + "]";
   }
