@@ -38,11 +38,14 @@ struct EachRequest {
     each.reserve(self.size());
     for (size_t i = 0; i < self.size(); ++i) each.push_back(make(i));
   }
+  // A product by one, which changes nothing.
+  explicit EachRequest(TensorList self) : self(self), by_one(true) {}
+
   Device device() const { return self.empty() ? Device::cpu : device_type(self[0]); }
 
   TensorList self, read;
   std::vector<ElementwiseRequest> each;
-  bool by_one = false;  // a product that changes nothing
+  bool by_one = false;
 };
 
 class EachPlan {
@@ -117,14 +120,13 @@ struct MulTensor {
       if (other.dim() != 0 || self[i].is_alias_of(other)) r.kernel = nullptr;
       return r;
     };
-    EachRequest request(self, by_other);
     // By which gradients are multiplied that need no clipping.
     const auto stays = [&](const Tensor& t) {
       return is_dense(t) && dtype_of(t) && at::isFloatingType(t.scalar_type()) && !t.is_alias_of(other);
     };
     const bool is_number = other.dim() == 0 && other.is_cpu() && at::isFloatingType(other.scalar_type());
-    request.by_one = is_number && std::all_of(self.begin(), self.end(), stays) && other.item<double>() == 1;
-    return request;
+    const bool by_one = is_number && std::all_of(self.begin(), self.end(), stays) && other.item<double>() == 1;
+    return by_one ? EachRequest(self) : EachRequest(self, by_other);
   }
 };
 
