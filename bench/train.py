@@ -219,8 +219,7 @@ def losses_of(name, swapped=False, nudged=False, steps=200):
     with contextlib.ExitStack() as stack:
         if swapped:
             stack.enter_context(rusttorch.use())
-            rusttorch.memory.enable_pool()
-            stack.callback(rusttorch.memory.disable_pool)
+            stack.enter_context(rusttorch.memory.pool())
         return [loop.step(*next(batches)).item() for _ in range(steps)]
 
 

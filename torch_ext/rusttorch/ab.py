@@ -209,8 +209,7 @@ class AB:
             self._before = swap.stats()
             self._entered.enter_context(self._use)
             if self._pool:
-                memory.enable_pool()
-                self._entered.callback(memory.disable_pool)
+                self._entered.enter_context(memory.pool())
         _reset_peak_memory()
         return arm
 
