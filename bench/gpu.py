@@ -288,7 +288,7 @@ def training(device, steps=160):
     """A GPT's steps, stock and swapped in turn."""
     with device:
         loop, batches = Text(), Text.batches(torch.Generator(device).manual_seed(0))
-    ab = rusttorch.AB()
+    ab = rusttorch.AB(pool=False)  # which is of the CPU's memory
     for _ in range(steps):
         with device:
             x, y = next(batches)

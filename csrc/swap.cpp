@@ -24,7 +24,7 @@ const std::map<std::string, Row>& rows() {
 
 void impl_rows(torch::Library& m, bool composite) {
   for (const auto& [name, row] : rows()) {
-    if (row.composite == composite) row.impl(m, row.name);
+    if (row.composite == composite) row.impl.add(m, row.name);
   }
 }
 
@@ -48,20 +48,29 @@ std::vector<c10::DispatchKey> backends() {
 #endif
 }
 
-std::vector<std::unique_ptr<torch::Library>> install(const Row& row) {
+// What restores, when it goes, what a registration replaced.
+using Replaced = std::vector<c10::RegistrationHandleRAII>;
+
+// As torch::Library does, which writes and reads schemas for it: that takes four times as long. Aten's schemas are ours
+// (tests/test_swap.py), which the kernels were compared with when they were registered under our own names.
+Replaced install(const Row& row) {
   Silence silence;
   const c10::WarningUtils::WarningHandlerGuard handler(&silence);
   const c10::WarningUtils::WarnAlways always;
-  std::vector<std::unique_ptr<torch::Library>> libraries;
+  const auto name = find_op("aten", row.name)->operator_name();
+  Replaced replaced;
+  const auto put = [&](c10::DispatchKey key, const Impl& impl) {
+    // What torch._C._dispatch_dump shows.
+    const char* where =
+        impl.function.isValidSymUnboxed() ? "registered at swap.cpp, with SymInts" : "registered at swap.cpp";
+    replaced.push_back(
+        c10::Dispatcher::singleton().registerImpl(name, key, impl.function, impl.signature, nullptr, where));
+  };
   for (const auto key : backends()) {
-    libraries.push_back(std::make_unique<torch::Library>(torch::Library::IMPL, "aten", key, __FILE__, __LINE__));
-    row.impl(*libraries.back(), row.name);
-    if (!row.autograd) continue;
-    const auto autograd = c10::getAutogradKeyFromBackend(c10::toBackendComponent(key));
-    libraries.push_back(std::make_unique<torch::Library>(torch::Library::IMPL, "aten", autograd, __FILE__, __LINE__));
-    row.autograd(*libraries.back(), row.name);
+    put(key, row.impl);
+    if (row.autograd) put(c10::getAutogradKeyFromBackend(c10::toBackendComponent(key)), *row.autograd);
   }
-  return libraries;
+  return replaced;
 }
 
 }  // namespace
@@ -78,8 +87,7 @@ std::vector<Entry> entries() {
 }
 
 void set_swapped(const std::vector<std::string>& names) {
-  // Destroying a Library restores what its registrations replaced.
-  static std::map<std::string, std::vector<std::unique_ptr<torch::Library>>> swapped;
+  static std::map<std::string, Replaced> swapped;
   static std::mutex mutex;
   const std::lock_guard<std::mutex> lock(mutex);
   const std::set<std::string> wanted(names.begin(), names.end());

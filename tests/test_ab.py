@@ -1,11 +1,19 @@
 import math
 import random
+import subprocess
+import sys
 import threading
 
 import pytest
 import rusttorch
 import torch
 import torch.nn.functional as F
+from rusttorch.ab import Ratio
+
+
+def AB(*names, **options):
+    """Of the ops alone, and of all steps."""
+    return rusttorch.AB(*names, **{"pool": False, "settle": 0, **options})
 
 
 def steps(ab, n, step=lambda: None, **kwargs):
@@ -18,11 +26,11 @@ def test_finds_a_known_difference(monkeypatch):
     """By a clock of our own, swapped steps take half as long, give or take a fifth: the ratio is 2."""
     clock, jitter = [0.0], random.Random(0)
     monkeypatch.setattr(rusttorch.ab.time, "perf_counter", lambda: clock[0])
-    ab = rusttorch.AB(block=2, warmup=1)
+    ab = AB(block=2, warmup=1)
     for _ in range(8 * 31):
         with ab.step(samples=32) as step:
             clock[0] += (4 if step.arm == "stock" else 2) * jitter.uniform(0.8, 1.2)
-    report = ab.report()
+    report = ab.report(confidence=0.95)
     assert report.rounds == 30
     low, high = report.interval
     assert 1.8 < low <= report.speedup <= high < 2.2
@@ -32,10 +40,77 @@ def test_finds_a_known_difference(monkeypatch):
     assert len(ab.times("stock")) == len(ab.times("swapped")) == 120
 
 
+class Clock:
+    """In the place of time's: a step takes what it is told to."""
+
+    def __init__(self, monkeypatch):
+        self.now = 0.0
+        monkeypatch.setattr(rusttorch.ab.time, "perf_counter", lambda: self.now)
+
+    def steps(self, ab, n, seconds):
+        """seconds(stock or not, pool or not, number of the step)"""
+        for k in range(n):
+            with ab.step() as step:
+                self.now += seconds(step.arm == "stock", rusttorch.memory.is_enabled(), k)
+
+
+def test_what_the_ops_and_the_pool_are_worth(monkeypatch):
+    clock = Clock(monkeypatch)
+    ab = rusttorch.AB(settle=0)
+    clock.steps(ab, 24 * 4, lambda stock, pool, _: 6 if stock else 2 if pool else 3)
+    report = ab.report()
+    assert report.rounds == 3 and report.speedup == 3
+    assert report.parts == {"ops": Ratio(2, (2, 2)), "pool": Ratio(1.5, (1.5, 1.5))}
+    assert "ops alone   2.000x" in str(report) and "the pool    1.500x" in str(report)
+    assert report.advice() == "faster: rusttorch.enable()"
+
+
+@pytest.mark.parametrize(
+    ("ops", "both", "advice"),
+    [(2, 3, "rusttorch.enable(pool=False)"), (7, 5, "rusttorch.memory.enable_pool()"), (7, 8, "leave it out")],
+)
+def test_advice_is_about_each(monkeypatch, ops, both, advice):
+    clock = Clock(monkeypatch)
+    ab = rusttorch.AB(settle=0)
+    clock.steps(ab, 24 * 4, lambda stock, pool, _: 6 if stock else both if pool else ops)
+    assert ab.report().advice().endswith(advice)
+
+
+def test_steps_just_after_an_exchange_are_left_out(monkeypatch):
+    """Steps of 3 ms, and 9 in the first 8 ms."""
+    clock = Clock(monkeypatch)
+    ab, exchanged = rusttorch.AB("mish", block=2), [None, 0.0]
+
+    def seconds(stock, pool, _):
+        if stock != exchanged[0]:
+            exchanged[:] = stock, clock.now
+        return 0.003 if clock.now - exchanged[1] < 0.0075 else 0.001
+
+    clock.steps(ab, 200, seconds)
+    report = ab.report()
+    assert report.median == {"stock": pytest.approx(0.001), "swapped": pytest.approx(0.001)}
+    # Of a round, two or three exchanges with two steps that end within 8 ms, and the third one that began in them.
+    assert 200 * 4 / 12 - 6 <= report.left_out <= 200 * 6 / 14 + 6
+    assert f"{report.left_out} steps that ended just after" in str(report)
+
+
+def test_steps_that_are_not_alike_are_noticed(monkeypatch):
+    """Micro-batches: the optimizer is in every fourth step, and gains what the median does not show."""
+    clock = Clock(monkeypatch)
+    ab = AB(block=4)
+    clock.steps(ab, 16 * 8, lambda stock, pool, k: 1 + (k % 4 == 3) * (4 if stock else 1))
+    report = ab.report()
+    assert report.speedup == 1 and report.by_total.ratio == 1.6 and report.uneven
+    assert "UNEVEN STEPS" in str(report) and "1.600x" in str(report)
+    ab = AB(block=4)
+    clock.steps(ab, 16 * 8, lambda stock, pool, k: 2 if stock else 1)
+    assert not ab.report().uneven
+
+
 def test_arms_run_their_kernels_and_leave_nothing():
     before = torch._C._dispatch_dump("aten::mish")
     rusttorch.reset_stats()
-    ab = rusttorch.AB("mish", block=1, warmup=0)
+    ab = AB("mish", block=1, warmup=0)
     x = torch.randn(50)
     arms = []
     for _ in range(8):
@@ -50,12 +125,12 @@ def test_arms_run_their_kernels_and_leave_nothing():
 
 
 def test_losses():
-    ab = rusttorch.AB(block=2, warmup=0)
+    ab = AB(block=2, warmup=0)
     steps(ab, 40, lambda: torch.tensor(1.0))
     report = ab.report()
     assert report.losses_agree
     assert report.loss_difference == 0
-    ab = rusttorch.AB(block=2, warmup=0)
+    ab = AB(block=2, warmup=0)
     for _ in range(40):
         with ab.step() as step:
             step.loss = 1.0 if step.arm == "stock" else 2.0
@@ -64,17 +139,17 @@ def test_losses():
 
 
 def test_report_reads_well():
-    ab = rusttorch.AB(block=1, warmup=0)
+    ab = AB(block=1, warmup=0)
     x = torch.randn(50)
     steps(ab, 8, lambda: F.mish(x).sum(), samples=50)
     text = str(ab.report())
-    for part in ("speed-up", "95% interval", "losses", "per second", "peak memory", "mish"):
+    for part in ("speed-up", "99% interval", "losses", "per second", "peak memory", "mish"):
         assert part in text
 
 
 def test_exception_in_a_step_restores():
     before = torch._C._dispatch_dump("aten::mish")
-    ab = rusttorch.AB(block=1, warmup=0)
+    ab = AB(block=1, warmup=0)
     for _ in range(4):
         with pytest.raises(ZeroDivisionError), ab.step():
             raise ZeroDivisionError
@@ -83,11 +158,11 @@ def test_exception_in_a_step_restores():
 
 def swapped_ab(**options):
     """An AB between two of its swapped steps."""
-    ab, arm = rusttorch.AB("mish", block=2, **options), None
+    ab, arm = AB("mish", block=2, **options), None
     while arm != "swapped":
         with ab.step() as step:
             arm = step.arm
-    assert rusttorch.swap._swapped.names
+    assert rusttorch.swap._swapped.now.names
     return ab
 
 
@@ -102,7 +177,7 @@ def test_what_ends_swapping_between_two_steps(end, pool):
     elif end == "close":
         ab.close()
     elif end == "another":
-        other = rusttorch.AB("silu", pool=pool)
+        other = AB("silu", pool=pool)
         steps(other, 1)
         other.close()
     elif end == "del":
@@ -113,7 +188,7 @@ def test_what_ends_swapping_between_two_steps(end, pool):
     assert torch._C._dispatch_dump("aten::mish") == before
     assert not rusttorch.memory.is_enabled()
     if end != "del":
-        steps(ab, 8 * 3)
+        steps(ab, (12 if pool else 8) * 3)  # with the pool there are blocks of the ops alone
         assert ab.report().rounds == 3
 
 
@@ -127,32 +202,52 @@ def test_a_step_in_progress_is_not_ended():
             thread = threading.Thread(target=rusttorch.disable)
             thread.start()
             thread.join()
-            arms.add((step.arm, bool(rusttorch.swap._swapped.names)))
+            arms.add((step.arm, bool(rusttorch.swap._swapped.now.names)))
     assert arms == {("stock", False), ("swapped", True)}
 
 
 def test_one_step_at_a_time():
-    ab = rusttorch.AB()
+    ab = AB()
     with pytest.raises(RuntimeError, match="step within a step"), ab.step(), ab.step():
         pass
     with pytest.raises(RuntimeError, match="between two steps"), ab.step():
         ab.report()
-    assert not rusttorch.swap._swapped.names
+    assert not rusttorch.swap._swapped.now.names
+
+
+def test_nothing_is_swapped_within_a_step():
+    ab = AB("mish", block=1)
+    for asked in (rusttorch.use("silu").__enter__, lambda: rusttorch.enable("silu")):
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="within a step of an AB"), ab.step():
+                asked()
+            assert not rusttorch.swap._swapped.now.names
+    with rusttorch.use("silu"):  # after it
+        pass
+
+
+def test_a_step_beside_a_step_is_refused():
+    first, second = AB("mish"), AB("silu")
+    with pytest.raises(RuntimeError, match="within a step of an AB"), first.step(), second.step():
+        pass
+    with first.step():
+        pass
+    assert not rusttorch.swap._swapped.stepping
 
 
 def test_two_in_turn_are_refused():
-    first, second = rusttorch.AB("mish", block=1), rusttorch.AB("silu", block=1)
+    first, second = AB("mish", block=1), AB("silu", block=1)
     with pytest.raises(RuntimeError, match="another AB"):
         for _ in range(8):
             steps(first, 1)
             steps(second, 1)
     first.close()
     second.close()
-    assert not rusttorch.swap._swapped.names
+    assert not rusttorch.swap._swapped.now.names
 
 
 def test_ops_swapped_within_a_block_are_noticed():
-    ab, arm = rusttorch.AB("mish", block=2), None
+    ab, arm = AB("mish", block=2), None
     while arm != "stock":
         with ab.step() as step:
             arm = step.arm
@@ -163,7 +258,7 @@ def test_ops_swapped_within_a_block_are_noticed():
 
 
 def test_a_round_that_is_ended_does_not_count():
-    ab = rusttorch.AB(block=1, warmup=0)
+    ab = AB(block=1, warmup=0)
     for _ in range(10):
         steps(ab, 3)
         ab.close()
@@ -173,7 +268,7 @@ def test_a_round_that_is_ended_does_not_count():
 
 def lossy(loss, rounds=10):
     """The report on losses of loss(arm, number of the step), which are set where they are not None."""
-    ab = rusttorch.AB("mish", block=1, warmup=0)
+    ab = AB("mish", block=1, warmup=0)
     for k in range(4 * rounds):
         with ab.step() as step:
             step.loss = loss(step.arm, k)
@@ -214,18 +309,18 @@ def test_losses_of_some_steps():
 
 
 def test_a_loss_that_is_no_number_is_an_error():
-    ab = rusttorch.AB("mish", block=1)
+    ab = AB("mish", block=1)
     for _ in range(4):
         with pytest.raises((RuntimeError, ValueError), match="converted to"), ab.step() as step:
             step.loss = torch.ones(3)
-        assert not rusttorch.swap._swapped.names
+        assert not rusttorch.swap._swapped.now.names
 
 
 def test_samples_of_some_steps(monkeypatch):
     """Count against the time of those steps."""
     clock = [0.0]
     monkeypatch.setattr(rusttorch.ab.time, "perf_counter", lambda: clock[0])
-    ab = rusttorch.AB("mish", block=2, warmup=0)
+    ab = AB("mish", block=2, warmup=0)
     for k in range(8 * 3):
         with ab.step(samples=10 * (k % 2)):
             clock[0] += 1
@@ -234,21 +329,36 @@ def test_samples_of_some_steps(monkeypatch):
 
 def test_refuses_what_it_cannot_measure():
     with pytest.raises(ValueError, match="did you mean 'mish'"):
-        rusttorch.AB("mihs")
+        AB("mihs")
     with pytest.raises(ValueError, match="block must be at least 1"):
-        rusttorch.AB(block=0)
+        AB(block=0)
     with pytest.raises(RuntimeError, match="needs at least 48 steps, and has 0"):
-        rusttorch.AB().report()
+        AB().report()
     with pytest.raises(ValueError, match="expected an arm"):
-        rusttorch.AB().times("swaped")
-    ab = rusttorch.AB()
+        AB().times("swaped")
+    ab = AB()
     with rusttorch.use(), pytest.raises(RuntimeError, match="swapped in already"):
         steps(ab, 1)
 
 
+def test_compiled_code_is_mentioned():
+    code = """
+import sys, torch, rusttorch
+f = torch.compile(torch.nn.functional.mish, backend=sys.argv[1])
+ab = rusttorch.AB("mish", block=1, warmup=0, settle=0)
+for _ in range(8):
+    with ab.step():
+        f(torch.randn(100))
+print(ab.report())
+"""
+    for backend in ("inductor", "eager"):
+        done = subprocess.run([sys.executable, "-c", code, backend], capture_output=True, text=True, check=True)
+        assert ("compiled " in done.stdout) == (backend == "inductor"), done.stdout
+
+
 def test_profile():
     x = torch.randn(1000, requires_grad=True)
-    profile = rusttorch.AB().profile(lambda: F.mish(x).sum().backward(), steps=3)
+    profile = AB().profile(lambda: F.mish(x).sum().backward(), steps=3)
     assert {"aten::mish", "aten::mish_backward"} <= set(profile)
     calls, seconds = profile["aten::mish"]["swapped"]
     assert calls == 1

@@ -221,15 +221,54 @@ def test_profiler_sees_the_memory(pool):
 
 
 def test_ab():
-    ab = rusttorch.AB(pool=True, block=1)
+    ab = rusttorch.AB(block=1, settle=0)
     seen = set()
-    for _ in range(12):
+    for _ in range(18):
         with ab.step() as step:
             seen.add((step.arm, memory.is_enabled()))
     ab.report()
-    assert seen == {("stock", False), ("swapped", True)}
+    assert seen == {("stock", False), ("swapped", False), ("swapped", True)}  # the second: the ops alone
     assert not memory.is_enabled()
     memory.enable_pool()
     with pytest.raises(RuntimeError, match=r"disable_pool\(\)"), ab.step():
         pass
     memory.disable_pool()
+
+
+def test_the_swap_brings_it():
+    for pool, wanted in ((None, True), (True, True), (False, False)):
+        with rusttorch.use(pool=pool):
+            assert memory.is_enabled() == wanted
+        assert not memory.is_enabled()
+        rusttorch.enable(pool=pool)
+        assert memory.is_enabled() == wanted
+        rusttorch.disable()
+        assert not memory.is_enabled()
+    with rusttorch.use("mish"):
+        assert not memory.is_enabled()
+    with rusttorch.use("mish", pool=True), rusttorch.use(pool=False):
+        assert memory.is_enabled()
+
+
+def test_who_asks_for_it_has_it():
+    memory.enable_pool()
+    with rusttorch.use(), memory.pool():
+        pass
+    assert memory.is_enabled()
+    with rusttorch.use():
+        memory.disable_pool()
+        assert not memory.is_enabled()
+    assert not memory.is_enabled()
+
+
+def test_where_it_cannot_be(monkeypatch):
+    def refuse(on):
+        raise RuntimeError("another CPU allocator is in force")
+
+    monkeypatch.setattr(memory._C, "enable_pool", refuse)
+    with pytest.warns(UserWarning, match="without the memory pool"), rusttorch.use():
+        assert rusttorch.is_enabled()
+    for asked in (rusttorch.enable, lambda pool: rusttorch.use(pool=pool).__enter__()):
+        with pytest.raises(RuntimeError, match="another CPU allocator"):
+            asked(pool=True)
+        assert not rusttorch.is_enabled()

@@ -184,10 +184,10 @@ const Rows& activation_rows() {
       ROW("log_sigmoid_forward.output", LogSigmoid<activation::log_sigmoid_forward>, STOCK(log_sigmoid_forward_outf)),
       ROW("log_sigmoid_backward", LogSigmoidBackward, AnyDevice<&log_sigmoid_backward_stock>),
       ROW("log_sigmoid_backward.grad_input", LogSigmoidBackward, AnyDevice<&log_sigmoid_backward_stock_out>),
-      {"selu", &impl<Selu>, nullptr, nullptr, true},
-      {"selu_", &impl<SeluInplace>, nullptr, nullptr, true},
-      {"celu", &impl<Celu>, nullptr, nullptr, true},
-      {"celu_", &impl<CeluInplace>, nullptr, nullptr, true},
+      {"selu", impl<&Selu::call>(), nullptr, std::nullopt, true},
+      {"selu_", impl<&SeluInplace::call>(), nullptr, std::nullopt, true},
+      {"celu", impl<&Celu::call>(), nullptr, std::nullopt, true},
+      {"celu_", impl<&CeluInplace::call>(), nullptr, std::nullopt, true},
   };
   return rows;
 }

@@ -330,21 +330,16 @@ struct LinearCrossEntropy {
   }
 };
 
-template <auto f>
-void impl_function(torch::Library& m, const char* name) {
-  m.impl(name, TORCH_FN(f));
-}
-
 }  // namespace
 
 const Rows& cross_entropy_rows() {
   static const Rows rows = {
       RUSTTORCH_COMPOSITE_ROW("cross_entropy_loss", CrossEntropyLoss, COMPOSITE_IMPLICIT(cross_entropy_loss_symint),
                               ByForward),
-      {"cross_entropy_loss_forward", &impl_function<&forward>, &stats<"cross_entropy_loss_forward">},
-      {"cross_entropy_loss_backward", &impl_function<&backward>, &stats<"cross_entropy_loss_backward">},
-      {"linear_cross_entropy", &impl<LinearCrossEntropy>, nullptr, nullptr, true},
-      {"linear_cross_entropy_forward", &impl_function<&linear_forward>, &stats<"linear_cross_entropy_forward">},
+      {"cross_entropy_loss_forward", impl<&forward>(), &stats<"cross_entropy_loss_forward">},
+      {"cross_entropy_loss_backward", impl<&backward>(), &stats<"cross_entropy_loss_backward">},
+      {"linear_cross_entropy", impl<&LinearCrossEntropy::call>(), nullptr, std::nullopt, true},
+      {"linear_cross_entropy_forward", impl<&linear_forward>(), &stats<"linear_cross_entropy_forward">},
   };
   return rows;
 }

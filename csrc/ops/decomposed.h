@@ -104,14 +104,14 @@ struct Differentiated<name, Pick, R (*)(A...)> {
 
 }  // namespace rusttorch
 
-#define RUSTTORCH_DECOMPOSED_ROW(name, ...)                                                  \
-  ::rusttorch::Row {                                                                         \
-    name, &::rusttorch::impl<::rusttorch::Op<name, __VA_ARGS__>>, &::rusttorch::stats<name>, \
-        &::rusttorch::impl<::rusttorch::Decomposed<name, __VA_ARGS__>>                       \
+#define RUSTTORCH_DECOMPOSED_ROW(name, ...)                                                          \
+  ::rusttorch::Row {                                                                                 \
+    name, ::rusttorch::impl<&::rusttorch::Op<name, __VA_ARGS__>::call>(), &::rusttorch::stats<name>, \
+        ::rusttorch::impl<&::rusttorch::Decomposed<name, __VA_ARGS__>::call>()                       \
   }
 // Pick, Stock, and what is called where a kernel will take it: another op, which has the derivative.
-#define RUSTTORCH_COMPOSITE_ROW(name, ...)                                                           \
-  ::rusttorch::Row {                                                                                 \
-    name, &::rusttorch::impl<::rusttorch::Decomposed<name, __VA_ARGS__>>, &::rusttorch::stats<name>, \
-        &::rusttorch::impl<::rusttorch::Decomposed<name, __VA_ARGS__>>, true                         \
+#define RUSTTORCH_COMPOSITE_ROW(name, ...)                                                                   \
+  ::rusttorch::Row {                                                                                         \
+    name, ::rusttorch::impl<&::rusttorch::Decomposed<name, __VA_ARGS__>::call>(), &::rusttorch::stats<name>, \
+        ::rusttorch::impl<&::rusttorch::Decomposed<name, __VA_ARGS__>::call>(), true                         \
   }

@@ -8,6 +8,7 @@
 #include <array>
 #include <atomic>
 #include <concepts>
+#include <optional>
 #include <tuple>
 #include <vector>
 
@@ -167,15 +168,28 @@ struct Op<name, Pick, Stock, void (*)(A...)> {
   }
 };
 
+// A kernel as the dispatcher takes it. A kernel has SymInts where stock's has: the dispatcher keeps kernels with them
+// and kernels without in slots of their own, and a thread that calls while ops are exchanged must find neither of its
+// slots emptied.
+struct Impl {
+  void (*add)(torch::Library&, const char* name);  // which compares its types with the op's schema
+  c10::KernelFunction function;
+  c10::impl::CppSignature signature;
+};
+template <auto f>
+Impl impl() {
+  return {[](torch::Library& m, const char* name) { m.impl(name, TORCH_FN(f)); },
+          c10::KernelFunction::makeFromUnboxedFunction(TORCH_FN(f)), c10::impl::CppSignature::make<decltype(f)>()};
+}
+
 // One line of what an ops file registers, in rusttorch's namespace and, when swapped, in aten's.
 struct Row {
-  using Register = void (*)(torch::Library&, const char*);
-
   const char* name;  // with its overload, as in schemas.cpp
-  Register impl;
+  Impl impl;
   Stats* stats;
-  Register autograd = nullptr;  // at the autograd key, where aten decomposes the op or differentiates it in parts
-  bool composite = false;       // made of other ops of the table, which have the kernels and the derivatives
+  // At the autograd key, where aten decomposes the op or differentiates it in parts.
+  std::optional<Impl> autograd = std::nullopt;
+  bool composite = false;  // made of other ops of the table, which have the kernels and the derivatives
 };
 using Rows = std::vector<Row>;
 
@@ -183,13 +197,7 @@ using Rows = std::vector<Row>;
 #define RUSTTORCH_DECLARE_ROWS(family) const Rows& family##_rows();
 RUSTTORCH_FAMILIES(RUSTTORCH_DECLARE_ROWS)
 
-// A kernel has SymInts where stock's has: the dispatcher keeps kernels with them and kernels without in slots of their
-// own, and a thread that calls while ops are exchanged must find neither of its slots emptied.
-template <class O>
-void impl(torch::Library& m, const char* name) {
-  m.impl(name, TORCH_FN(O::call));
-}
 #define RUSTTORCH_ROW(name, ...) \
-  ::rusttorch::Row { name, &::rusttorch::impl<::rusttorch::Op<name, __VA_ARGS__>>, &::rusttorch::stats<name> }
+  ::rusttorch::Row { name, ::rusttorch::impl<&::rusttorch::Op<name, __VA_ARGS__>::call>(), &::rusttorch::stats<name> }
 
 }  // namespace rusttorch

@@ -370,7 +370,7 @@ struct SgdMomentumUpdate {
 // An op and its overload for a learning rate that is a tensor.
 #define FUSED(name, pick, Stock) ROW(#name, pick, Stock<double>), ROW(#name ".tensor_lr", pick, Stock<const Tensor&>)
 #define UPDATE(name, ...) \
-  Row { name, &impl<__VA_ARGS__>, &stats<name> }
+  Row { name, impl<&__VA_ARGS__::call>(), &stats<name> }
 
 const Rows& optimizer_rows() {
   static const Rows rows = {

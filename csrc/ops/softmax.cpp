@@ -122,8 +122,8 @@ const Rows& softmax_rows() {
   static const Rows rows = {
       SOFTMAX(softmax),
       SOFTMAX(log_softmax),
-      {"softmax.int", &impl<OfDtype<false>>, nullptr, nullptr, true},
-      {"log_softmax.int", &impl<OfDtype<true>>, nullptr, nullptr, true},
+      {"softmax.int", impl<&OfDtype<false>::call>(), nullptr, std::nullopt, true},
+      {"log_softmax.int", impl<&OfDtype<true>::call>(), nullptr, std::nullopt, true},
   };
   return rows;
 }

@@ -44,20 +44,10 @@ def info():
         "GPU": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "ops": f"{len(swap.use().names)} of aten's can be swapped in, of {len(_C.entries())} in torch.ops.rusttorch",
         "families": " ".join(families()),
-        "swapped in now": f"{len(swap._swapped.names)} ops" + (", and the pool" if memory.is_enabled() else ""),
+        "swapped in now": f"{len(swap._swapped.now.names)} ops" + (", and the pool" if memory.is_enabled() else ""),
     }
     for name, value in rows.items():
         print(f"{name:16s} {value}")
-
-
-def can_have_pool():
-    """Says why where it cannot: another library has an allocator of its own in force."""
-    try:
-        with memory.pool():
-            return True
-    except RuntimeError as error:
-        print(f"rusttorch: without the memory pool: {error}", file=sys.stderr)
-        return False
 
 
 class ScriptSteps:
@@ -116,14 +106,11 @@ def run(options):
         sys.argv = [options.script, *options.arguments]
         sys.path[0] = str(Path(options.script).resolve().parent)
         script = lambda: runpy.run_path(options.script, run_name="__main__")  # noqa: E731
-    pool = can_have_pool()
     if options.ab or options.profile:
-        steps = ScriptSteps(AB(pool=pool) if options.ab else Profiler(pool=pool))
+        steps = ScriptSteps(AB() if options.ab else Profiler())
     else:
         steps = None
         swap.enable()
-        if pool:
-            memory.enable_pool()
     try:
         script()
     finally:

@@ -1,12 +1,15 @@
 """A/B inside a training loop: what the swap is worth, measured on the steps themselves."""
 
 import contextlib
+import itertools
 import math
 import random
 import resource
+import sys
 import time
 import weakref
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,9 +17,18 @@ import torch
 from . import memory, swap
 from .profiler import ARMS, Profiler
 
-ORDERS = (("stock", "swapped", "swapped", "stock"), ("swapped", "stock", "stock", "swapped"))
-LOSS_CONFIDENCE = 0.999  # a false alarm in a thousand reports
+OPS = "ops"  # beside the arms, where swapped steps have the pool: the ops without it
 SHOWN = 10  # ops in a report
+
+
+class Ratio(NamedTuple):
+    """Stock's time over another's: the median over rounds, and its bootstrap confidence interval."""
+
+    ratio: float
+    interval: tuple[float, float]
+
+    def __str__(self):
+        return f"{self.ratio:.3f}x   [{self.interval[0]:.3f}, {self.interval[1]:.3f}]"
 
 
 @dataclass
@@ -24,19 +36,23 @@ class Report:
     """What an AB found. Times are seconds per step; print it for a summary."""
 
     rounds: int
+    left_out: int  # steps that ended too soon after an exchange of kernels
     median: dict[str, float]  # arm -> median step time
     speedup: float  # median over rounds of stock's time over swapped's
     interval: tuple[float, float]  # its bootstrap confidence interval
-    confidence: float
+    parts: dict[str, Ratio] | None  # what the "ops" are worth alone, and what the "pool" adds to them
+    by_total: Ratio  # as speedup, of all the time that a round's steps took, where that is of their median
+    confidence: float  # of every interval
     per_second: dict[str, float] | None  # arm -> samples (or tokens) per second
     loss_difference: float | None  # mean over loss_rounds of swapped's loss less stock's, relative to their mean
-    loss_interval: tuple[float, float] | None  # its 99.9 % interval
+    loss_interval: tuple[float, float] | None  # its confidence interval (Student's)
     loss_rounds: int  # rounds in which both arms' losses are given and finite
     losses: dict[str, int]  # arm -> steps that gave a loss, those of the warm-up too
     not_finite: dict[str, int]  # arm -> such steps whose loss was NaN or infinite
     peak_memory: dict[str, int]  # arm -> bytes
     ran: dict[str, swap.OpStats]  # what the swapped ops did in the swapped steps
     pool: bool  # whether the swapped steps had the memory pool too
+    compiled: bool  # whether torch.compile made kernels, which the swap does not reach
 
     @property
     def losses_agree(self):
@@ -52,15 +68,18 @@ class Report:
             return False
         return True if self.loss_interval and not any(broken) else None
 
+    @property
+    def uneven(self):
+        """Whether some steps do what others do not, so that their median is not what a step takes."""
+        (low, high), (lowest, highest) = self.interval, self.by_total.interval
+        return high < lowest or highest < low
+
     def _losses(self):
         said = []
         if self.loss_interval:
             low, high = self.loss_interval
             some = "" if self.loss_rounds == self.rounds else f" in {self.loss_rounds} rounds"
-            said.append(
-                f"swapped is {self.loss_difference:+.2%} from stock{some}"
-                f"   {LOSS_CONFIDENCE:.1%} interval [{low:+.2%}, {high:+.2%}]"
-            )
+            said.append(f"swapped is {self.loss_difference:+.2%} from stock{some}   [{low:+.2%}, {high:+.2%}]")
         else:
             said.append("given by " + " and ".join(f"{self.losses[arm]} {arm}" for arm in ARMS) + " steps")
         if any(self.not_finite.values()):
@@ -69,28 +88,42 @@ class Report:
 
     def advice(self):
         """What to do next, in words."""
-        low, high = self.interval
         if self.losses_agree is False:
             return "the losses differ: leave it out, and report that"
+        helps = {name: part.interval[0] > 1 for name, part in (self.parts or {}).items()}
+        harms = {name: part.interval[1] < 1 for name, part in (self.parts or {}).items()}
+        if harms.get("ops") and helps["pool"]:
+            return "the pool is faster, the ops are not: rusttorch.memory.enable_pool()"
+        if helps.get("ops") and harms["pool"]:
+            return "the ops are faster, the pool is not: rusttorch.enable(pool=False)"
+        low, high = self.interval
         if high < 1:
             return "slower here: leave it out"
         if low <= 1:
             return "no difference is seen: leave it out, or measure more steps"
-        return "faster: rusttorch.enable()" + (" and rusttorch.memory.enable_pool()" if self.pool else "")
+        return f"faster: rusttorch.enable({'' if self.pool else 'pool=False'})"
 
     def __str__(self):
-        low, high = self.interval
-        percent = f"{self.confidence:.0%}"
         lines = [
-            f"rusttorch A/B over {self.rounds} rounds",
-            f"  speed-up      {self.speedup:.3f}x   {percent} interval [{low:.3f}, {high:.3f}]",
+            f"rusttorch A/B over {self.rounds} rounds, [{self.confidence:.0%} intervals]",
+            f"  speed-up      {Ratio(self.speedup, self.interval)}",
+            *(
+                f"    {'ops alone' if name == OPS else 'the pool':11s} {part}"
+                for name, part in (self.parts or {}).items()
+            ),
             "  median step   " + "   ".join(f"{arm} {self.median[arm] * 1e3:.3f} ms" for arm in ARMS),
         ]
+        if self.uneven:
+            lines.append(f"  UNEVEN STEPS  by all of their time: {self.by_total}; let a step be one optimizer step")
         if self.per_second:
             lines.append("  per second    " + "   ".join(f"{arm} {self.per_second[arm]:,.0f}" for arm in ARMS))
         if any(self.losses.values()):
             lines.append("  losses        " + self._losses())
         lines.append("  peak memory   " + "   ".join(f"{arm} {self.peak_memory[arm] / 2**20:.1f} MiB" for arm in ARMS))
+        if self.left_out:
+            lines.append(f"  left out      {self.left_out} steps that ended just after kernels were exchanged")
+        if self.compiled:
+            lines.append("  compiled      torch.compile made kernels of its own here, which the swap does not reach")
         lines.append("  next          " + self.advice())
         lines.append("  ops           calls here / handed to stock, of which most first")
         calls = sorted(self.ran.items(), key=lambda item: (-sum(item[1].handed.values()), -item[1].ran))
@@ -119,35 +152,43 @@ class AB:
                 step.loss = train_step(x, y)
         print(ab.report())
 
-    Steps come in rounds of four blocks of `block` steps: stock, swapped, swapped, stock or the reverse, at random, so
-    that a trend hits both arms alike. A round gives one ratio, of its arms' median times. The first `warmup` rounds
-    are left out. Kernels are exchanged between blocks, outside the timed part; between the steps of a block nothing
-    is done. Both arms train the same model, so their losses are compared round by round: the mean difference should
-    not differ from 0. Rounds in which an arm gave none are left out.
+    A step is all that one optimizer step takes: where gradients are accumulated, its micro-batches together. Steps come
+    in rounds of blocks of `block` steps: stock, swapped, swapped, stock or the reverse, at random, so that a trend hits
+    both arms alike. Where swapped steps have the pool, there are blocks of the ops alone as well (stock, ops, swapped,
+    swapped, ops, stock, in any order), which say what each of the two is worth. A round gives one ratio, of its arms'
+    median times. The first `warmup` rounds are left out, and so are steps that end within `settle` seconds after kernels
+    were exchanged, for caches are cold then. Kernels are exchanged between blocks, outside the timed part; between the
+    steps of a block nothing is done. Both arms train the same model, so their losses are compared round by round: the
+    mean difference should not differ from 0. Rounds in which an arm gave none are left out.
 
     Between two steps of a block the ops stay swapped in. They are taken out by the other arm's block, an exception in
     a step, close(), report(), rusttorch.disable(), another AB's first step, the end of `with rusttorch.AB() as ab:`,
     and when the AB goes (del ab).
 
-    names and exclude choose the ops as in rusttorch.use(). pool: swapped steps also take their memory from
-    rusttorch.memory's pool. step.arm is "stock" or "swapped", for a loop that gives each its own model.
-    Raises RuntimeError if ops are swapped already, or the pool is enabled, and for a step within a step.
+    names, exclude and pool choose what is swapped as in rusttorch.use(). step.arm is "stock" or "swapped", for a loop
+    that gives each its own model. Raises RuntimeError if ops are swapped already, or the pool is enabled, for a step
+    within a step or beside one of another AB, and for use() and enable() within a step.
     """
 
-    def __init__(self, *names, exclude=(), pool=False, block=4, warmup=1, seed=0):
-        self._entered = contextlib.ExitStack()  # what the swapped arm's block has put in
+    def __init__(self, *names, exclude=(), pool=None, block=4, warmup=1, settle=0.008, seed=0):
+        self._entered = contextlib.ExitStack()  # what a block has put in
         weakref.finalize(self, self._entered.close)
         if block < 1 or warmup < 0:
             raise ValueError(f"block must be at least 1 and warmup at least 0, got {block} and {warmup}")
-        self._use = swap.use(*names, exclude=exclude)  # an unknown name is an error now, not at the first step
-        self._names, self._exclude = names, exclude
-        self._block, self._warmup = block, warmup
-        self._pool = pool
+        swapped = swap.use(*names, exclude=exclude, pool=pool)  # an unknown name is an error now, not at the first step
+        self._uses = {"swapped": swapped}
+        if swapped.pool:
+            self._uses[OPS] = swap.use(*names, exclude=exclude, pool=False)
+        self._orders = [half + half[::-1] for half in itertools.permutations(("stock", *self._uses))]
+        self._block, self._warmup, self._settle = block, warmup, settle
         self._random = random.Random(seed)
-        self._plan = []  # arms of the steps to come in this round
-        self._arm = None  # of the block that goes on
+        self._blocks = []  # to come in this round
+        self._left = 0  # steps to come in the block that goes on
+        self._kind = None  # of that block: "stock", "swapped" or OPS
+        self._exchanged = 0.0  # when it began, by the clock
         self._inside = False  # a step
-        self._rows = []  # round, arm, seconds, samples, loss
+        self._rows = []  # round, kind of block, seconds, samples, loss
+        self._left_out = 0
         self._round = -1
         self._peak = dict.fromkeys(ARMS, 0)
         self._ran = {}
@@ -155,10 +196,10 @@ class AB:
     @property
     def is_swapped(self):
         """Whether ops are swapped in by the block that goes on."""
-        return self._arm == "swapped"
+        return self._kind in self._uses
 
     def __repr__(self):
-        return f"rusttorch.AB({len(self._use.names)} ops, {len(self._rows)} steps so far)"
+        return f"rusttorch.AB({len(self._uses['swapped'].names)} ops, {len(self._rows)} steps so far)"
 
     def __enter__(self):
         return self
@@ -175,62 +216,75 @@ class AB:
             with swap._swapped.lock:
                 self._inside = True
                 swap._swapped.between_steps.discard(self)
-            arm = self._next()
-            step = Step(arm)
+            swap._swapped.leave_steps_alone()
+            self._begin()
+            swap._swapped.stepping = self
+            step = Step("swapped" if self.is_swapped else "stock")
             _synchronize()
             start = time.perf_counter()
             yield step
             _synchronize()
-            seconds = time.perf_counter() - start
+            end = time.perf_counter()
             loss = None if step.loss is None else float(torch.as_tensor(step.loss).detach())
-            self._rows.append((self._round, arm, seconds, samples, loss))
-            self._inside = False
+            if end - self._exchanged >= self._settle:
+                self._rows.append((self._round, self._kind, end - start, samples, loss))
+                self._left -= 1
+            else:
+                self._left_out += 1
+            self._leave()
             swap._swapped.between_steps.add(self)
         except BaseException:
-            self._inside = False
+            self._leave()
             self.close()
             raise
 
-    def _next(self):
-        """The arm of the next step, whose block has begun."""
-        if not self._rows:
+    def _leave(self):
+        """A step."""
+        self._inside = False
+        if swap._swapped.stepping is self:
+            swap._swapped.stepping = None
+
+    def _begin(self):
+        """A step: of the block that goes on, or of the next."""
+        if self._round < 0:
             swap._swapped.close_between_steps()
-        if not self._plan:
-            self._round += 1
-            self._plan = [arm for arm in self._random.choice(ORDERS) for _ in range(self._block)]
-        arm = self._plan.pop(0)
-        if arm == self._arm:
+        if self._left > 0:
             self._check()
-            return arm
-        self._end()
+            return
+        if not self._blocks:
+            self._round += 1
+            self._blocks = list(self._random.choice(self._orders))
+        kind = self._blocks.pop(0)
+        self._left = self._block
+        if kind != self._kind:
+            self._end()
+            self._check()
+            self._kind = kind
+            if self.is_swapped:
+                self._before = swap.stats()
+                self._entered.enter_context(self._uses[kind])
+            _reset_peak_memory()
+            self._exchanged = time.perf_counter()
         self._check()
-        self._arm = arm
-        if arm == "swapped":
-            self._before = swap.stats()
-            self._entered.enter_context(self._use)
-            if self._pool:
-                self._entered.enter_context(memory.pool())
-        _reset_peak_memory()
-        return arm
 
     def _check(self):
         """That nothing is swapped but by the block that goes on."""
-        swapped = self._arm == "swapped"
-        if swap._swapped.names != (self._use.names if swapped else frozenset()):
+        use = self._uses.get(self._kind)
+        if swap._swapped.now.names != (use.names if use else frozenset()):
             raise RuntimeError(
                 f"rusttorch.AB compares with stock, but ops are swapped in already, by {swap._swapped.holders()}; "
                 "rusttorch.disable(force=True) takes them out whoever holds them"
             )
-        if self._pool and memory.is_enabled() and not swapped:
+        if OPS in self._uses and memory.is_enabled() and self._kind != "swapped":
             raise RuntimeError("rusttorch.AB compares with stock, but the pool is enabled already: call disable_pool()")
 
     def _end(self):
         """Ends the block that goes on."""
-        arm, self._arm = self._arm, None
+        kind, swapped, self._kind = self._kind, self.is_swapped, None
         self._entered.close()
-        if arm is not None:
-            self._peak[arm] = max(self._peak[arm], _peak_memory())
-        if arm == "swapped":
+        if kind in ARMS:
+            self._peak[kind] = max(self._peak[kind], _peak_memory())
+        if swapped:
             self._ran = swap.added(self._ran, swap.difference(swap.stats(), self._before))
 
     def close(self):
@@ -242,55 +296,69 @@ class AB:
             if self._inside:
                 raise RuntimeError("rusttorch.AB: close(), report() and profile() are for between two steps")
             swap._swapped.between_steps.discard(self)
-            self._plan = []
+            self._blocks, self._left = [], 0
             self._end()
 
-    def report(self, confidence=0.95, resamples=2000):
+    def report(self, confidence=0.99, resamples=2000):
         """The Report so far. Raises RuntimeError before warmup + 2 rounds are complete."""
         self.close()
+        kinds = ("stock", *self._uses)
         rounds = {}
-        for number, arm, seconds, samples, loss in self._rows:
+        for number, kind, *row in self._rows:
             if number >= self._warmup:
-                rounds.setdefault(number, {}).setdefault(arm, []).append((seconds, samples, loss))
-        whole = [r for r in rounds.values() if all(len(r.get(arm, ())) == 2 * self._block for arm in ARMS)]
+                rounds.setdefault(number, {}).setdefault(kind, []).append(row)
+        whole = [r for r in rounds.values() if all(len(r.get(kind, ())) == 2 * self._block for kind in kinds)]
         if len(whole) < 2:
-            need = 4 * self._block * (self._warmup + 2)
+            need = 2 * len(kinds) * self._block * (self._warmup + 2)
+            out = f", {self._left_out} left out just after an exchange of kernels" if self._left_out else ""
             raise RuntimeError(
-                f"rusttorch.AB needs at least {need} steps, and has {len(self._rows)}: {len(whole)} whole rounds after "
-                "the warm-up (what ends swapping within a round leaves it unfinished)"
+                f"rusttorch.AB needs at least {need} steps, and has {len(self._rows)}{out}: {len(whole)} whole rounds "
+                "after the warm-up (what ends swapping within a round leaves it unfinished)"
             )
-        column = lambda arm, i: np.array([[row[i] for row in r[arm]] for r in whole], dtype=float)  # noqa: E731
-        seconds = {arm: column(arm, 0) for arm in ARMS}
-        ratios = np.median(seconds["stock"], axis=1) / np.median(seconds["swapped"], axis=1)
+        column = lambda kind, i: np.array([[row[i] for row in r[kind]] for r in whole], dtype=float)  # noqa: E731
+        seconds = {kind: column(kind, 0) for kind in kinds}
+
+        def ratio(over, under, of=np.median):
+            ratios = of(seconds[over], axis=1) / of(seconds[under], axis=1)
+            return Ratio(float(np.median(ratios)), _bootstrap(ratios, confidence, resamples))
+
+        speedup = ratio("stock", "swapped")
         samples = {arm: column(arm, 1) for arm in ARMS}
         per_second = {
             arm: float(samples[arm].sum() / seconds[arm][samples[arm] > 0].sum()) for arm in ARMS if samples[arm].any()
         }
         differences = _loss_differences(whole)
         compared = len(differences) >= 2
-        losses = {arm: [row[4] for row in self._rows if row[1] == arm and row[4] is not None] for arm in ARMS}
+        losses = {
+            arm: [loss for _, kind, _, _, loss in self._rows if kind in given and loss is not None]
+            for arm, given in (("stock", ("stock",)), ("swapped", self._uses))
+        }
         return Report(
             rounds=len(whole),
+            left_out=self._left_out,
             median={arm: float(np.median(seconds[arm])) for arm in ARMS},
-            speedup=float(np.median(ratios)),
-            interval=_bootstrap(ratios, np.median, confidence, resamples),
+            speedup=speedup.ratio,
+            interval=speedup.interval,
+            parts={OPS: ratio("stock", OPS), "pool": ratio(OPS, "swapped")} if OPS in kinds else None,
+            by_total=ratio("stock", "swapped", np.mean),
             confidence=confidence,
             per_second=per_second if len(per_second) == len(ARMS) else None,
             loss_difference=float(np.mean(differences)) if compared else None,
-            loss_interval=_bootstrap(differences, np.mean, LOSS_CONFIDENCE, 10 * resamples) if compared else None,
+            loss_interval=_student(differences, confidence) if compared else None,
             loss_rounds=len(differences),
             losses={arm: len(losses[arm]) for arm in ARMS},
             not_finite={arm: sum(not math.isfinite(loss) for loss in losses[arm]) for arm in ARMS},
             peak_memory=dict(self._peak),
             ran=dict(self._ran),
-            pool=self._pool,
+            pool=OPS in kinds,
+            compiled=_has_compiled(),
         )
 
     def times(self, arm):
         """The step times of an arm ("stock" or "swapped") in seconds, in order, without the warm-up."""
         if arm not in ARMS:
             raise ValueError(f"times: expected an arm of {ARMS}, got {arm!r}")
-        return [row[2] for row in self._rows if row[1] == arm and row[0] >= self._warmup]
+        return [seconds for number, kind, seconds, *_ in self._rows if kind == arm and number >= self._warmup]
 
     def profile(self, step, steps=10):
         """How much of step() each swapped op takes in both arms: a Profile, {op: {arm: (calls, seconds) per step}},
@@ -301,7 +369,7 @@ class AB:
         """
         self.close()
         self._check()
-        profiler = Profiler(*self._names, exclude=self._exclude, pool=self._pool, steps=steps)
+        profiler = Profiler(self._uses["swapped"], steps=steps)
         for _ in range(2 * (steps + 1)):
             with profiler.step():
                 step()
@@ -311,8 +379,8 @@ class AB:
 def _loss_differences(rounds):
     """Swapped's mean loss less stock's, relative to their size, of each round where both are given and finite."""
     differences = []
-    for arms in rounds:
-        given = [[loss for _, _, loss in arms[arm] if loss is not None] for arm in ARMS]
+    for kinds in rounds:
+        given = [[loss for _, _, loss in kinds[arm] if loss is not None] for arm in ARMS]
         if all(given) and all(map(math.isfinite, given[0] + given[1])):
             stock, swapped = (sum(losses) / len(losses) for losses in given)
             size = max(abs(stock) + abs(swapped), np.finfo(float).tiny) / 2
@@ -320,12 +388,28 @@ def _loss_differences(rounds):
     return differences
 
 
-def _bootstrap(values, statistic, confidence, resamples):
-    """Percentile interval of a statistic (B. Efron, Bootstrap Methods, 1979); the same for the same values."""
+def _bootstrap(values, confidence, resamples):
+    """Percentile interval of the median (B. Efron, Bootstrap Methods, 1979); the same for the same values."""
     draws = np.random.default_rng(0).choice(values, size=(resamples, len(values)))
     tail = (1 - confidence) / 2
-    low, high = np.quantile(statistic(draws, axis=1), [tail, 1 - tail])
+    low, high = np.quantile(np.median(draws, axis=1), [tail, 1 - tail])
     return float(low), float(high)
+
+
+def _student(values, confidence):
+    """Interval of the mean (Student, The Probable Error of a Mean, 1908), whose quantile is that of a million draws: a
+    few rounds whose differences happen to have one sign are no alarm, as they would be to a bootstrap."""
+    n = len(values)
+    t = np.quantile(np.abs(np.random.default_rng(0).standard_t(n - 1, 1_000_000)), confidence)
+    half = t * np.std(values, ddof=1) / math.sqrt(n)
+    return float(np.mean(values) - half), float(np.mean(values) + half)
+
+
+def _has_compiled():
+    """Whether torch.compile has made code with inductor in this process."""
+    if "torch._inductor.compile_fx" not in sys.modules:
+        return False
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
 
 
 def _synchronize():

@@ -3,6 +3,8 @@
 Stock torch asks the C library, which gives large blocks back to the kernel; the kernel then hands out new pages, one
 fault for each 4 KiB. A training step can take thousands of them.
 
+rusttorch.enable() and rusttorch.use() bring it with them. By itself:
+
     rusttorch.memory.enable_pool()
     train(model)
     rusttorch.memory.stats()
@@ -28,30 +30,63 @@ class Stats(NamedTuple):
     allocations: int  # how many there were
 
 
+_claims = set()  # by whom the pool is asked for
+
+
+def _apply():
+    """The pool is as is asked for: looked at again, as another thread may have asked meanwhile."""
+    while is_enabled() != bool(_claims):
+        _C.enable_pool(bool(_claims))
+
+
+def claim(owner):
+    """The pool is in force until it is released by all of its owners, or by disable_pool()."""
+    _claims.add(owner)
+    try:
+        _apply()
+    except BaseException:
+        release(owner)
+        raise
+
+
+def release(owner):
+    _claims.discard(owner)
+    _apply()
+
+
 def enable_pool():
     """From now on, CPU tensors' memory comes from the pool.
 
     Raises RuntimeError if another library has put an allocator of its own in force.
     """
-    _C.enable_pool(True)
+    claim("enable_pool")
 
 
 def disable_pool():
-    """From now on, CPU tensors' memory comes from stock's allocator. What the pool holds stays until empty_cache()."""
-    _C.enable_pool(False)
+    """From now on, CPU tensors' memory comes from stock's allocator, whoever asked for the pool. What the pool holds
+    stays until empty_cache()."""
+    _claims.clear()
+    _apply()
 
 
 @contextlib.contextmanager
 def pool():
     """A with block (or a decorator) in which CPU tensors' memory comes from the pool."""
-    if is_enabled():
-        yield
-        return
-    enable_pool()
+    owner = object()
+    claim(owner)
     try:
         yield
     finally:
-        disable_pool()
+        release(owner)
+
+
+def is_available():
+    """Whether the pool can be enabled: False where another library has put an allocator of its own in force."""
+    try:
+        with pool():
+            return True
+    except RuntimeError:
+        return False
 
 
 def is_enabled():

@@ -5,7 +5,7 @@ from collections import Counter
 
 import torch
 
-from . import memory, swap
+from . import swap
 from .resolve import base
 
 ARMS = ("stock", "swapped")
@@ -22,12 +22,12 @@ class Profiler:
         print(profiler.report())
 
     `warmup` steps of each arm are not measured, and neither is what comes after `steps` of each, which stock takes.
-    names and exclude choose the ops as in rusttorch.use(). pool: swapped steps take their memory from the pool.
+    use is what swapped steps have: a rusttorch.use(), of every op and the pool where it is not said.
     """
 
-    def __init__(self, *names, exclude=(), pool=False, steps=10, warmup=1):
-        self._use = swap.use(*names, exclude=exclude)
-        self._pool, self._steps, self._warmup = pool, steps, warmup
+    def __init__(self, use=None, steps=10, warmup=1):
+        self._use = use or swap.use()
+        self._steps, self._warmup = steps, warmup
         self._begun = 0
         self._measured = Counter()  # arm -> steps
         self._calls = {arm: Counter() for arm in ARMS}
@@ -46,8 +46,6 @@ class Profiler:
             if arm == "swapped":
                 before = swap.stats()
                 entered.enter_context(self._use)
-                if self._pool:
-                    entered.enter_context(memory.pool())
             if number < self._warmup:
                 yield
                 return

@@ -6,12 +6,13 @@ import inspect
 import os
 import sys
 import threading
+import warnings
 import weakref
 from typing import NamedTuple
 
 import torch
 
-from . import _C, optim
+from . import _C, memory, optim
 from .resolve import resolve
 
 
@@ -110,19 +111,41 @@ def _uncompiled(f):
     return wrapper
 
 
+class Asked(NamedTuple):
+    """What an enable() or a use() asks for."""
+
+    names: frozenset[str]
+    pool: bool = False
+
+
+NOTHING = Asked(frozenset())
+
+
+def _asked(names, exclude, pool):
+    """Of the arguments of enable() and use()."""
+    if pool is None:
+        pool = not names and memory.is_available()
+        if not names and not pool:
+            warnings.warn("rusttorch: without the memory pool: another allocator is in force", stacklevel=3)
+    return Asked(resolve(names, exclude), bool(pool))
+
+
 class _Swapped:
     """What is swapped now: what enable() asked for, and what each open use() asks for."""
 
     def __init__(self):
         self.lock = threading.RLock()  # a thread may come here again: by the garbage collector, which ends an AB
-        self.enabled = frozenset()
+        self.enabled = NOTHING
         self.used = []  # by each open use()
-        self.names = frozenset()  # what is swapped
+        self.now = NOTHING
         self.between_steps = weakref.WeakSet()  # of AB
+        self.stepping = None  # an AB within a step, which no other may change the kernels of
 
-    def enable(self, names):
+    def enable(self, asked):
         with self.lock:
-            before, self.enabled = self.enabled, self.enabled | names
+            self.leave_steps_alone()
+            before = self.enabled
+            self.enabled = Asked(before.names | asked.names, before.pool or asked.pool)
             try:
                 self._apply()
             except BaseException:
@@ -132,23 +155,24 @@ class _Swapped:
 
     def disable(self):
         with self.lock:
-            self.enabled = frozenset()
+            self.enabled = NOTHING
             self._apply()
 
-    def begin(self, names):
+    def begin(self, asked):
         """Of a use(), which is not open if this raises (Ctrl-C, say)."""
         with self.lock:
-            self.used.append(names)
+            self.leave_steps_alone()
+            self.used.append(asked)
             try:
                 self._apply()
             except BaseException:
-                self.end(names)
+                self.end(asked)
                 raise
 
-    def end(self, names):
+    def end(self, asked):
         with self.lock:
-            if names in self.used:  # else disable(force=True) came before
-                self.used.remove(names)
+            if asked in self.used:  # else disable(force=True) came before
+                self.used.remove(asked)
             self._apply()
 
     def end_all(self):
@@ -156,9 +180,16 @@ class _Swapped:
             self.used.clear()
             self._apply()
 
+    def leave_steps_alone(self):
+        if self.stepping is not None:
+            raise RuntimeError(
+                "rusttorch: within a step of an AB, which gives each step its kernels itself, there is no use(), no "
+                "enable(), and no step of another AB"
+            )
+
     def holders(self):
         """Who has ops swapped in, in words."""
-        said = [f"enable() ({len(self.enabled)} ops)"] if self.enabled else []
+        said = [f"enable() ({len(self.enabled.names)} ops)"] if self.enabled.names else []
         if any(ab.is_swapped for ab in self.between_steps):
             said.append("another AB, between two steps of a block")
         others = len(self.used) - sum(ab.is_swapped for ab in self.between_steps)
@@ -166,24 +197,32 @@ class _Swapped:
             said.append(f"{others} open use()")
         return " and ".join(said) or "nobody"
 
+    def _asked(self):
+        """What is asked for by all together."""
+        everybody = [self.enabled, *self.used]
+        return Asked(frozenset().union(*(each.names for each in everybody)), any(each.pool for each in everybody))
+
     def _apply(self):
         """Swaps what is asked for: again where that has changed meanwhile, and where Ctrl-C came in between."""
         try:
-            while self.names != self.enabled.union(*self.used):
+            while self.now != self._asked():
                 self._exchange()
         except BaseException:
             self._exchange()
             raise
 
     def _exchange(self):
-        names = self.enabled.union(*self.used)
-        _C.set_swapped(sorted(names))
-        _forget_dispatch(names ^ self.names)
-        optim.reach(names)
-        self.names = names
+        asked = self._asked()
+        if asked.pool != self.now.pool:  # first: it may be refused
+            (memory.claim if asked.pool else memory.release)(self)
+        if asked.names != self.now.names:
+            _C.set_swapped(sorted(asked.names))
+            _forget_dispatch(asked.names ^ self.now.names)
+            optim.reach(asked.names)
+        self.now = asked
 
     def any(self):
-        return bool(self.names)
+        return bool(self.now.names)
 
     def close_between_steps(self):
         """Ends what ABs keep swapped in between two of their steps."""
@@ -201,16 +240,16 @@ os.register_at_fork(
 
 
 @_uncompiled
-def enable(*names, exclude=()):
+def enable(*names, exclude=(), pool=None):
     """Swaps ops in for stock torch, for every thread, until disable().
 
     names are aten op names ("mish", "mish_backward", "add.Tensor"; without an overload, all of them, in-place and
     out= forms included) or family names ("activation"), or lists of such; none means every op. Those of exclude are
-    left out. Raises ValueError for a name that does not exist, TypeError for what is no name. A call that another
-    thread makes meanwhile runs either kernel. torch.compile breaks its graph there, as at disable() and use().
+    left out. pool: rusttorch.memory's pool too; where it is not said, with every op. Raises ValueError for a name that
+    does not exist, TypeError for what is no name, RuntimeError within a step of an AB. A call that another thread makes
+    meanwhile runs either kernel. torch.compile breaks its graph there, as at disable() and use().
     """
-    wanted = resolve(names, exclude)
-    _swapped.enable(wanted)
+    _swapped.enable(_asked(names, exclude, pool))
 
 
 @_uncompiled
@@ -231,30 +270,40 @@ def is_enabled():
 
 
 class use(contextlib.ContextDecorator):
-    """A with block (or a decorator) in which ops are swapped in, as by enable().
+    """A with block (or a decorator) in which ops are swapped in, and the pool with them, as by enable().
 
     Blocks may be nested and may overlap across threads: an op is swapped while any open block asks for it. At the
     end of the last one, by return or by exception, the dispatcher is as it was. Entering and leaving a block takes
-    one to three milliseconds for all ops: put it around a loop, not into it.
+    a millisecond for all ops: put it around a loop, not into it.
     """
 
-    def __new__(cls, *names, exclude=()) -> "use":
+    def __new__(cls, *names, exclude=(), pool=None) -> "use":
         if len(names) == 1 and inspect.isfunction(names[0]) and not names[0].__module__.startswith("torch"):
-            return cls(exclude=exclude)(names[0])  # @use without parentheses
+            return cls(exclude=exclude, pool=pool)(names[0])  # @use without parentheses
         return super().__new__(cls)
 
     @_uncompiled
-    def __init__(self, *names, exclude=()):
-        self.names = resolve(names, exclude)
+    def __init__(self, *names, exclude=(), pool=None):
+        self._asked = _asked(names, exclude, pool)
+
+    @property
+    def names(self):
+        """The ops, with their overloads."""
+        return self._asked.names
+
+    @property
+    def pool(self):
+        """Whether the pool comes too."""
+        return self._asked.pool
 
     def __repr__(self):
-        return f"rusttorch.use({len(self.names)} ops)"
+        return f"rusttorch.use({len(self.names)} ops{', pool' * self.pool})"
 
     @_uncompiled
     def __enter__(self):
-        _swapped.begin(self.names)
+        _swapped.begin(self._asked)
         return self
 
     @_uncompiled
     def __exit__(self, *exception):
-        _swapped.end(self.names)
+        _swapped.end(self._asked)
