@@ -39,17 +39,19 @@ std::string parser_type(const c10::Argument& argument) {
   return text + (optional ? "?" : "");
 }
 
-// And as a reader of Python writes it.
+// And as a reader of Python, and a type checker, writes it. A number may be a 0-dim tensor.
 std::string python_type(const c10::Argument& argument) {
   std::string text = argument.real_type()->str();
-  const bool optional = text.ends_with("?");
+  bool optional = text.ends_with("?");
   if (optional) text.pop_back();
-  if (text == "Scalar") text = "Number";
+  if (text == "Scalar") text = "Number | Tensor";
   if (text == "SymInt") text = "int";
-  if (text == "SymInt[]" || text == "int[]") text = argument.N() ? "int | tuple[int, ...]" : "tuple[int, ...]";
-  if (text == "Tensor[]") text = "list[Tensor]";
+  if (text == "SymInt[]" || text == "int[]") text = argument.N() ? "int | Sequence[int]" : "Sequence[int]";
+  if (text == "Tensor[]") text = "Sequence[Tensor]";
   if (text == "ScalarType") text = "torch.dtype";
   if (text == "MemoryFormat") text = "torch.memory_format";
+  const auto& value = argument.default_value();
+  optional |= value && value->isIntList() && value->toIntList().empty();  // which None says as well
   return text + (optional ? " | None" : "");
 }
 
@@ -97,13 +99,18 @@ struct Overload {
 class Function {
  public:
   Function(const std::string& name, std::vector<Overload> overloads)
-      : name_(name), overloads_(std::move(overloads)), signatures_(all_signatures()), parser_(texts()) {
+      : name_(name),
+        overloads_(std::move(overloads)),
+        signatures_(all_signatures()),
+        parser_(texts()),
+        pair_(py::getattr(py::module_::import("torch.return_types"), name.c_str(), py::none())) {
     // The one that inspect.signature() reads, where there is one only; then all, with types.
     if (overloads_.size() == 1) doc_ += signature(overloads_[0], Words::names, true) + "\n--\n\n";
     for (const auto& overload : overloads_) {
       doc_ += signature(overload, Words::python, true) + " -> " + returned(overload.op.schema()) + "\n";
     }
-    doc_ += "\ntorch.ops.rusttorch." + name_ + ", as a function of Python.";
+    const auto sentence = py::module_::import("rusttorch.sentences").attr("sentence")(name);
+    doc_ += "\n" + sentence.cast<std::string>() + "\n\ntorch.ops.rusttorch." + name_ + ", as a function of Python.";
     method_ = {name_.c_str(), reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&Function::call)),
                METH_VARARGS | METH_KEYWORDS, doc_.c_str()};
   }
@@ -159,7 +166,7 @@ class Function {
     std::string text = name, equals = "=";
     if (words == Words::parser) text = (by_name ? "c10::string_view" : parser_type(argument)) + " " + name;
     if (words == Words::python) {
-      text += ": " + (by_name ? "str" : python_type(argument));
+      text += ": " + (by_name ? R"(Literal["none", "mean", "sum"] | int)" : python_type(argument));
       equals = " = ";
     }
     if (!argument.default_value()) return text;
@@ -185,9 +192,10 @@ class Function {
     return text + ")";
   }
 
-  static std::string returned(const c10::FunctionSchema& schema) {
+  std::string returned(const c10::FunctionSchema& schema) const {
     const size_t results = schema.returns().size();
     if (results < 2) return results == 1 ? "Tensor" : "None";
+    if (!pair_.is_none()) return "torch.return_types." + name_;
     std::string text = "tuple[Tensor";
     for (size_t k = 1; k < results; ++k) text += ", Tensor";
     return text + "]";
@@ -240,7 +248,7 @@ class Function {
     for (size_t i = 0; i < stack.size(); ++i) {
       results[i] = py::reinterpret_steal<py::object>(THPVariable_Wrap(stack[i].toTensor()));
     }
-    return results.release().ptr();
+    return (self.pair_.is_none() ? py::object(results) : self.pair_(results)).release().ptr();
     END_HANDLE_TH_ERRORS
   }
 
@@ -248,6 +256,7 @@ class Function {
   std::vector<Overload> overloads_;
   std::vector<Signature> signatures_;
   torch::PythonArgParser parser_;
+  py::object pair_;  // torch.return_types', of the ops that have one
   std::string doc_;
   PyMethodDef method_;
   py::object self_, callable_;

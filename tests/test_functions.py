@@ -4,6 +4,8 @@ import copy
 import inspect
 import itertools
 import pickle
+import subprocess
+import sys
 
 import pytest
 import rusttorch
@@ -11,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from cases import Case, functional_ops
 from rusttorch._register import overload
+from rusttorch.sentences import SENTENCES
 from torch.autograd import forward_ad
 
 X, Y = torch.randn(6), torch.randn(6)
@@ -67,6 +70,78 @@ def test_every_op_has_a_function_with_a_docstring():
     ops = {op.name.partition(".")[0]: overload("rusttorch", op.name)._schema.arguments for op in rusttorch.ops()}
     names = {name for name, arguments in ops.items() if not any(str(a.type) in lists for a in arguments)}
     assert all(name in getattr(rusttorch, name).__doc__ for name in names)
+
+
+def test_every_function_says_what_it_does():
+    """In a sentence, behind its signatures."""
+    for name, function in rusttorch._functions.items():
+        signatures, *said = function.__doc__.split("\n\n")
+        assert name in signatures
+        assert len(said) == 2 and said[0].endswith("."), name
+    assert set(SENTENCES) - {"softmax", "log_softmax"} <= set(rusttorch._functions) | {"dropout"}
+
+
+def test_pairs_have_names():
+    x = torch.randn(3, 4)
+    for name in ("max", "min", "cummax", "cummin"):
+        ours, stock = getattr(rusttorch, name)(x, 1), getattr(torch, name)(x, 1)
+        assert type(ours) is type(stock)
+        assert (ours.values == stock.values).all() and (ours.indices == stock.indices).all()
+
+
+def test_names_and_arguments_of_torch_nn_functional():
+    x, weight, bias = torch.randn(6, 8), torch.randn(8), torch.randn(8)
+    torch.testing.assert_close(rusttorch.logsigmoid(x), F.logsigmoid(x))
+    for given in ({}, {"weight": weight}, {"weight": weight, "bias": bias, "eps": 1e-3}):
+        torch.testing.assert_close(rusttorch.layer_norm(x, (8,), **given), F.layer_norm(x, (8,), **given))
+    for given in ({}, {"p": 0.25}, {"p": 0.9, "training": True}, {"training": False}):
+        torch.manual_seed(0)
+        stock = F.dropout(x, **given)
+        torch.manual_seed(0)
+        assert (rusttorch.dropout(x, **given) == stock).all()
+    for bad in (lambda m: m.dropout(x, 1.5), lambda m: m.layer_norm(x, (7,))):
+        errors = []
+        for module in (F, rusttorch):
+            with pytest.raises((RuntimeError, ValueError)) as error:
+                bad(module)
+            errors.append(str(error.value))
+        assert errors[0].split(",")[0] == errors[1].split(",")[0] or "dropout probability" in errors[1]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inductor's
+@pytest.mark.parametrize("backend", ("eager", "inductor"))
+def test_functions_are_traced_whole(backend):
+    """rusttorch.NAME, with torch.compile(fullgraph=True)."""
+    x, target = torch.randn(6, 5, requires_grad=True), torch.randn(6, 5)
+
+    def f(x):
+        y = rusttorch.mish(x) + rusttorch.gelu(input=x, approximate="tanh") + rusttorch.layer_norm(x, (5,))
+        largest = rusttorch.max(y, 0)
+        losses = rusttorch.mse_loss(y, target, "sum") + rusttorch.mse_loss(y, target, reduction="none").sum()
+        return (
+            losses + largest.values.sum() + rusttorch.add(y, largest.indices, out=None).sum() + rusttorch.sum(y, (0, 1))
+        )
+
+    whole = torch.compile(f, fullgraph=True, backend=backend)
+    torch.testing.assert_close(whole(x), f(x))
+    grads = [torch.autograd.grad(each(x), x)[0] for each in (whole, f)]
+    torch.testing.assert_close(*grads)
+
+
+def test_importing_does_not_import_dynamo():
+    """That takes seconds; rusttorch.NAME is known to it whichever is imported first."""
+    code = """
+import sys, torch
+{}
+import rusttorch
+assert ("torch._dynamo" in sys.modules) == {}
+import torch._dynamo
+f = torch.compile(lambda x: rusttorch.mish(x), fullgraph=True, backend="eager")
+print(f(torch.ones(3)).sum().item())
+"""
+    for first, there in (("", False), ("import torch._dynamo", True)):
+        done = subprocess.run([sys.executable, "-c", code.format(first, there)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
 
 
 def test_numbers_and_promotion():
@@ -329,7 +404,7 @@ def test_help_is_python_s():
     assert str(inspect.signature(rusttorch.gelu)) == "(input, *, approximate='none', out=None)"
     said = 'gelu(input: Tensor, *, approximate: str = "none", out: Tensor | None = None) -> Tensor'
     assert said in rusttorch.gelu.__doc__
-    assert "max(input: Tensor, dim: int, keepdim: bool = False) -> tuple[Tensor, Tensor]" in rusttorch.max.__doc__
+    assert "max(input: Tensor, dim: int, keepdim: bool = False) -> torch.return_types.max" in rusttorch.max.__doc__
     for function in rusttorch._functions.values():
         assert not any(word in function.__doc__ for word in ("c10::", "int64_t", "IntArrayRef"))
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import rusttorch
+from rusttorch._register import overload
 
 ROOT = Path(__file__).parents[1]
 VALUES = {
@@ -24,9 +25,14 @@ VALUES = {
 }
 
 
-def test_the_stubs_are_those_of_the_schemas():
+def test_the_stubs_are_what_help_says():
     done = subprocess.run([sys.executable, ROOT / "tools" / "stubs.py", "--check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def result_of(schema):
+    count = len(schema.returns)
+    return {0: "None", 1: "torch.Tensor"}.get(count, f"tuple[{', '.join(['torch.Tensor'] * count)}]")
 
 
 def test_mypy_knows_every_op(tmp_path):
@@ -34,18 +40,21 @@ def test_mypy_knows_every_op(tmp_path):
     import stubs
 
     lines = ["import torch", "import rusttorch", "x = torch.ones(3)"]
-    for name, overloads in stubs.functions().items():
-        for schema, out in overloads:
-            given = []
-            for argument in schema.arguments:
-                type_ = str(argument.real_type)
-                value = VALUES[type_[len("Optional[") : -1] if type_.startswith("Optional") else type_]
-                given.append(f"{argument.name}={value}" if argument.kwarg_only else value)
-            result = stubs.returned(schema).replace("Tensor", "torch.Tensor")
-            call = f"rusttorch.{name}({', '.join(given)})"
-            lines.append(call if result == "None" else f"_{len(lines)}: {result} = {call}")
-            if out:
-                lines.append(f"rusttorch.{name}({', '.join([*given, 'out=x'])})")
+    signatures = {name: iter(each) for name, each in stubs.functions().items()}
+    for op in rusttorch.ops():
+        name, schema = op.name.partition(".")[0], overload("rusttorch", op.name)._schema
+        if name not in rusttorch._functions or any(a.kwarg_only and a.alias_info for a in schema.arguments):
+            continue
+        given = []
+        for argument in schema.arguments:
+            type_ = str(argument.real_type)
+            value = VALUES[type_[len("Optional[") : -1] if type_.startswith("Optional") else type_]
+            given.append(f"{argument.name}={value}" if argument.kwarg_only else value)
+        call, result = f"rusttorch.{name}({', '.join(given)})", result_of(schema)
+        lines.append(call if result == "None" else f"_{len(lines)}: {result} = {call}")
+        if "out: Tensor | None" in next(signatures[name]):
+            lines.append(f"rusttorch.{name}({', '.join([*given, 'out=x'])})")
+    assert all(next(rest, None) is None for rest in signatures.values())
     lines += ["with rusttorch.use('mish'):", "    rusttorch.mish(x)", "rusttorch.mish('text')  # expected-error"]
     path = tmp_path / "calls.py"
     path.write_text("\n".join(lines) + "\n")

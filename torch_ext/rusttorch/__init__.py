@@ -18,16 +18,18 @@ if _build.TORCH.split("+")[0] != torch.__version__.split("+")[0]:
         f"(it is for {_build.SUPPORTED})"
     )
 
-from . import _C, _register, memory, names, optim
+from . import _C, _register, dynamo, memory, names, optim
 from .ab import AB, Report
 from .foreach import clip_grad_norm_, clip_grad_value_, ema_update_
 from .resolve import families
 from .swap import OpStats, disable, enable, is_enabled, ops, reset_stats, stats, use
 
 _functions = {name: f for name, f in vars(_C.functions).items() if not name.startswith("__")}
-globals().update({name: getattr(names, name) for name in names.FUNCTIONS} | _functions)
+globals().update(_functions | {name: getattr(names, name) for name in names.FUNCTIONS})
 swish = _C.functions.silu  # the name of its paper (P. Ramachandran et al., 2017)
-cross_entropy = _C.functions.cross_entropy_loss  # torch.nn.functional's name
+# torch.nn.functional's names
+cross_entropy = _C.functions.cross_entropy_loss
+logsigmoid = _C.functions.log_sigmoid
 
 __version__ = "0.1.0"
 __all__ = [
@@ -42,6 +44,7 @@ __all__ = [
     "enable",
     "families",
     "is_enabled",
+    "logsigmoid",
     "memory",
     "ops",
     "optim",
@@ -54,3 +57,4 @@ __all__ = [
 ]
 
 _register.register()
+dynamo.register()

@@ -105,7 +105,7 @@ class Report:
 
     def __str__(self):
         lines = [
-            f"rusttorch A/B over {self.rounds} rounds, [{self.confidence:.0%} intervals]",
+            f"rusttorch A/B over {self.rounds} rounds, {self.confidence:.0%} intervals in brackets",
             f"  speed-up      {Ratio(self.speedup, self.interval)}",
             *(
                 f"    {'ops alone' if name == OPS else 'the pool':11s} {part}"
@@ -126,7 +126,10 @@ class Report:
             lines.append("  compiled      torch.compile made kernels of its own here, which the swap does not reach")
         lines.append("  next          " + self.advice())
         lines.append("  ops           calls here / handed to stock, of which most first")
-        calls = sorted(self.ran.items(), key=lambda item: (-sum(item[1].handed.values()), -item[1].ran))
+        # An op's own forward, which it calls for its derivative's sake, is counted with it.
+        of_another = {f"{name}_forward" for name in self.ran}
+        whole = {name: counts for name, counts in self.ran.items() if name not in of_another}
+        calls = sorted(whole.items(), key=lambda item: (-sum(item[1].handed.values()), -item[1].ran))
         for name, (ran, handed) in calls[:SHOWN]:
             why = ", ".join(f"{reason} {n}" for reason, n in handed.items())
             lines.append(f"    {name:28s} {ran:8d} / {sum(handed.values())}" + (f"  ({why})" if why else ""))
@@ -156,8 +159,8 @@ class AB:
     in rounds of blocks of `block` steps: stock, swapped, swapped, stock or the reverse, at random, so that a trend hits
     both arms alike. Where swapped steps have the pool, there are blocks of the ops alone as well (stock, ops, swapped,
     swapped, ops, stock, in any order), which say what each of the two is worth. A round gives one ratio, of its arms'
-    median times. The first `warmup` rounds are left out, and so are steps that end within `settle` seconds after kernels
-    were exchanged, for caches are cold then. Kernels are exchanged between blocks, outside the timed part; between the
+    median times. The first `warmup` rounds are left out, and so are steps that end within `settle` seconds after an
+    exchange of kernels, when caches are cold. Kernels are exchanged between blocks, outside the timed part; between the
     steps of a block nothing is done. Both arms train the same model, so their losses are compared round by round: the
     mean difference should not differ from 0. Rounds in which an arm gave none are left out.
 

@@ -1,28 +1,21 @@
-"""torch.optim's SGD, Adam and AdamW, with one pass over the parameters, the gradients and the state at each step.
+"""torch.optim's SGD, Adam, AdamW and Adagrad: each step is one pass over parameters, gradients and state.
 
 Arguments, state and state_dict are torch.optim's: what one of them saved, the other loads and goes on with. What the
 kernels do not take (complex or sparse tensors, differentiable=True, capturable=True, foreach or fused given) is done by
 torch.optim's own step.
-
-Under use(), torch.optim's own SGD, Adam, AdamW and Adagrad take the fused kernels too, where they were constructed
-without fused and foreach: the functions that their steps end in (torch.optim.adam.adam, ...) are called with
-fused=True. Nothing is changed in the optimizers.
 """
 
-import functools
-import importlib
 import operator
 
 import torch
-from torch.autograd.graph import increment_version
-from torch.optim.optimizer import _foreach_supported_types
+from torch.optim.adagrad import adagrad
 from torch.optim.sgd import sgd
 
-from . import _C
+from . import _C, fused
+
+__all__ = ["SGD", "Adagrad", "Adam", "AdamW"]
 
 _ops = _C.lists
-_PLAIN = {torch.Tensor, torch.nn.Parameter}
-_DTYPES = {torch.float32, torch.float64, torch.bfloat16, torch.float16}
 
 
 def _is_open(group):
@@ -35,33 +28,6 @@ def _is_open(group):
     )
 
 
-def _fits(params, types):
-    """Whether the kernels take the parameters: on the CPU any floats; on a GPU all of one dtype on one device.
-
-    One that is there twice (torch only warns) takes both its steps, one after the other; one that is negated when it is
-    read has no values in its memory; one made in inference mode may be changed there only. All are stock's.
-    """
-    dtypes, classes = {p.dtype for p in params}, {type(p) for p in params}
-    if not (dtypes <= _DTYPES and classes <= types) or any(p.is_neg() or p.is_inference() for p in params):
-        return False
-    if len(set(map(id, params))) < len(params):
-        return False
-    if len({c in _PLAIN for c in classes}) > 1:  # no op takes both plain tensors and DTensors
-        return False
-    if all(p.is_cpu for p in params):
-        return True
-    return params[0].is_cuda and len(dtypes) == len({p.device for p in params}) == 1
-
-
-def _is_dense(p):
-    return p.is_contiguous() or p.permute(sorted(range(p.dim()), key=p.stride, reverse=True)).is_contiguous()
-
-
-def _forms(tensors):
-    """What a parameter, its gradient and its state must share: stock's fused kernels do not look at strides."""
-    return [t.dtype for t in tensors], [t.is_contiguous() or t.stride() for t in tensors]
-
-
 class _OnePass:
     """An optimizer whose groups are updated by self._update(group)."""
 
@@ -72,7 +38,7 @@ class _OnePass:
         known = self.__dict__.setdefault("_known", {})
         seen, seen_on, fits = known.get(id(params), ((), None, True))
         if len(seen) != len(params) or seen_on != device or not all(map(operator.is_, seen, params)):
-            fits = _fits(params, _PLAIN)
+            fits = fused.fits(params, fused.PLAIN)
             known[id(params)] = (list(params), device, fits)
         return _is_open(group) and fits
 
@@ -162,50 +128,20 @@ class SGD(_OnePass, torch.optim.SGD):
             _ops._fused_sgd_(params, grads, buffers, lr=group["lr"], is_first_step=first, **options, **self._amp())
 
 
-def _fused(stock, lists, states):
-    """stock, a function in which steps of torch.optim end, with fused=True where our kernels take what is left open.
+class Adagrad(_OnePass, torch.optim.Adagrad):
+    __doc__ = torch.optim.Adagrad.__doc__
 
-    lists: how many lists of tensors it is given: parameters, gradients, so many states, and (but SGD's) the steps.
-    """
-
-    def takes(params, grads, *others, foreach=None, fused=None, capturable=False, differentiable=False, **options):
-        if foreach is not None or fused is not None or capturable or differentiable:
-            return False
-        # (SGD's differentiable=True shows in the mode alone.)
-        if torch.is_grad_enabled() or any(isinstance(o, torch.Tensor) and o.requires_grad for o in options.values()):
-            return False
-        # Of the fused ops, DTensor has Adam's.
-        types = set(_foreach_supported_types) if stock.__name__ == "adam" else _PLAIN
-        if not _fits(params, types) or any(g.layout != torch.strided for g in grads):
-            return False
-        # Momentum that only some parameters have yet is a list that is too short: no fused op takes that.
-        given = ([t for t in tensors if t is not None] for tensors in (grads, *others[:states]))
-        forms = _forms(params)
-        return all(map(_is_dense, params)) and all(_forms(tensors) == forms for tensors in given if tensors)
-
-    @functools.wraps(stock)
-    def function(*args, **options):
-        if torch.compiler.is_compiling() or len(args) != lists or not takes(*args, **options):
-            return stock(*args, **options)
-        stock(*args, **options | {"fused": True})
-        increment_version(args[0])  # which the steps that are replaced do, and the fused ones do not
-
-    return function
-
-
-def _of(name, lists, states):
-    module = importlib.import_module(f"torch.optim.{name}")
-    stock = getattr(module, name)
-    return module, name, stock, _fused(stock, lists, states)
-
-
-_FUNCTIONS = [_of("adam", 6, 3), _of("sgd", 3, 1), _of("adagrad", 4, 1)]
-
-
-def reach(swapped):
-    """Has torch.optim's optimizers take the fused ops that are swapped, and no others."""
-    for module, name, stock, fused in _FUNCTIONS:
-        wanted = any(op.startswith(f"_fused_{name}") for op in swapped)
-        # What somebody else has put there stays.
-        if getattr(module, name) is (stock if wanted else fused):
-            setattr(module, name, fused if wanted else stock)
+    def _update(self, group):
+        lists = [[] for _ in range(4)]
+        has_sparse_grad, _ = self._init_group(group, *lists)
+        if not lists[0]:
+            return
+        options = {name: group[name] for name in ("lr", "lr_decay", "weight_decay", "eps", "maximize")}
+        if has_sparse_grad:
+            adagrad(*lists, has_sparse_grad=True, foreach=False, **options)
+            return
+        amp = self._amp()
+        _ops._foreach_add_(lists[-1], 1)
+        _ops._fused_adagrad_(*lists, **options, **amp)
+        if amp["found_inf"] is not None:
+            torch._foreach_sub_(lists[-1], [amp["found_inf"]] * len(lists[-1]))

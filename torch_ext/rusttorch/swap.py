@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from . import _C, memory, optim
+from . import _C, fused, memory
 from .resolve import resolve
 
 
@@ -218,7 +218,7 @@ class _Swapped:
         if asked.names != self.now.names:
             _C.set_swapped(sorted(asked.names))
             _forget_dispatch(asked.names ^ self.now.names)
-            optim.reach(asked.names)
+            fused.reach(asked.names)
         self.now = asked
 
     def any(self):
