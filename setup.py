@@ -195,6 +195,7 @@ def write_build_info():
 
 write_build_info()
 setup(
+    license="MIT",
     packages=find_packages("torch_ext"),
     package_dir={"": "torch_ext"},
     package_data={"rusttorch": ["py.typed", "*.pyi"]},

@@ -1,24 +1,28 @@
 """Whole training steps, stock torch against rusttorch, through rusttorch.AB.
 
-    python bench/train.py [--loops mlp cnn gpt] [--against default fused compile] [--threads 1 2] [--curves]
+    python bench/train.py [--loops mlp cnn gpt] [--against default fused tcmalloc ...] [--threads 1 2] [--curves]
         [--out bench/results.jsonl]
 
 mlp: an MLP on scikit-learn's handwritten digits, Adam. cnn: a small CNN with BatchNorm and MaxPool on the same images,
 Adam. gpt: a GPT of 4 layers, d 256, on the characters of the Python standard library's sources, AdamW, gradients
-clipped. The swapped arm has rusttorch's ops and its memory pool.
+clipped. The swapped arm has rusttorch's ops and its memory pool; what each of the two is worth is in its line too.
 
 Stock is torch with its default optimizer, or with fused=True, or torch.compile with its default optimizer, which then
-is compared with swapped and torch.compile together as well. Against the default, both arms train one model in turn;
-else each has its own.
+is compared with swapped and torch.compile together as well; or torch with tcmalloc preloaded (in both arms), which is
+what people do against page faults without rusttorch: Debian's libtcmalloc-minimal4. Against the default and tcmalloc,
+both arms train one model in turn; else each has its own.
 """
 
 import argparse
 import contextlib
+import ctypes
 import itertools
 import multiprocessing
+import os
 import resource
 import sysconfig
 from pathlib import Path
+from unittest import mock
 
 import rusttorch
 import torch
@@ -166,7 +170,9 @@ AGAINST = {
     "fused": ({"fused": True}, {}),
     "compile": ({"compiled": True}, {}),
     "compile both": ({"compiled": True}, {"compiled": True}),
+    "tcmalloc": None,
 }
+TCMALLOC = "libtcmalloc_minimal.so.4"
 
 
 def faults():
@@ -181,19 +187,21 @@ def measure(name, against, threads):
         loops = dict.fromkeys(rusttorch.ab.ARMS, kind())
     else:
         loops = {arm: kind(**made) for arm, made in zip(rusttorch.ab.ARMS, AGAINST[against], strict=True)}
-    ab = rusttorch.AB(pool=True)
+    ab = rusttorch.AB()
     batches = kind.batches(torch.Generator().manual_seed(0))
     fault_counts = {arm: [] for arm in loops}
-    for _ in range(16 * (kind.rounds + 1)):
+    for _ in range(24 * (kind.rounds + 1)):
         x, y = next(batches)
         with ab.step(samples=y.numel()) as step:
             before = faults()
             step.loss = loops[step.arm].step(x, y)
-            fault_counts[step.arm].append(faults() - before)
-    report, memory = ab.report(), rusttorch.memory.stats()
+            if step.arm == "stock" or rusttorch.memory.is_enabled():  # else a step of the ops alone
+                fault_counts[step.arm].append(faults() - before)
+    report, memory = ab.report(confidence=0.95), rusttorch.memory.stats()
     result = {
         **{"loop": name, "threads": threads, "against": against, "speedup": report.speedup},
         **{"interval": report.interval, "median": report.median},
+        "parts": {name: {"ratio": part.ratio, "interval": part.interval} for name, part in report.parts.items()},
         "faults": {arm: sorted(counts)[len(counts) // 2] for arm, counts in fault_counts.items()},
         **{"loss_difference": report.loss_difference, "loss_interval": report.loss_interval},
         **{"held": memory.held, "peak_allocated": memory.peak_allocated},
@@ -201,6 +209,7 @@ def measure(name, against, threads):
     low, high = report.interval
     print(
         f"{name:4} {threads} thread(s) against {against:12} {report.speedup:.3f}x [{low:.3f}, {high:.3f}]  "
+        f"(ops {report.parts['ops'].ratio:.3f}x, pool {report.parts['pool'].ratio:.3f}x)  "
         f"{report.median['stock'] * 1e3:.2f} -> {report.median['swapped'] * 1e3:.2f} ms, "
         f"faults a step {result['faults']['stock']} -> {result['faults']['swapped']}, "
         f"held {memory.held / memory.peak_allocated:.2f} of the live peak",
@@ -216,10 +225,7 @@ def losses_of(name, swapped=False, nudged=False, steps=200):
     if nudged:
         weight[0] = torch.nextafter(weight[0], weight.new_tensor(9))
     torch.manual_seed(1)  # of the dropout
-    with contextlib.ExitStack() as stack:
-        if swapped:
-            stack.enter_context(rusttorch.use())
-            stack.enter_context(rusttorch.memory.pool())
+    with rusttorch.use() if swapped else contextlib.nullcontext():
         return [loop.step(*next(batches)).item() for _ in range(steps)]
 
 
@@ -239,6 +245,14 @@ def curves(names):
     return found
 
 
+def has_tcmalloc():
+    try:
+        ctypes.CDLL(TCMALLOC)
+        return True
+    except OSError:
+        return False
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--loops", nargs="+", default=list(LOOPS), choices=LOOPS)
@@ -247,10 +261,14 @@ def main():
     parser.add_argument("--curves", action="store_true", help="and the losses of 200 steps from one seed")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    if "tcmalloc" in options.against and not has_tcmalloc():
+        print(f"no {TCMALLOC} (Debian: libtcmalloc-minimal4): tcmalloc is left out")
+        options.against.remove("tcmalloc")
     found = []
-    # Each in a process of its own: what the C library keeps of its heap depends on what ran before.
-    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as fresh:
-        for case in itertools.product(options.loops, options.against, options.threads):
+    for case in itertools.product(options.loops, options.against, options.threads):
+        # Each in a process of its own: what the C library keeps of its heap depends on what ran before.
+        preload = {"LD_PRELOAD": TCMALLOC} if case[1] == "tcmalloc" else {}
+        with mock.patch.dict(os.environ, preload), multiprocessing.get_context("spawn").Pool(1) as fresh:
             found.append(fresh.apply(measure, case))
     if options.out:
         results.save(options.out, "train", found)

@@ -1,11 +1,20 @@
 """Faster, fused, drop-in operators for PyTorch.
 
 torch.ops.rusttorch.mish(x), rusttorch.mish(x)      one op, by name
-with rusttorch.use(): ...                           every op it has, in the place of stock torch's
-ab = rusttorch.AB()                                 what that is worth, inside a training loop
+with rusttorch.use(): ...                           every op it has, in the place of stock torch's, and the memory pool
+rusttorch.enable(), disable()                       the same, from here to there
+rusttorch.stats()                                   what ran, and what was handed to stock, and why
+ab = rusttorch.AB()                                 what it is worth, inside a training loop
+rusttorch.optim, rusttorch.clip_grad_norm_, ...     optimizers and gradients in one pass
+rusttorch.memory                                    the memory pool
+python -m rusttorch run [--ab] train.py             a script, unmodified, with everything, or as an A/B
+
+All is for the whole process, and every thread. A forked process (a DataLoader's worker on Linux) inherits what is
+swapped in and the pool; a spawned one imports rusttorch anew and has neither.
 """
 
 import builtins
+import textwrap
 
 import torch
 
@@ -24,8 +33,18 @@ from .foreach import clip_grad_norm_, clip_grad_value_, ema_update_
 from .resolve import families
 from .swap import OpStats, disable, enable, is_enabled, ops, reset_stats, stats, use
 
-_functions = {name: f for name, f in vars(_C.functions).items() if not name.startswith("__")}
+_functions = {name: f for name, f in vars(_C.functions).items() if name[:2] != "__" and name not in names.FUNCTIONS}
 globals().update(_functions | {name: getattr(names, name) for name in names.FUNCTIONS})
+__doc__ += (
+    "\nThe ops by family, of which help(rusttorch.NAME) says more (their in-place and backward forms are there too):\n"
+)
+for _family in dict.fromkeys(op.family for op in ops()):
+    _names = dict.fromkeys(op.name.partition(".")[0] for op in ops() if op.family == _family)
+    _plain = ", ".join(
+        name for name in _names if name in globals() and name[0] != "_" and not name.endswith(("_", "ward"))
+    )
+    if _plain:
+        __doc__ += textwrap.fill(_plain, 110, initial_indent=f"  {_family}: ", subsequent_indent="    ") + "\n"
 swish = _C.functions.silu  # the name of its paper (P. Ramachandran et al., 2017)
 # torch.nn.functional's names
 cross_entropy = _C.functions.cross_entropy_loss
