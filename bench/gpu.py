@@ -288,13 +288,13 @@ def training(device, steps=160):
     """A GPT's steps, stock and swapped in turn."""
     with device:
         loop, batches = Text(), Text.batches(torch.Generator(device).manual_seed(0))
-    ab = rusttorch.AB(pool=False)  # which is of the CPU's memory
+    ab = rusttorch.AB(pool=False, settle=0)  # the pool is of the CPU's memory, and so are the caches that are cold
     for _ in range(steps):
         with device:
             x, y = next(batches)
         with ab.step(samples=y.numel()) as step:
             step.loss = loop.step(x, y)
-    ab = ab.report()
+    ab = ab.report(confidence=0.95)
     print(f"GPT step {ab.speedup:.3f}x {ab.interval}, loss difference {ab.loss_difference:.2g}", flush=True)
     return {"speedup": ab.speedup, "interval": ab.interval, "median": ab.median, "loss_difference": ab.loss_difference}
 

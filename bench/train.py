@@ -15,7 +15,7 @@ both arms train one model in turn; else each has its own.
 
 import argparse
 import contextlib
-import ctypes
+import ctypes.util
 import itertools
 import multiprocessing
 import os
@@ -245,14 +245,6 @@ def curves(names):
     return found
 
 
-def has_tcmalloc():
-    try:
-        ctypes.CDLL(TCMALLOC)
-        return True
-    except OSError:
-        return False
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--loops", nargs="+", default=list(LOOPS), choices=LOOPS)
@@ -261,7 +253,7 @@ def main():
     parser.add_argument("--curves", action="store_true", help="and the losses of 200 steps from one seed")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    if "tcmalloc" in options.against and not has_tcmalloc():
+    if "tcmalloc" in options.against and not ctypes.util.find_library("tcmalloc_minimal"):
         print(f"no {TCMALLOC} (Debian: libtcmalloc-minimal4): tcmalloc is left out")
         options.against.remove("tcmalloc")
     found = []

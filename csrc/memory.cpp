@@ -48,21 +48,20 @@ void Pool::release(void* p) {
   pool.arena.free(p);
 }
 
-void install() {
+}  // namespace
+
+bool pool_is_available() {
   static const bool once = [] {
     c10::SetCPUAllocator(&the_pool());
     pthread_atfork([] { pool().lock(); }, [] { pool().unlock(); }, [] { pool().unlock(); });
     return true;
   }();
   static_cast<void>(once);
-  TORCH_CHECK(c10::GetCPUAllocator() == &the_pool(),
-              "another CPU allocator is in force, which rusttorch.memory would replace");
+  return c10::GetCPUAllocator() == &the_pool();
 }
 
-}  // namespace
-
 void enable_pool(bool on) {
-  if (on) install();
+  TORCH_CHECK(!on || pool_is_available(), "another CPU allocator is in force, which rusttorch.memory would replace");
   the_pool().enabled = on;
 }
 bool pool_is_enabled() { return the_pool().enabled; }

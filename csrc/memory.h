@@ -8,8 +8,10 @@
 
 namespace rusttorch {
 
-// From the first call on, torch's CPU allocator is ours for good, and asks stock's for all that is not the pool's:
-// torch frees some memory (oneDNN's) with the allocator that is in force then, whichever it was when it was allocated.
+// From the first of these two calls on, torch's CPU allocator is ours for good, and asks stock's for all that is not
+// the pool's: torch frees some memory (oneDNN's) with the allocator that is in force then, whichever it was when it was
+// allocated. It is not available where another library has put an allocator in force; enabling it is an error then.
+bool pool_is_available();
 void enable_pool(bool on);
 bool pool_is_enabled();
 Arena& pool();

@@ -310,6 +310,7 @@ PYBIND11_MODULE(_C, m) {
   });
   m.def("set_swapped", &set_swapped);
   m.def("enable_pool", &enable_pool);
+  m.def("pool_is_available", &pool_is_available);
   m.def("pool_is_enabled", &pool_is_enabled);
   m.def("pool_empty_cache", [] { pool().empty_cache(); });
   m.def("pool_set_limit", [](size_t bytes) { pool().set_limit(bytes); });

@@ -51,8 +51,9 @@ std::vector<c10::DispatchKey> backends() {
 // What restores, when it goes, what a registration replaced.
 using Replaced = std::vector<c10::RegistrationHandleRAII>;
 
-// As torch::Library does, which writes and reads schemas for it: that takes four times as long. Aten's schemas are ours
-// (tests/test_swap.py), which the kernels were compared with when they were registered under our own names.
+// With the dispatcher directly: torch::Library would write and parse a schema for each, which takes four times as long.
+// Aten's schemas are ours (tests/test_swap.py), which the kernels were compared with when they were registered under
+// our own names.
 Replaced install(const Row& row) {
   Silence silence;
   const c10::WarningUtils::WarningHandlerGuard handler(&silence);
@@ -60,7 +61,7 @@ Replaced install(const Row& row) {
   const auto name = find_op("aten", row.name)->operator_name();
   Replaced replaced;
   const auto put = [&](c10::DispatchKey key, const Impl& impl) {
-    // What torch._C._dispatch_dump shows.
+    // What torch._C._dispatch_dump shows: of which kind it is, for tests/test_swap.py.
     const char* where =
         impl.function.isValidSymUnboxed() ? "registered at swap.cpp, with SymInts" : "registered at swap.cpp";
     replaced.push_back(

@@ -81,9 +81,7 @@ def run(options):
     losses["stock"], times["stock"] = train(options)
 
     rusttorch.enable()
-    rusttorch.memory.enable_pool()
     losses["rusttorch"], times["rusttorch"] = train(options)
-    rusttorch.memory.disable_pool()
     rusttorch.disable()
 
     if dist.get_rank() == 0:

@@ -1,9 +1,11 @@
 import math
+import os
 import random
 import subprocess
 import sys
 import threading
 
+import numpy as np
 import pytest
 import rusttorch
 import torch
@@ -22,14 +24,27 @@ def steps(ab, n, step=lambda: None, **kwargs):
             s.loss = step()
 
 
+class Clock:
+    """In the place of time's: a step takes what it is told to."""
+
+    def __init__(self, monkeypatch):
+        self.now = 0.0
+        monkeypatch.setattr(rusttorch.ab.time, "perf_counter", lambda: self.now)
+
+    def steps(self, ab, n, seconds, loss=lambda stock, k: None, samples=0):
+        """seconds(stock or not, pool or not, number of the step), loss(stock or not, number of the step)"""
+        for k in range(n):
+            with ab.step(samples=samples) as step:
+                stock = step.arm == "stock"
+                self.now += seconds(stock, rusttorch.memory.is_enabled(), k)
+                step.loss = loss(stock, k)
+
+
 def test_finds_a_known_difference(monkeypatch):
     """By a clock of our own, swapped steps take half as long, give or take a fifth: the ratio is 2."""
-    clock, jitter = [0.0], random.Random(0)
-    monkeypatch.setattr(rusttorch.ab.time, "perf_counter", lambda: clock[0])
+    clock, jitter = Clock(monkeypatch), random.Random(0)
     ab = AB(block=2, warmup=1)
-    for _ in range(8 * 31):
-        with ab.step(samples=32) as step:
-            clock[0] += (4 if step.arm == "stock" else 2) * jitter.uniform(0.8, 1.2)
+    clock.steps(ab, 8 * 31, lambda stock, pool, k: (4 if stock else 2) * jitter.uniform(0.8, 1.2), samples=32)
     report = ab.report(confidence=0.95)
     assert report.rounds == 30
     low, high = report.interval
@@ -40,26 +55,12 @@ def test_finds_a_known_difference(monkeypatch):
     assert len(ab.times("stock")) == len(ab.times("swapped")) == 120
 
 
-class Clock:
-    """In the place of time's: a step takes what it is told to."""
-
-    def __init__(self, monkeypatch):
-        self.now = 0.0
-        monkeypatch.setattr(rusttorch.ab.time, "perf_counter", lambda: self.now)
-
-    def steps(self, ab, n, seconds):
-        """seconds(stock or not, pool or not, number of the step)"""
-        for k in range(n):
-            with ab.step() as step:
-                self.now += seconds(step.arm == "stock", rusttorch.memory.is_enabled(), k)
-
-
 def test_what_the_ops_and_the_pool_are_worth(monkeypatch):
     clock = Clock(monkeypatch)
     ab = rusttorch.AB(settle=0)
-    clock.steps(ab, 24 * 4, lambda stock, pool, _: 6 if stock else 2 if pool else 3)
+    clock.steps(ab, 24 * 9, lambda stock, pool, _: 6 if stock else 2 if pool else 3)
     report = ab.report()
-    assert report.rounds == 3 and report.speedup == 3
+    assert report.rounds == 8 and report.speedup == 3
     assert report.parts == {"ops": Ratio(2, (2, 2)), "pool": Ratio(1.5, (1.5, 1.5))}
     assert "ops alone   2.000x" in str(report) and "the pool    1.500x" in str(report)
     assert report.advice() == "faster: rusttorch.enable()"
@@ -72,26 +73,93 @@ def test_what_the_ops_and_the_pool_are_worth(monkeypatch):
 def test_advice_is_about_each(monkeypatch, ops, both, advice):
     clock = Clock(monkeypatch)
     ab = rusttorch.AB(settle=0)
-    clock.steps(ab, 24 * 4, lambda stock, pool, _: 6 if stock else both if pool else ops)
+    clock.steps(ab, 24 * 9, lambda stock, pool, _: 6 if stock else both if pool else ops)
     assert ab.report().advice().endswith(advice)
 
 
-def test_steps_just_after_an_exchange_are_left_out(monkeypatch):
-    """Steps of 3 ms, and 9 in the first 8 ms."""
+def test_advice_is_about_what_was_asked(monkeypatch):
     clock = Clock(monkeypatch)
-    ab, exchanged = rusttorch.AB("mish", block=2), [None, 0.0]
+    for given, said in (
+        ((["mish"], {}), "rusttorch.enable('mish')"),
+        ((["mish"], {"pool": True}), "rusttorch.enable('mish', pool=True)"),
+        (([], {"exclude": ["relu"], "pool": False}), "rusttorch.enable(exclude=['relu'], pool=False)"),
+        (([], {"exclude": ["relu"]}), "rusttorch.enable(exclude=['relu'])"),
+    ):
+        names, options = given
+        ab = rusttorch.AB(*names, settle=0, **options)
+        clock.steps(ab, 24 * 9, lambda stock, pool, _: 6 if stock else 2 if pool else 3)
+        assert ab.report().advice() == f"faster: {said}"
+
+
+def test_few_rounds_tell_little(monkeypatch):
+    clock = Clock(monkeypatch)
+    for rounds, few in ((7, True), (8, False)):
+        ab = AB("mish")
+        clock.steps(ab, 16 * (rounds + 1), lambda stock, pool, k: 2 if stock else 1)
+        report = ab.report()
+        assert report.rounds == rounds and report.few == few
+        assert report.advice() == (
+            "measure more steps: 7 rounds tell little" if few else "faster: rusttorch.enable('mish')"
+        )
+
+
+def test_an_interval_holds_the_median_as_often_as_it_says():
+    random = np.random.default_rng(0)
+    for n in (8, 20, 51):
+        held = 0
+        for _ in range(2000):
+            (low, high), few = rusttorch.ab._interval(random.exponential(size=n), 0.95)
+            held += low <= math.log(2) <= high
+            assert not few
+        assert held >= 0.94 * 2000
+
+
+def test_steps_just_after_an_exchange_are_left_out(monkeypatch):
+    """Steps of 1 ms, and of 3 in the first 6: two such and one of 1 end within 7.5."""
+    clock = Clock(monkeypatch)
+    ab, exchanged = rusttorch.AB("mish", block=2, settle=0.0075), [None, 0.0]
 
     def seconds(stock, pool, _):
         if stock != exchanged[0]:
             exchanged[:] = stock, clock.now
-        return 0.003 if clock.now - exchanged[1] < 0.0075 else 0.001
+        return 0.003 if clock.now - exchanged[1] < 0.0059 else 0.001
 
-    clock.steps(ab, 200, seconds)
+    clock.steps(ab, 400, seconds)
     report = ab.report()
     assert report.median == {"stock": pytest.approx(0.001), "swapped": pytest.approx(0.001)}
-    # Of a round, two or three exchanges with two steps that end within 8 ms, and the third one that began in them.
-    assert 200 * 4 / 12 - 6 <= report.left_out <= 200 * 6 / 14 + 6
-    assert f"{report.left_out} steps that ended just after" in str(report)
+    assert ab._most_settling == 3 and report.left_out + len(ab._rows) == 400
+    assert f"{report.left_out} steps just after kernels" in str(report)
+
+
+def test_the_arms_stay_interleaved(monkeypatch):
+    """Though a faster arm has more steps in the first 8 ms: losses that fall are no difference."""
+    clock = Clock(monkeypatch)
+    ab = rusttorch.AB("mish")
+    clock.steps(ab, 2000, lambda stock, pool, k: 0.003 if stock else 0.001, loss=lambda stock, k: 0.99**k)
+    report = ab.report()
+    assert report.losses_agree, str(report)
+    assert abs(report.loss_difference) < 0.01
+
+
+def test_losses_that_differ_by_a_rounding_agree():
+    for dtype, apart, agree in (
+        (torch.float32, 2e-7, True),
+        (torch.float32, 1e-5, False),
+        (torch.bfloat16, 8e-3, True),
+    ):
+        report = lossy(lambda arm, k: torch.tensor(1.0 + apart * (arm == "stock"), dtype=dtype))  # noqa: B023
+        assert report.losses_agree is agree
+
+
+def test_losses_of_the_ops_alone_are_swapped_ones():
+    ab = rusttorch.AB(block=1, warmup=0, settle=0)
+    for _ in range(6 * 10):
+        with ab.step() as step:
+            alone = step.arm == "swapped" and not rusttorch.memory.is_enabled()
+            step.loss = math.nan if alone else 1.0
+    report = ab.report()
+    assert report.not_finite == {"stock": 0, "swapped": 20} and report.losses == {"stock": 20, "swapped": 40}
+    assert report.losses_agree is False
 
 
 def test_steps_that_are_not_alike_are_noticed(monkeypatch):
@@ -102,6 +170,7 @@ def test_steps_that_are_not_alike_are_noticed(monkeypatch):
     report = ab.report()
     assert report.speedup == 1 and report.by_total.ratio == 1.6 and report.uneven
     assert "UNEVEN STEPS" in str(report) and "1.600x" in str(report)
+    assert "optimizer step" in report.advice()
     ab = AB(block=4)
     clock.steps(ab, 16 * 8, lambda stock, pool, k: 2 if stock else 1)
     assert not ab.report().uneven
@@ -158,10 +227,10 @@ def test_exception_in_a_step_restores():
 
 def swapped_ab(**options):
     """An AB between two of its swapped steps."""
-    ab, arm = AB("mish", block=2, **options), None
-    while arm != "swapped":
-        with ab.step() as step:
-            arm = step.arm
+    ab = AB("mish", block=2, **options)
+    while ab._kind != "swapped":
+        with ab.step():
+            pass
     assert rusttorch.swap._swapped.now.names
     return ab
 
@@ -224,6 +293,28 @@ def test_nothing_is_swapped_within_a_step():
             assert not rusttorch.swap._swapped.now.names
     with rusttorch.use("silu"):  # after it
         pass
+
+
+def test_what_is_taken_out_between_two_steps_is_noticed():
+    for take_out in (lambda: rusttorch.disable(force=True), rusttorch.memory.disable_pool):
+        ab = swapped_ab(pool=True)
+        rusttorch.swap._swapped.between_steps.discard(ab)  # so that disable() does not close it
+        take_out()
+        with pytest.raises(RuntimeError, match="were taken out"), ab.step():
+            pass
+
+
+def test_a_fork_within_a_step_is_in_none():
+    ab = AB("mish")
+    with ab.step():
+        child = os.fork()
+        if child == 0:
+            try:
+                with rusttorch.use("silu"):
+                    os._exit(0)
+            finally:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_a_step_beside_a_step_is_refused():
@@ -318,12 +409,11 @@ def test_a_loss_that_is_no_number_is_an_error():
 
 def test_samples_of_some_steps(monkeypatch):
     """Count against the time of those steps."""
-    clock = [0.0]
-    monkeypatch.setattr(rusttorch.ab.time, "perf_counter", lambda: clock[0])
+    clock = Clock(monkeypatch)
     ab = AB("mish", block=2, warmup=0)
     for k in range(8 * 3):
         with ab.step(samples=10 * (k % 2)):
-            clock[0] += 1
+            clock.now += 1
     assert ab.report().per_second == {"stock": 10, "swapped": 10}
 
 

@@ -261,11 +261,25 @@ def test_who_asks_for_it_has_it():
     assert not memory.is_enabled()
 
 
+def test_it_comes_back_with_the_next_who_asks():
+    rusttorch.enable()
+    memory.disable_pool()
+    assert not memory.is_enabled()
+    rusttorch.enable()
+    assert memory.is_enabled()
+    memory.disable_pool()
+    with rusttorch.use():
+        assert memory.is_enabled()
+    rusttorch.disable()
+    assert not memory.is_enabled()
+
+
 def test_where_it_cannot_be(monkeypatch):
     def refuse(on):
         raise RuntimeError("another CPU allocator is in force")
 
     monkeypatch.setattr(memory._C, "enable_pool", refuse)
+    monkeypatch.setattr(memory._C, "pool_is_available", lambda: False)
     with pytest.warns(UserWarning, match="without the memory pool"), rusttorch.use():
         assert rusttorch.is_enabled()
     for asked in (rusttorch.enable, lambda pool: rusttorch.use(pool=pool).__enter__()):

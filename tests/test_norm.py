@@ -151,8 +151,9 @@ def test_bad_input():
         assert errors[0] == errors[1]
 
 
-def test_opcheck():
-    x, w, b = (torch.randn(s, requires_grad=True) for s in ((6, 8), (8,), (8,)))
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
+def test_opcheck(dtype):
+    x, w, b = (torch.randn(s).to(dtype).requires_grad_() for s in ((6, 8), (8,), (8,)))
     ops = torch.ops.rusttorch
     opcheck(ops.native_layer_norm, (x, [8], w, b, 1e-5))
     opcheck(ops._fused_rms_norm, (x, [8], w, 1e-5))

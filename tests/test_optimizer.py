@@ -25,7 +25,10 @@ OPTIMIZERS = [
     *[("Adam", {"lr": 3e-3, **options}) for options in ADAM],
     *[("AdamW", {"lr": 3e-3, "betas": (0.8, 0.95), "eps": 1e-6, **options}) for options in ADAM],
     *[("SGD", {"lr": 3e-2, **options}) for options in SGD],
-    *[("Adagrad", {"lr": 3e-2, "lr_decay": 0.01, "weight_decay": decay}) for decay in (0, 0.1)],
+    *[
+        ("Adagrad", {"lr": 3e-2, "lr_decay": 0.01, "weight_decay": decay, "maximize": maximize})
+        for decay, maximize in itertools.product((0, 0.1), (False, True))
+    ],
 ]
 
 
@@ -46,11 +49,6 @@ def train(optimizer, params, steps, first=0):
         optimizer.step()
 
 
-def ours_of(name):
-    """rusttorch.optim has it, or torch.optim's takes our kernel under use()."""
-    return getattr(rusttorch.optim, name, None) or getattr(torch.optim, name)
-
-
 def tensors_of(optimizer, params):
     state = [t for p in params for _, t in sorted(optimizer.state[p].items()) if t is not None]
     return [*(p.detach() for p in params), *state]
@@ -61,19 +59,24 @@ def tensors_of(optimizer, params):
 def test_hundred_steps(name, options, dtype):
     """As close to float64 as torch.optim's default, or 1e-6; bf16 on average."""
     results = []
-    for kind, precision in (
-        (ours_of(name), dtype),
-        (getattr(torch.optim, name), dtype),
-        (getattr(torch.optim, name), 0),
+    ours, torchs = getattr(rusttorch.optim, name), getattr(torch.optim, name)
+    for kind, precision, swap in (
+        (ours, dtype, contextlib.nullcontext),
+        (torchs, dtype, rusttorch.use),
+        (torchs, dtype, contextlib.nullcontext),
+        (torchs, 0, contextlib.nullcontext),
     ):
         params = parameters(dtype)
         if precision == 0:
             params = [torch.nn.Parameter(p.detach().double()) for p in params]
         optimizer = kind(params, **options)
-        with rusttorch.use() if kind is ours_of(name) else torch.enable_grad():
+        with swap():
             train(optimizer, params, 100)
         results.append([t.double() for t in tensors_of(optimizer, params)])
-    for mine, stock, reference in zip(*results, strict=True):
+    *both, stocks, references = results
+    for mine, stock, reference in (
+        (m, *rest) for ours in both for m, *rest in zip(ours, stocks, references, strict=True)
+    ):
         if mine.numel() == 0:
             continue
         if dtype == torch.bfloat16:  # a walk of a hundred roundings
@@ -84,7 +87,7 @@ def test_hundred_steps(name, options, dtype):
         assert (mine - reference).abs().max() <= bound
 
 
-@pytest.mark.parametrize(("name", "options"), [OPTIMIZERS[5], OPTIMIZERS[13], OPTIMIZERS[23]], ids=str)
+@pytest.mark.parametrize(("name", "options"), [OPTIMIZERS[5], OPTIMIZERS[13], OPTIMIZERS[23], OPTIMIZERS[-1]], ids=str)
 def test_state_dict_goes_both_ways(name, options):
     pair = (getattr(rusttorch.optim, name), getattr(torch.optim, name))
     for saver, loader in (pair, pair[::-1]):
@@ -183,7 +186,7 @@ def test_subclasses_are_fused():
     assert ran("_fused_adamw_") == 1
 
 
-@pytest.mark.parametrize("name", ["Adam", "AdamW", "SGD"])
+@pytest.mark.parametrize("name", ["Adam", "AdamW", "SGD", "Adagrad"])
 def test_hooks_run_once(name):
     p = torch.nn.Parameter(torch.ones(3))
     getattr(torch.optim, name)([p])  # torch puts the hooks around this class's step now
@@ -290,8 +293,6 @@ def test_autograd_is_told_of_a_step(name):
     with torch.inference_mode():
         fixed = torch.ones(3)
     for module in (torch.optim, rusttorch.optim):
-        if not hasattr(module, name):
-            continue
         with rusttorch.use():
             w = torch.ones(3, requires_grad=True)
             optimizer = getattr(module, name)([w])
@@ -377,9 +378,7 @@ def test_a_scaled_gradient_that_lies_otherwise_is_unscaled(name):
 def test_a_parameter_that_is_there_twice_takes_both_steps(name):
     results = []
     for optimizer, swap in (("torch", contextlib.nullcontext), ("torch", rusttorch.use), ("rusttorch", rusttorch.use)):
-        make = getattr({"torch": torch.optim, "rusttorch": rusttorch.optim}[optimizer], name, None)
-        if make is None:  # Adagrad is torch's
-            continue
+        make = getattr({"torch": torch.optim, "rusttorch": rusttorch.optim}[optimizer], name)
         p = torch.nn.Parameter(torch.linspace(-1, 1, 6))
         optimizer = make([p, p], lr=0.1)
         with swap():

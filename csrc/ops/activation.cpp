@@ -184,10 +184,10 @@ const Rows& activation_rows() {
       ROW("log_sigmoid_forward.output", LogSigmoid<activation::log_sigmoid_forward>, STOCK(log_sigmoid_forward_outf)),
       ROW("log_sigmoid_backward", LogSigmoidBackward, AnyDevice<&log_sigmoid_backward_stock>),
       ROW("log_sigmoid_backward.grad_input", LogSigmoidBackward, AnyDevice<&log_sigmoid_backward_stock_out>),
-      {"selu", impl<&Selu::call>(), nullptr, std::nullopt, true},
-      {"selu_", impl<&SeluInplace::call>(), nullptr, std::nullopt, true},
-      {"celu", impl<&Celu::call>(), nullptr, std::nullopt, true},
-      {"celu_", impl<&CeluInplace::call>(), nullptr, std::nullopt, true},
+      {.name = "selu", .impl = impl<&Selu::call>(), .composite = true},
+      {.name = "selu_", .impl = impl<&SeluInplace::call>(), .composite = true},
+      {.name = "celu", .impl = impl<&Celu::call>(), .composite = true},
+      {.name = "celu_", .impl = impl<&CeluInplace::call>(), .composite = true},
   };
   return rows;
 }

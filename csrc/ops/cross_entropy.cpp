@@ -338,7 +338,7 @@ const Rows& cross_entropy_rows() {
                               ByForward),
       {"cross_entropy_loss_forward", impl<&forward>(), &stats<"cross_entropy_loss_forward">},
       {"cross_entropy_loss_backward", impl<&backward>(), &stats<"cross_entropy_loss_backward">},
-      {"linear_cross_entropy", impl<&LinearCrossEntropy::call>(), nullptr, std::nullopt, true},
+      {.name = "linear_cross_entropy", .impl = impl<&LinearCrossEntropy::call>(), .composite = true},
       {"linear_cross_entropy_forward", impl<&linear_forward>(), &stats<"linear_cross_entropy_forward">},
   };
   return rows;

@@ -186,7 +186,7 @@ Impl impl() {
 struct Row {
   const char* name;  // with its overload, as in schemas.cpp
   Impl impl;
-  Stats* stats;
+  Stats* stats = nullptr;
   // At the autograd key, where aten decomposes the op or differentiates it in parts.
   std::optional<Impl> autograd = std::nullopt;
   bool composite = false;  // made of other ops of the table, which have the kernels and the derivatives

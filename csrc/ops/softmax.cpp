@@ -122,8 +122,8 @@ const Rows& softmax_rows() {
   static const Rows rows = {
       SOFTMAX(softmax),
       SOFTMAX(log_softmax),
-      {"softmax.int", impl<&OfDtype<false>::call>(), nullptr, std::nullopt, true},
-      {"log_softmax.int", impl<&OfDtype<true>::call>(), nullptr, std::nullopt, true},
+      {.name = "softmax.int", .impl = impl<&OfDtype<false>::call>(), .composite = true},
+      {.name = "log_softmax.int", .impl = impl<&OfDtype<true>::call>(), .composite = true},
   };
   return rows;
 }

@@ -41,7 +41,9 @@ __doc__ += (
 for _family in dict.fromkeys(op.family for op in ops()):
     _names = dict.fromkeys(op.name.partition(".")[0] for op in ops() if op.family == _family)
     _plain = ", ".join(
-        name for name in _names if name in globals() and name[0] != "_" and not name.endswith(("_", "ward"))
+        name
+        for name in _names
+        if name in globals() and name[0] != "_" and not name.endswith(("_", "_backward", "_forward"))
     )
     if _plain:
         __doc__ += textwrap.fill(_plain, 110, initial_indent=f"  {_family}: ", subsequent_indent="    ") + "\n"

@@ -7,7 +7,8 @@
     python -m rusttorch info                    # this machine, this torch, and what can be swapped in
 
 A step is what lies between the ends of two calls of an optimizer's step(): the first optimizer's, where a script has
-several. --ab and --profile print at the script's end, also where that is Ctrl-C or an error.
+several. --ab and --profile print at the script's end, also where that is Ctrl-C or an error. (A script that calls
+rusttorch.use() or enable() itself is not for --ab, which gives each step its kernels.)
 """
 
 import argparse

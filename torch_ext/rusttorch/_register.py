@@ -4,8 +4,6 @@ import torch
 
 from . import _C
 
-LIBRARY = torch.library.Library("rusttorch", "IMPL")
-
 
 def _log_sigmoid(x):
     return torch.empty_like(x, memory_format=torch.contiguous_format)
@@ -106,12 +104,7 @@ def register_fake(name, family):
             _check_one_device(args)
         return twin(*args, **kwargs)
 
-    register_meta(name, fake)
-
-
-def register_meta(name, fake):
-    """As torch.library.register_fake, which takes most of a millisecond to find out the caller's file."""
-    LIBRARY.impl(name, fake, "Meta")
+    torch.library.register_fake(f"rusttorch::{name}", fake)
 
 
 def register_vmap(name):
@@ -173,7 +166,7 @@ def register():
         if family in LISTS:  # which vmap does not know
             nothing = not overload("rusttorch", name)._schema.returns
             if nothing:
-                register_meta(name, _changes_lists)
+                torch.library.register_fake(f"rusttorch::{name}", _changes_lists)
             else:
                 register_fake(name, family)
             continue

@@ -22,7 +22,7 @@ SHOWN = 10  # ops in a report
 
 
 class Ratio(NamedTuple):
-    """Stock's time over another's: the median over rounds, and its bootstrap confidence interval."""
+    """Of the times of two kinds of steps: the median over rounds, and its confidence interval."""
 
     ratio: float
     interval: tuple[float, float]
@@ -36,27 +36,31 @@ class Report:
     """What an AB found. Times are seconds per step; print it for a summary."""
 
     rounds: int
-    left_out: int  # steps that ended too soon after an exchange of kernels
+    left_out: int  # steps just after an exchange of kernels
     median: dict[str, float]  # arm -> median step time
     speedup: float  # median over rounds of stock's time over swapped's
-    interval: tuple[float, float]  # its bootstrap confidence interval
-    parts: dict[str, Ratio] | None  # what the "ops" are worth alone, and what the "pool" adds to them
-    by_total: Ratio  # as speedup, of all the time that a round's steps took, where that is of their median
+    interval: tuple[float, float]  # its confidence interval
+    parts: dict[str, Ratio] | None  # stock over the "ops" alone; and those over both, what the "pool" adds
+    by_total: Ratio  # as speedup, but of the mean of a round's steps, not of their median
     confidence: float  # of every interval
+    few: bool  # rounds: too few for that, so that the ratios' intervals are their range
     per_second: dict[str, float] | None  # arm -> samples (or tokens) per second
     loss_difference: float | None  # mean over loss_rounds of swapped's loss less stock's, relative to their mean
     loss_interval: tuple[float, float] | None  # its confidence interval (Student's)
     loss_rounds: int  # rounds in which both arms' losses are given and finite
-    losses: dict[str, int]  # arm -> steps that gave a loss, those of the warm-up too
+    rounding: float  # of the losses' dtype, relative: what is within 8 of it is no difference
+    losses: dict[str, int]  # arm -> steps that gave a loss, those of the warm-up too, those left out not
     not_finite: dict[str, int]  # arm -> such steps whose loss was NaN or infinite
     peak_memory: dict[str, int]  # arm -> bytes
     ran: dict[str, swap.OpStats]  # what the swapped ops did in the swapped steps
     pool: bool  # whether the swapped steps had the memory pool too
     compiled: bool  # whether torch.compile made kernels, which the swap does not reach
+    asked: dict[str, str]  # how use() is given these ops: with the "pool", and without
 
     @property
     def losses_agree(self):
-        """Whether the interval of the loss difference holds 0, and no arm alone has losses that are not finite.
+        """Whether the losses differ by rounding only, or the interval of their difference holds 0; and no arm alone has
+        losses that are not finite.
 
         None where it cannot be said: losses of both arms compared in fewer than 2 rounds, or losses of both that are
         not finite. (The arms train one model: once its weights are NaN, both arms' losses are, whoever made them so.)
@@ -64,7 +68,8 @@ class Report:
         broken = [n > 0 for n in self.not_finite.values()]
         if any(broken) and not all(broken):
             return False
-        if self.loss_interval and not self.loss_interval[0] <= 0 <= self.loss_interval[1]:
+        rounded = 8 * self.rounding
+        if self.loss_interval and not self.loss_interval[0] - rounded <= 0 <= self.loss_interval[1] + rounded:
             return False
         return True if self.loss_interval and not any(broken) else None
 
@@ -90,18 +95,22 @@ class Report:
         """What to do next, in words."""
         if self.losses_agree is False:
             return "the losses differ: leave it out, and report that"
-        helps = {name: part.interval[0] > 1 for name, part in (self.parts or {}).items()}
-        harms = {name: part.interval[1] < 1 for name, part in (self.parts or {}).items()}
-        if harms.get("ops") and helps["pool"]:
-            return "the pool is faster, the ops are not: rusttorch.memory.enable_pool()"
-        if helps.get("ops") and harms["pool"]:
-            return "the ops are faster, the pool is not: rusttorch.enable(pool=False)"
+        if self.uneven:
+            return "steps are not alike: let a step be one optimizer step, and measure again"
+        if self.few:
+            return f"measure more steps: {self.rounds} rounds tell little"
         low, high = self.interval
+        if self.parts:
+            (ops_low, ops_high), (pool_low, pool_high) = (self.parts[name].interval for name in (OPS, "pool"))
+            if ops_high < 1 < pool_low:
+                return "the pool is faster, the ops are not: rusttorch.memory.enable_pool()"
+            if pool_high < 1 < ops_low:
+                return f"the ops are faster, the pool is not: rusttorch.enable({self.asked[OPS]})"
         if high < 1:
             return "slower here: leave it out"
         if low <= 1:
             return "no difference is seen: leave it out, or measure more steps"
-        return f"faster: rusttorch.enable({'' if self.pool else 'pool=False'})"
+        return f"faster: rusttorch.enable({self.asked['pool' if self.pool else OPS]})"
 
     def __str__(self):
         lines = [
@@ -114,14 +123,17 @@ class Report:
             "  median step   " + "   ".join(f"{arm} {self.median[arm] * 1e3:.3f} ms" for arm in ARMS),
         ]
         if self.uneven:
-            lines.append(f"  UNEVEN STEPS  by all of their time: {self.by_total}; let a step be one optimizer step")
+            lines.append(f"  UNEVEN STEPS  by their mean: {self.by_total}")
         if self.per_second:
             lines.append("  per second    " + "   ".join(f"{arm} {self.per_second[arm]:,.0f}" for arm in ARMS))
         if any(self.losses.values()):
             lines.append("  losses        " + self._losses())
-        lines.append("  peak memory   " + "   ".join(f"{arm} {self.peak_memory[arm] / 2**20:.1f} MiB" for arm in ARMS))
+        kept = " (and what the pool keeps)" if self.pool else ""
+        lines.append(
+            "  peak memory   " + "   ".join(f"{arm} {self.peak_memory[arm] / 2**20:.1f} MiB" for arm in ARMS) + kept
+        )
         if self.left_out:
-            lines.append(f"  left out      {self.left_out} steps that ended just after kernels were exchanged")
+            lines.append(f"  left out      {self.left_out} steps just after kernels were exchanged")
         if self.compiled:
             lines.append("  compiled      torch.compile made kernels of its own here, which the swap does not reach")
         lines.append("  next          " + self.advice())
@@ -159,18 +171,19 @@ class AB:
     in rounds of blocks of `block` steps: stock, swapped, swapped, stock or the reverse, at random, so that a trend hits
     both arms alike. Where swapped steps have the pool, there are blocks of the ops alone as well (stock, ops, swapped,
     swapped, ops, stock, in any order), which say what each of the two is worth. A round gives one ratio, of its arms'
-    median times. The first `warmup` rounds are left out, and so are steps that end within `settle` seconds after an
-    exchange of kernels, when caches are cold. Kernels are exchanged between blocks, outside the timed part; between the
-    steps of a block nothing is done. Both arms train the same model, so their losses are compared round by round: the
-    mean difference should not differ from 0. Rounds in which an arm gave none are left out.
+    median times. The first `warmup` rounds are left out, and so are the steps that end within `settle` seconds after an
+    exchange of kernels, when caches are cold: as many after each as were needed after any, so that the arms stay
+    interleaved. Kernels are exchanged between blocks, outside the timed part; between the steps of a block nothing is
+    done. Both arms train the same model, so their losses are compared round by round: the mean difference should not
+    differ from 0. Rounds in which an arm gave none are left out.
 
     Between two steps of a block the ops stay swapped in. They are taken out by the other arm's block, an exception in
     a step, close(), report(), rusttorch.disable(), another AB's first step, the end of `with rusttorch.AB() as ab:`,
     and when the AB goes (del ab).
 
     names, exclude and pool choose what is swapped as in rusttorch.use(). step.arm is "stock" or "swapped", for a loop
-    that gives each its own model. Raises RuntimeError if ops are swapped already, or the pool is enabled, for a step
-    within a step or beside one of another AB, and for use() and enable() within a step.
+    that gives each its own model. Raises RuntimeError if ops are swapped already; if the pool is enabled already, where
+    swapped steps have it; for a step within a step or beside one of another AB; for use() and enable() within a step.
     """
 
     def __init__(self, *names, exclude=(), pool=None, block=4, warmup=1, settle=0.008, seed=0):
@@ -182,16 +195,20 @@ class AB:
         self._uses = {"swapped": swapped}
         if swapped.pool:
             self._uses[OPS] = swap.use(*names, exclude=exclude, pool=False)
+        self._asked = {OPS: _arguments(names, exclude, False), "pool": _arguments(names, exclude, True)}
         self._orders = [half + half[::-1] for half in itertools.permutations(("stock", *self._uses))]
         self._block, self._warmup, self._settle = block, warmup, settle
         self._random = random.Random(seed)
         self._blocks = []  # to come in this round
         self._left = 0  # steps to come in the block that goes on
         self._kind = None  # of that block: "stock", "swapped" or OPS
-        self._exchanged = 0.0  # when it began, by the clock
+        self._exchanged = 0.0  # when that was, by the clock
+        self._settling = 0  # steps since, which are left out
+        self._most_settling = 0  # after any exchange
         self._inside = False  # a step
         self._rows = []  # round, kind of block, seconds, samples, loss
         self._left_out = 0
+        self._rounding = 0.0  # of the losses
         self._round = -1
         self._peak = dict.fromkeys(ARMS, 0)
         self._ran = {}
@@ -219,23 +236,27 @@ class AB:
             with swap._swapped.lock:
                 self._inside = True
                 swap._swapped.between_steps.discard(self)
-            swap._swapped.leave_steps_alone()
-            self._begin()
-            swap._swapped.stepping = self
+                swap._swapped.leave_steps_alone()
+                self._begin()
+                swap._swapped.stepping = self
             step = Step("swapped" if self.is_swapped else "stock")
             _synchronize()
             start = time.perf_counter()
             yield step
             _synchronize()
             end = time.perf_counter()
-            loss = None if step.loss is None else float(torch.as_tensor(step.loss).detach())
-            if end - self._exchanged >= self._settle:
+            loss = None if step.loss is None else self._number(step.loss)
+            if end - self._exchanged < self._settle or self._settling < self._most_settling:
+                self._left_out += 1
+                self._settling += 1
+                self._most_settling = max(self._most_settling, self._settling)
+            else:
                 self._rows.append((self._round, self._kind, end - start, samples, loss))
                 self._left -= 1
-            else:
-                self._left_out += 1
-            self._leave()
-            swap._swapped.between_steps.add(self)
+                self._settling = self._most_settling  # until the next exchange
+            with swap._swapped.lock:
+                self._leave()
+                swap._swapped.between_steps.add(self)
         except BaseException:
             self._leave()
             self.close()
@@ -247,13 +268,21 @@ class AB:
         if swap._swapped.stepping is self:
             swap._swapped.stepping = None
 
+    def _number(self, loss):
+        loss = torch.as_tensor(loss).detach()
+        if loss.is_floating_point():
+            self._rounding = max(self._rounding, torch.finfo(loss.dtype).eps)
+        return float(loss)
+
     def _begin(self):
         """A step: of the block that goes on, or of the next."""
         if self._round < 0:
             swap._swapped.close_between_steps()
-        if self._left > 0:
-            self._check()
-            return
+        if self._left <= 0:
+            self._next_block()
+        self._check()
+
+    def _next_block(self):
         if not self._blocks:
             self._round += 1
             self._blocks = list(self._random.choice(self._orders))
@@ -267,19 +296,22 @@ class AB:
                 self._before = swap.stats()
                 self._entered.enter_context(self._uses[kind])
             _reset_peak_memory()
+            self._settling = 0
             self._exchanged = time.perf_counter()
-        self._check()
 
     def _check(self):
         """That nothing is swapped but by the block that goes on."""
         use = self._uses.get(self._kind)
-        if swap._swapped.now.names != (use.names if use else frozenset()):
+        wanted, now = use.names if use else frozenset(), swap._swapped.now.names
+        if now - wanted:
             raise RuntimeError(
-                f"rusttorch.AB compares with stock, but ops are swapped in already, by {swap._swapped.holders()}; "
+                f"rusttorch.AB compares with stock, but ops are swapped in already, by {swap._swapped.holders(self)}; "
                 "rusttorch.disable(force=True) takes them out whoever holds them"
             )
         if OPS in self._uses and memory.is_enabled() and self._kind != "swapped":
             raise RuntimeError("rusttorch.AB compares with stock, but the pool is enabled already: call disable_pool()")
+        if wanted - now or (self._kind == "swapped" and use.pool and not memory.is_enabled()):
+            raise RuntimeError("rusttorch.AB: its ops, or the pool, were taken out between two steps of a block")
 
     def _end(self):
         """Ends the block that goes on."""
@@ -302,7 +334,7 @@ class AB:
             self._blocks, self._left = [], 0
             self._end()
 
-    def report(self, confidence=0.99, resamples=2000):
+    def report(self, confidence=0.99):
         """The Report so far. Raises RuntimeError before warmup + 2 rounds are complete."""
         self.close()
         kinds = ("stock", *self._uses)
@@ -323,14 +355,14 @@ class AB:
 
         def ratio(over, under, of=np.median):
             ratios = of(seconds[over], axis=1) / of(seconds[under], axis=1)
-            return Ratio(float(np.median(ratios)), _bootstrap(ratios, confidence, resamples))
+            return Ratio(float(np.median(ratios)), _interval(ratios, confidence)[0])
 
         speedup = ratio("stock", "swapped")
         samples = {arm: column(arm, 1) for arm in ARMS}
         per_second = {
             arm: float(samples[arm].sum() / seconds[arm][samples[arm] > 0].sum()) for arm in ARMS if samples[arm].any()
         }
-        differences = _loss_differences(whole)
+        differences = _loss_differences(whole, self._uses)
         compared = len(differences) >= 2
         losses = {
             arm: [loss for _, kind, _, _, loss in self._rows if kind in given and loss is not None]
@@ -345,20 +377,24 @@ class AB:
             parts={OPS: ratio("stock", OPS), "pool": ratio(OPS, "swapped")} if OPS in kinds else None,
             by_total=ratio("stock", "swapped", np.mean),
             confidence=confidence,
+            few=_interval(np.ones(len(whole)), confidence)[1],
             per_second=per_second if len(per_second) == len(ARMS) else None,
             loss_difference=float(np.mean(differences)) if compared else None,
             loss_interval=_student(differences, confidence) if compared else None,
             loss_rounds=len(differences),
+            rounding=self._rounding,
             losses={arm: len(losses[arm]) for arm in ARMS},
             not_finite={arm: sum(not math.isfinite(loss) for loss in losses[arm]) for arm in ARMS},
             peak_memory=dict(self._peak),
             ran=dict(self._ran),
             pool=OPS in kinds,
             compiled=_has_compiled(),
+            asked=self._asked,
         )
 
     def times(self, arm):
-        """The step times of an arm ("stock" or "swapped") in seconds, in order, without the warm-up."""
+        """The step times of an arm ("stock" or "swapped") in seconds, in order: those that the speed-up is made of, and
+        those of unfinished rounds."""
         if arm not in ARMS:
             raise ValueError(f"times: expected an arm of {ARMS}, got {arm!r}")
         return [seconds for number, kind, seconds, *_ in self._rows if kind == arm and number >= self._warmup]
@@ -379,29 +415,39 @@ class AB:
         return profiler.report()
 
 
-def _loss_differences(rounds):
+def _arguments(names, exclude, pool):
+    """Those of use() that give these ops, with the pool or without."""
+    said = [repr(name) for name in names]
+    said += [f"exclude={exclude!r}"] if exclude else []
+    said += [f"pool={pool}"] if pool == bool(names) else []  # else it is so by itself
+    return ", ".join(said)
+
+
+def _loss_differences(rounds, swapped):
     """Swapped's mean loss less stock's, relative to their size, of each round where both are given and finite."""
     differences = []
     for kinds in rounds:
-        given = [[loss for _, _, loss in kinds[arm] if loss is not None] for arm in ARMS]
+        rows = kinds["stock"], [row for kind in swapped for row in kinds[kind]]
+        given = [[loss for _, _, loss in each if loss is not None] for each in rows]
         if all(given) and all(map(math.isfinite, given[0] + given[1])):
-            stock, swapped = (sum(losses) / len(losses) for losses in given)
-            size = max(abs(stock) + abs(swapped), np.finfo(float).tiny) / 2
-            differences.append((swapped - stock) / size)
+            stock, ours = (sum(losses) / len(losses) for losses in given)
+            size = max(abs(stock) + abs(ours), np.finfo(float).tiny) / 2
+            differences.append((ours - stock) / size)
     return differences
 
 
-def _bootstrap(values, confidence, resamples):
-    """Percentile interval of the median (B. Efron, Bootstrap Methods, 1979); the same for the same values."""
-    draws = np.random.default_rng(0).choice(values, size=(resamples, len(values)))
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(np.median(draws, axis=1), [tail, 1 - tail])
-    return float(low), float(high)
+def _interval(values, confidence):
+    """Of the median, by the values' order alone (W. Thompson, 1936): the k-th smallest and largest. And whether they
+    are too few for that, so that it is their range."""
+    n, ordered = len(values), np.sort(values)
+    beyond = np.cumsum([math.comb(n, k) for k in range(n)]) / 2**n  # the chance that at most k are below the median
+    k = int(np.searchsorted(beyond, (1 - confidence) / 2, side="right"))
+    return (float(ordered[max(k - 1, 0)]), float(ordered[n - max(k, 1)])), k == 0
 
 
 def _student(values, confidence):
-    """Interval of the mean (Student, The Probable Error of a Mean, 1908), whose quantile is that of a million draws: a
-    few rounds whose differences happen to have one sign are no alarm, as they would be to a bootstrap."""
+    """Of the mean (Student, The Probable Error of a Mean, 1908): a few rounds whose differences happen to have one sign
+    are no alarm. NumPy has Student's distribution, but not its quantiles: that is one of a million draws."""
     n = len(values)
     t = np.quantile(np.abs(np.random.default_rng(0).standard_t(n - 1, 1_000_000)), confidence)
     half = t * np.std(values, ddof=1) / math.sqrt(n)

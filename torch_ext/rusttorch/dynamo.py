@@ -1,7 +1,7 @@
 """rusttorch.NAME inside torch.compile: Dynamo traces torch.ops.rusttorch.NAME in the place of the builtin."""
 
 import importlib.abc
-import importlib.util
+import importlib.machinery
 import sys
 
 import torch
@@ -11,24 +11,34 @@ from . import _C
 REDUCTIONS = ("none", "mean", "sum")
 
 
+def reduction_of(name):
+    if name not in REDUCTIONS:
+        raise ValueError(f"{name} is not a valid value for reduction")
+    return REDUCTIONS.index(name)
+
+
 def traceable(name):
-    """What the builtin does, in Python: torch.ops' arguments are aten's, who counts reductions and says self."""
+    """What the builtin does, in Python: torch.ops' arguments are aten's, which numbers reductions, says self for input,
+    and has no None for a list of dims that may be empty."""
     packet = getattr(torch.ops.rusttorch, name)
-    schema = getattr(packet, packet.overloads()[0])._schema
-    names = [argument.name for argument in schema.arguments]
+    arguments = getattr(packet, packet.overloads()[0])._schema.arguments
+    names = [argument.name for argument in arguments]
     at = names.index("reduction") if "reduction" in names else None
-    has_self = names[0] == "self"
+    empty = {a.name for a in arguments if a.has_default_value() and a.default_value == []}
+    has_self = "self" in names
     pair = getattr(torch.return_types, name, None)
 
     def function(*args, **kwargs):
         if has_self and "input" in kwargs:
             kwargs["self"] = kwargs.pop("input")
-        if kwargs.get("out", 0) is None:
-            del kwargs["out"]
+        for left_out in ("out", *empty):
+            if left_out in kwargs and kwargs[left_out] is None:
+                del kwargs[left_out]
+        args = [[] if x is None and names[k] in empty else x for k, x in enumerate(args)]
         if isinstance(kwargs.get("reduction"), str):
-            kwargs["reduction"] = REDUCTIONS.index(kwargs["reduction"])
+            kwargs["reduction"] = reduction_of(kwargs["reduction"])
         if at is not None and len(args) > at and isinstance(args[at], str):
-            args = (*args[:at], REDUCTIONS.index(args[at]), *args[at + 1 :])
+            args[at] = reduction_of(args[at])
         result = packet(*args, **kwargs)
         return pair(result) if pair and isinstance(result, tuple) else result
 
@@ -47,12 +57,14 @@ class _AfterDynamo(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
         if name != "torch._dynamo":
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
+        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
+        if spec is None:
+            return None
         execute = spec.loader.exec_module
 
         def exec_module(module):
             execute(module)
+            sys.meta_path.remove(self)
             substitute()
 
         spec.loader.exec_module = exec_module

@@ -3,7 +3,7 @@
 Stock torch asks the C library, which gives large blocks back to the kernel; the kernel then hands out new pages, one
 fault for each 4 KiB. A training step can take thousands of them.
 
-rusttorch.enable() and rusttorch.use() bring it with them. By itself:
+rusttorch.enable() and rusttorch.use() of every op bring it with them. By itself:
 
     rusttorch.memory.enable_pool()
     train(model)
@@ -34,13 +34,13 @@ _claims = set()  # by whom the pool is asked for
 
 
 def _apply():
-    """The pool is as is asked for: looked at again, as another thread may have asked meanwhile."""
+    """Switches the pool until it is as the claims say, which another thread may change meanwhile."""
     while is_enabled() != bool(_claims):
         _C.enable_pool(bool(_claims))
 
 
 def claim(owner):
-    """The pool is in force until it is released by all of its owners, or by disable_pool()."""
+    """Has the pool in force until all who claimed it have released it, or disable_pool()."""
     _claims.add(owner)
     try:
         _apply()
@@ -50,6 +50,7 @@ def claim(owner):
 
 
 def release(owner):
+    """Ends a claim, if it is one."""
     _claims.discard(owner)
     _apply()
 
@@ -82,11 +83,7 @@ def pool():
 
 def is_available():
     """Whether the pool can be enabled: False where another library has put an allocator of its own in force."""
-    try:
-        with pool():
-            return True
-    except RuntimeError:
-        return False
+    return _C.pool_is_available()
 
 
 def is_enabled():

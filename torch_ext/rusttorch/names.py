@@ -44,10 +44,12 @@ def shapes_broadcastable(a, b):
 
 
 def dropout(input, p=0.5, training=True):
-    """torch.nn.functional.dropout: 0 with probability p, else input / (1 - p); input itself where not training.
+    """torch.nn.functional.dropout, not in place: 0 with probability p, else input / (1 - p); input where not training.
 
-    Keeps the elements that stock keeps with this seed. Raises RuntimeError if p is not in [0, 1].
+    Keeps the elements that stock keeps with this seed. Raises ValueError if p is not in [0, 1].
     """
+    if not 0 <= p <= 1:
+        raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
     return _C.functions.dropout(input, p, training)
 
 

@@ -62,6 +62,14 @@ class _OnePass:
         step = super().step.__func__
         (step.__wrapped__ if getattr(step, "hooked", False) else step)(self)
 
+    def _count_and(self, update, lists, **options):
+        """update(*lists), of which the last are the steps, counted up; where a GradScaler found inf, down again."""
+        amp, steps = self._amp(), lists[-1]
+        _ops._foreach_add_(steps, 1)
+        update(*lists, **options, **amp)
+        if amp["found_inf"] is not None:
+            torch._foreach_sub_(steps, [amp["found_inf"]] * len(steps))
+
     def _amp(self):
         return {"grad_scale": getattr(self, "grad_scale", None), "found_inf": getattr(self, "found_inf", None)}
 
@@ -72,14 +80,11 @@ class Adam(_OnePass, torch.optim.Adam):
     def _update(self, group):
         lists = [[] for _ in range(6)]
         self._init_group(group, *lists)
-        steps = lists[-1]
-        if not steps:
+        if not lists[0]:
             return
-        amp = self._amp()
-        _ops._foreach_add_(steps, 1)
-        update = _ops._fused_adamw_ if group["decoupled_weight_decay"] else _ops._fused_adam_
-        update(
-            *lists,
+        self._count_and(
+            _ops._fused_adamw_ if group["decoupled_weight_decay"] else _ops._fused_adam_,
+            lists,
             lr=group["lr"],
             beta1=float(group["betas"][0]),
             beta2=float(group["betas"][1]),
@@ -87,10 +92,7 @@ class Adam(_OnePass, torch.optim.Adam):
             eps=group["eps"],
             amsgrad=group["amsgrad"],
             maximize=group["maximize"],
-            **amp,
         )
-        if amp["found_inf"] is not None:
-            torch._foreach_sub_(steps, [amp["found_inf"]] * len(steps))
 
 
 class AdamW(Adam, torch.optim.AdamW):
@@ -140,8 +142,4 @@ class Adagrad(_OnePass, torch.optim.Adagrad):
         if has_sparse_grad:
             adagrad(*lists, has_sparse_grad=True, foreach=False, **options)
             return
-        amp = self._amp()
-        _ops._foreach_add_(lists[-1], 1)
-        _ops._fused_adagrad_(*lists, **options, **amp)
-        if amp["found_inf"] is not None:
-            torch._foreach_sub_(lists[-1], [amp["found_inf"]] * len(lists[-1]))
+        self._count_and(_ops._fused_adagrad_, lists, **options)

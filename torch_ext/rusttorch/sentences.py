@@ -24,7 +24,7 @@ SENTENCES = {
     "pow": f"input to the power of a number. {SAME}",
     "maximum": f"The larger of both, NaN where one is. {BROADCAST}",
     "minimum": f"The smaller of both, NaN where one is. {BROADCAST}",
-    "clamp": f"min(max(input, min), max), of numbers or of tensors that broadcast. {SAME}",
+    "clamp": "min(max(input, min), max), for numbers, or for tensors, which broadcast.",
     "addcmul": "input + value * tensor1 * tensor2. All three broadcast.",
     "addcdiv": "input + value * tensor1 / tensor2. All three broadcast.",
     "lerp": "input + weight * (end - input), for a number or a tensor as weight. All broadcast.",
@@ -110,5 +110,5 @@ def sentence(name):
     """Of an op without its overload, or that of the op whose form it is; empty where there is none."""
     if name in SENTENCES:
         return SENTENCES[name]
-    form = next((form for form in FORMS if name.endswith(form)), "")
+    form = next((form for form in FORMS if name.endswith(form) and name.removesuffix(form) in SENTENCES), "")
     return FORMS[form].format(name.removesuffix(form)) if form else ""

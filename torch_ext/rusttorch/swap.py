@@ -111,23 +111,23 @@ def _uncompiled(f):
     return wrapper
 
 
-class Asked(NamedTuple):
+class Swap(NamedTuple):
     """What an enable() or a use() asks for."""
 
     names: frozenset[str]
     pool: bool = False
 
 
-NOTHING = Asked(frozenset())
+NOTHING = Swap(frozenset())
 
 
-def _asked(names, exclude, pool):
-    """Of the arguments of enable() and use()."""
+def requested(names, exclude, pool):
+    """The Swap that the arguments of enable() and use() ask for."""
     if pool is None:
         pool = not names and memory.is_available()
         if not names and not pool:
-            warnings.warn("rusttorch: without the memory pool: another allocator is in force", stacklevel=3)
-    return Asked(resolve(names, exclude), bool(pool))
+            warnings.warn("rusttorch: without the memory pool: another allocator is in force", stacklevel=4)
+    return Swap(resolve(names, exclude), bool(pool))
 
 
 class _Swapped:
@@ -138,16 +138,17 @@ class _Swapped:
         self.enabled = NOTHING
         self.used = []  # by each open use()
         self.now = NOTHING
+        self.through = True  # with the exchange to that
         self.between_steps = weakref.WeakSet()  # of AB
         self.stepping = None  # an AB within a step, which no other may change the kernels of
 
-    def enable(self, asked):
+    def enable(self, swap):
         with self.lock:
             self.leave_steps_alone()
             before = self.enabled
-            self.enabled = Asked(before.names | asked.names, before.pool or asked.pool)
+            self.enabled = Swap(before.names | swap.names, before.pool or swap.pool)
             try:
-                self._apply()
+                self._apply(swap.pool)
             except BaseException:
                 self.enabled = before
                 self._apply()
@@ -158,26 +159,27 @@ class _Swapped:
             self.enabled = NOTHING
             self._apply()
 
-    def begin(self, asked):
+    def begin(self, swap):
         """Of a use(), which is not open if this raises (Ctrl-C, say)."""
         with self.lock:
             self.leave_steps_alone()
-            self.used.append(asked)
+            self.used.append(swap)
             try:
-                self._apply()
+                self._apply(swap.pool)
             except BaseException:
-                self.end(asked)
+                self.end(swap)
                 raise
 
-    def end(self, asked):
+    def end(self, swap):
         with self.lock:
-            if asked in self.used:  # else disable(force=True) came before
-                self.used.remove(asked)
+            if swap in self.used:  # else disable(force=True) came before
+                self.used.remove(swap)
             self._apply()
 
     def end_all(self):
         with self.lock:
             self.used.clear()
+            self.stepping = None
             self._apply()
 
     def leave_steps_alone(self):
@@ -187,39 +189,46 @@ class _Swapped:
                 "enable(), and no step of another AB"
             )
 
-    def holders(self):
-        """Who has ops swapped in, in words."""
+    def holders(self, ab=None):
+        """Who has ops swapped in, but for an AB that asks, in words."""
         said = [f"enable() ({len(self.enabled.names)} ops)"] if self.enabled.names else []
-        if any(ab.is_swapped for ab in self.between_steps):
+        between = [each for each in self.between_steps if each is not ab and each.is_swapped]
+        if between:
             said.append("another AB, between two steps of a block")
-        others = len(self.used) - sum(ab.is_swapped for ab in self.between_steps)
-        if others:
+        others = len(self.used) - len(between) - bool(ab and ab.is_swapped)
+        if others > 0:
             said.append(f"{others} open use()")
         return " and ".join(said) or "nobody"
 
-    def _asked(self):
+    def _wanted(self):
         """What is asked for by all together."""
         everybody = [self.enabled, *self.used]
-        return Asked(frozenset().union(*(each.names for each in everybody)), any(each.pool for each in everybody))
+        return Swap(frozenset().union(*(each.names for each in everybody)), any(each.pool for each in everybody))
 
-    def _apply(self):
-        """Swaps what is asked for: again where that has changed meanwhile, and where Ctrl-C came in between."""
+    def _apply(self, pool=False):
+        """Swaps what is asked for: again where that has changed meanwhile, and where Ctrl-C came in between.
+
+        pool: asked for just now, which is done first, for it may be refused.
+        """
+        if pool:
+            memory.claim(self)
         try:
-            while self.now != self._asked():
-                self._exchange()
-        except BaseException:
+            self._exchange()
+        except KeyboardInterrupt:
             self._exchange()
             raise
 
     def _exchange(self):
-        asked = self._asked()
-        if asked.pool != self.now.pool:  # first: it may be refused
-            (memory.claim if asked.pool else memory.release)(self)
-        if asked.names != self.now.names:
-            _C.set_swapped(sorted(asked.names))
-            _forget_dispatch(asked.names ^ self.now.names)
-            fused.reach(asked.names)
-        self.now = asked
+        while not self.through or self.now != self._wanted():
+            wanted = self._wanted()
+            self.through = False
+            if not wanted.pool:
+                memory.release(self)
+            _C.set_swapped(sorted(wanted.names))
+            _forget_dispatch(wanted.names ^ self.now.names)
+            fused.reach(wanted.names)
+            self.now = wanted
+            self.through = True
 
     def any(self):
         return bool(self.now.names)
@@ -230,12 +239,17 @@ class _Swapped:
             for ab in list(self.between_steps):
                 ab.close()
 
+    def after_fork(self):
+        """In the child: no step goes on there."""
+        self.stepping = None
+        self.lock.release()
+
 
 _swapped = _Swapped()
 
 # A child of a process in which another thread swaps finds the lock open, and the dispatcher's own.
 os.register_at_fork(
-    before=_swapped.lock.acquire, after_in_parent=_swapped.lock.release, after_in_child=_swapped.lock.release
+    before=_swapped.lock.acquire, after_in_parent=_swapped.lock.release, after_in_child=_swapped.after_fork
 )
 
 
@@ -245,11 +259,14 @@ def enable(*names, exclude=(), pool=None):
 
     names are aten op names ("mish", "mish_backward", "add.Tensor"; without an overload, all of them, in-place and
     out= forms included) or family names ("activation"), or lists of such; none means every op. Those of exclude are
-    left out. pool: rusttorch.memory's pool too; where it is not said, with every op. Raises ValueError for a name that
-    does not exist, TypeError for what is no name, RuntimeError within a step of an AB. A call that another thread makes
+    left out. pool: whether the memory pool comes too; by default it does if no names are given (exclude may be), and
+    where another library's allocator is in force a warning says that it does not. A call that another thread makes
     meanwhile runs either kernel. torch.compile breaks its graph there, as at disable() and use().
+
+    Raises ValueError for a name that does not exist, TypeError for what is no name, RuntimeError within a step of an
+    AB, or if the pool is asked for where it cannot be.
     """
-    _swapped.enable(_asked(names, exclude, pool))
+    _swapped.enable(requested(names, exclude, pool))
 
 
 @_uncompiled
@@ -270,7 +287,7 @@ def is_enabled():
 
 
 class use(contextlib.ContextDecorator):
-    """A with block (or a decorator) in which ops are swapped in, and the pool with them, as by enable().
+    """A with block (or a decorator) in which ops are swapped in, and the memory pool, as by enable().
 
     Blocks may be nested and may overlap across threads: an op is swapped while any open block asks for it. At the
     end of the last one, by return or by exception, the dispatcher is as it was. Entering and leaving a block takes
@@ -284,26 +301,26 @@ class use(contextlib.ContextDecorator):
 
     @_uncompiled
     def __init__(self, *names, exclude=(), pool=None):
-        self._asked = _asked(names, exclude, pool)
+        self._swap = requested(names, exclude, pool)
 
     @property
     def names(self):
         """The ops, with their overloads."""
-        return self._asked.names
+        return self._swap.names
 
     @property
     def pool(self):
         """Whether the pool comes too."""
-        return self._asked.pool
+        return self._swap.pool
 
     def __repr__(self):
         return f"rusttorch.use({len(self.names)} ops{', pool' * self.pool})"
 
     @_uncompiled
     def __enter__(self):
-        _swapped.begin(self._asked)
+        _swapped.begin(self._swap)
         return self
 
     @_uncompiled
     def __exit__(self, *exception):
-        _swapped.end(self._asked)
+        _swapped.end(self._swap)
