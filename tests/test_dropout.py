@@ -90,7 +90,7 @@ def test_options():
                     torch.testing.assert_close(ours, stock)
     for bad in (-0.1, 1.1):
         errors = []
-        for op in (torch.dropout, rusttorch.dropout):
+        for op in (torch.dropout, torch.ops.rusttorch.dropout):
             with pytest.raises(RuntimeError) as error:
                 op(x, bad, True)
             errors.append(str(error.value).split("\n")[0])
