@@ -174,7 +174,7 @@ def train_table(lines):
             " to ".join(f"{form(r[key][arm])}" for arm in ("stock", "swapped"))
             for key, form in (("median", lambda s: f"{s * 1e3:.2f}"), ("faults", str))
         ]
-        parts = [with_interval(r["parts"][name]) if "parts" in r else "" for name in ("ops", "pool")]
+        parts = [with_interval(r["parts"][name]) for name in ("ops", "pool")]
         rows.append((r["loop"], str(r["threads"]), r["against"], with_interval(r, "speedup"), *parts, *change))
     head = ("loop", "threads", "against", "speed-up", "ops alone", "the pool", "ms a step", "page faults a step")
     return [f"{machine_of(lines)}.", "", *table(head, rows)]

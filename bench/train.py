@@ -168,9 +168,9 @@ LOOPS = {"mlp": MLP, "cnn": CNN, "gpt": Text}
 AGAINST = {
     "default": None,
     "fused": ({"fused": True}, {}),
+    "tcmalloc": None,
     "compile": ({"compiled": True}, {}),
     "compile both": ({"compiled": True}, {"compiled": True}),
-    "tcmalloc": None,
 }
 TCMALLOC = "libtcmalloc_minimal.so.4"
 
