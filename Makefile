@@ -57,6 +57,8 @@ bench: build
 	taskset -c 1 python bench/optimizer.py --out bench/results.jsonl
 	taskset -c 1 python bench/train.py --threads 1 --curves --out bench/results.jsonl
 	python bench/train.py --threads 2 --out bench/results.jsonl
+	taskset -c 1 python bench/matmul.py --out bench/results.jsonl
+	taskset -c 1 python bench/matmul.py --dtypes float32 --rows 512 --out bench/results.jsonl
 	python bench/report.py
 	python tools/ops_page.py
 

@@ -180,6 +180,30 @@ def train_table(lines):
     return [f"{machine_of(lines)}.", "", *table(head, rows)]
 
 
+def products_by_rows(lines):
+    """Geometric means over layouts and sizes of the second factor, and the worst of them."""
+    rows = []
+    for dtype, m in dict.fromkeys((r["dtype"], r["shape"].split("x")[0]) for r in lines):
+        cells = [r for r in lines if r["dtype"] == dtype and r["shape"].split("x")[0] == m]
+        worst = min(cells, key=lambda r: r["ratio"])
+        means = [statistics.geometric_mean(r["gflops"][arm] for r in cells) for arm in ("stock", "ours")]
+        mean_ratio = statistics.geometric_mean(r["ratio"] for r in cells)
+        where = f"{with_interval(worst)} ({worst['layout']} {worst['shape']})"
+        rows.append((dtype, m, ratio(mean_ratio), where, " to ".join(f"{g:.1f}" for g in means)))
+    head = ("dtype", "rows", "geometric mean", "worst", "GFLOP/s")
+    return [f"{machine_of(lines)}, {lines[0]['threads']} thread.", "", *table(head, rows)]
+
+
+def products(lines):
+    rows = []
+    for r in lines:
+        rate = f"{r['gflops']['stock']:.1f} to {r['gflops']['ours']:.1f}"
+        read = f"{r['gbytes']:.1f}" if int(r["shape"].split("x")[0]) <= 4 else ""
+        taken = "" if r["ran"] else "handed over"
+        rows.append((r["dtype"], r["layout"], r["shape"], with_interval(r), rate, read, taken))
+    return table(("dtype", "layout", "m x k x n", "ratio", "GFLOP/s", "GB/s of the second factor", ""), rows)
+
+
 def plot_training(train, curves, path):
     """Speed-ups with their intervals, and the losses of both arms."""
     figure, axes = plt.subplots(1, 1 + len(curves), figsize=(4 * (1 + len(curves)), 3.6), layout="constrained")
@@ -289,9 +313,9 @@ def put(path, **sections):
 
 def main():
     everything = results.load(RESULTS)
-    ops, optimizer, train, curves, roof = (
+    ops, optimizer, train, curves, roof, matmul = (
         [line for line in everything if line["bench"] == name]
-        for name in ("ops", "optimizer", "train", "curves", "roof")
+        for name in ("ops", "optimizer", "train", "curves", "roof", "matmul")
     )
     # The page on scale has the ops that were measured up to 2^28, at the powers of two.
     scaled = {line["op"] for line in ops if line["n"] == 1 << 28}
@@ -316,6 +340,7 @@ def main():
         means=means,
         families=by_family(plain),
         losses=losses(plain),
+        products=products_by_rows(matmul),
     )
     put(
         docs / "benchmarks.md",
@@ -326,6 +351,7 @@ def main():
         overhead=overhead(plain),
         contenders=against_contenders(plain),
         shares=shares(plain),
+        products=products(matmul),
         **{name: by_size(lines) for name, lines in others.items()},
     )
     put(docs / "scale.md", scale=[f"{machine_of(scale)}.", "", *scale_table(scale)])

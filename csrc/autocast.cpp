@@ -1,5 +1,6 @@
 // Autocast over torch.ops.rusttorch.*: what aten casts (losses, prod; on CUDA sums and softmax too) is cast here as
-// well: to float32, but for addcmul, addcdiv and linear_cross_entropy. (A swapped aten op keeps PyTorch's own rules.)
+// well: to float32, but for products of matrices, addcmul, addcdiv and linear_cross_entropy. (A swapped aten op keeps
+// PyTorch's own rules.)
 
 #include <ATen/autocast_mode.h>
 #include <ATen/core/dispatch/Dispatcher.h>
@@ -37,6 +38,11 @@ void in_widest(const c10::OperatorHandle& op, Stack* stack) {
   call_as(op, stack, widest, device);
 }
 
+template <c10::DeviceType device>
+void in_lower_precision(const c10::OperatorHandle& op, Stack* stack) {
+  call_as(op, stack, at::autocast::get_lower_precision_fp_from_device_type(device), device);
+}
+
 // A linear layer, in the lower precision, and a loss, which autocast gives in float32.
 template <c10::DeviceType device>
 void linear_loss(const c10::OperatorHandle& op, Stack* stack) {
@@ -48,14 +54,15 @@ void linear_loss(const c10::OperatorHandle& op, Stack* stack) {
 template <c10::DeviceType device>
 void register_casts(torch::Library& m) {
   const auto key = at::autocast::get_autocast_dispatch_key_from_device_type(device);
-  for_each_schema([&](const c10::FunctionSchema&, const std::string&, const std::string& name) {
+  for_each_schema([&](const c10::FunctionSchema&, const std::string& family, const std::string& name) {
     const auto twin = find_op("aten", name);
     if (name == "linear_cross_entropy") {
       m.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunction<&linear_loss<device>>());
     } else if (twin && twin->hasKernelForDispatchKey(key)) {
       const bool promotes = name == "addcmul" || name == "addcdiv";
-      m.impl(name.c_str(), promotes ? torch::CppFunction::makeFromBoxedFunction<&in_widest<device>>()
-                                    : torch::CppFunction::makeFromBoxedFunction<&in_float32<device>>());
+      m.impl(name.c_str(), family == "matmul" ? torch::CppFunction::makeFromBoxedFunction<&in_lower_precision<device>>()
+                           : promotes         ? torch::CppFunction::makeFromBoxedFunction<&in_widest<device>>()
+                                              : torch::CppFunction::makeFromBoxedFunction<&in_float32<device>>());
     }
   });
 }

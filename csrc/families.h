@@ -14,6 +14,7 @@
   X(loss)                                    \
   X(cross_entropy)                           \
   X(norm)                                    \
+  X(matmul)                                  \
   X(dropout)                                 \
   X(foreach)
 
@@ -35,5 +36,5 @@
   X(norm, NormArgs)                  \
   X(optimizer, OptimizerArgs)
 
-// And one that a device has not: stock's draws its own random numbers.
-#define RUSTTORCH_CPU_TABLES(X) X(dropout, DropoutArgs)
+// And those that a device has not: stock's draws its own random numbers there, and products are cuBLAS's.
+#define RUSTTORCH_CPU_TABLES(X) X(dropout, DropoutArgs) X(matmul, MatmulArgs)

@@ -10,7 +10,10 @@ from rusttorch import _build
 
 ROOT = Path(__file__).resolve().parent.parent
 # Families of kernels that a device has no table of:
-STOCK_S = {"dropout": "stock's kernel runs, with the device's own random numbers"}
+STOCK_S = {
+    "dropout": "stock's kernel runs, with the device's own random numbers",
+    "matmul": "cuBLAS runs, through aten",
+}
 KEYS = ("CPU", "CUDA") if _build.CUDA else ("CPU",)
 
 

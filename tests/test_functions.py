@@ -159,6 +159,15 @@ PARTICULAR = {
         for form in ("", "_forward")
     },
     "native_layer_norm": {"normalized_shape": [3], "weight": VECTOR, "bias": VECTOR},
+    "mm": {"mat2": torch.ones(3, 2)},
+    **{name: {"mat1": torch.ones(2, 4), "mat2": torch.ones(4, 3)} for name in ("addmm", "addmm_")},
+    "bmm": {"input": torch.ones(2, 2, 3), "mat2": torch.ones(2, 3, 4)},
+    **{
+        name: {"input": torch.ones(1, 2, 2), "batch1": torch.ones(1, 2, 3), "batch2": torch.ones(1, 3, 2)}
+        for name in ("baddbmm", "baddbmm_")
+    },
+    "mv": {"vec": VECTOR},
+    **{name: {"input": torch.ones(2), "mat": torch.ones(2, 3), "vec": VECTOR} for name in ("addmv", "addmv_")},
     **{name: {"normalized_shape": [3], "weight": VECTOR} for name in ("rms_norm", "_fused_rms_norm")},
 }
 

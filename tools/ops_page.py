@@ -92,6 +92,12 @@ CALLS = {
     "_fused_rms_norm_backward": lambda x: r._fused_rms_norm_backward(
         x, x, [COLUMNS], normalized(x)[1], None, [True, False]
     ),
+    "mm": lambda x: r.mm(x[:4], x.t()),
+    "addmm": lambda x: r.addmm(x[0, :ROWS], x[:4], x.t()),
+    "bmm": lambda x: r.bmm(x[None, :4], x.t()[None]),
+    "baddbmm": lambda x: r.baddbmm(x[0, :ROWS], x[None, :4], x.t()[None]),
+    "mv": lambda x: r.mv(x, x[0]),
+    "addmv": lambda x: r.addmv(x[:, 0], x, x[0]),
     "dropout": lambda x: r.dropout(x, 0.5, True),
     "native_dropout": lambda x: r.native_dropout(x, 0.5, True),
     "native_dropout_backward": lambda x: r.native_dropout_backward(x, torch.ones(SHAPE, dtype=torch.bool), 2.0),

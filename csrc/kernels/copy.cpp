@@ -3,48 +3,27 @@
 #include <algorithm>
 
 #include "load_store.h"
+#include "square.h"
 
 namespace rusttorch {
 namespace {
 
-// A square of words in registers, a vector wide: squares of 2 change their corners, then of 4, ... Whole vectors are
-// read and written, with 64 bytes whole cache lines: rows whose length is a power of two all want the same place in the
-// cache, and would push each other out half used.
+// A square of words. Whole vectors are read and written, with 64 bytes whole cache lines: rows whose length is a power
+// of two all want the same place in the cache, and would push each other out half used.
 template <class Word>
 RT_INLINE void transpose_square(const Word* in, int64_t in_row, Word* out, int64_t out_row) {
-  using Row = Vector<Word, vector_bytes>;
-  constexpr int side = vector_bytes / sizeof(Word);
-  Row rows[side];
+  constexpr int side = square_side<Word>;
+  Vector<Word> rows[side];
 #pragma GCC unroll 32
-  for (int k = 0; k < side; ++k) std::memcpy(&rows[k], in + k * in_row, sizeof(Row));
-  const auto exchange = [&]<int apart>(std::integral_constant<int, apart>) {
-    if constexpr (apart < side) {
-      Row low, high;  // of a pair of rows: the lanes whose bit `apart` is 0, and those whose is 1
-      for (int k = 0; k < side; ++k) {
-        low[k] = Word(k & apart ? side + k - apart : k);
-        high[k] = Word(k & apart ? side + k : k + apart);
-      }
+  for (int k = 0; k < side; ++k) std::memcpy(&rows[k], in + k * in_row, sizeof rows[k]);
+  transpose<Word>(rows);
 #pragma GCC unroll 32
-      for (int k = 0; k < side; ++k) {
-        if (k & apart) continue;
-        const Row a = rows[k], b = rows[k + apart];
-        rows[k] = __builtin_shuffle(a, b, low);
-        rows[k + apart] = __builtin_shuffle(a, b, high);
-      }
-    }
-  };
-  exchange(std::integral_constant<int, 1>());
-  exchange(std::integral_constant<int, 2>());
-  exchange(std::integral_constant<int, 4>());
-  exchange(std::integral_constant<int, 8>());
-  exchange(std::integral_constant<int, 16>());
-#pragma GCC unroll 32
-  for (int k = 0; k < side; ++k) std::memcpy(out + k * out_row, &rows[k], sizeof(Row));
+  for (int k = 0; k < side; ++k) std::memcpy(out + k * out_row, &rows[k], sizeof rows[k]);
 }
 
 template <class Word>
 void transpose_words(const TransposeArgs& a) {
-  constexpr int64_t side = vector_bytes / sizeof(Word);
+  constexpr int64_t side = square_side<Word>;
   const Word* in = static_cast<const Word*>(a.in);
   Word* out = static_cast<Word*>(a.out);
   for (int64_t b = 0; b < a.batch; ++b, in += a.rows * a.columns, out += a.rows * a.columns) {

@@ -7,6 +7,7 @@
 #include "cross_entropy.h"
 #include "dropout.h"
 #include "loss.h"
+#include "matmul.h"
 #include "norm.h"
 #include "optimizer.h"
 #include "pointwise.h"

@@ -15,10 +15,7 @@ from .ab import Report as Report
 from .foreach import clip_grad_norm_ as clip_grad_norm_
 from .foreach import clip_grad_value_ as clip_grad_value_
 from .foreach import ema_update_ as ema_update_
-from .names import addmm as addmm
 from .names import arange as arange
-from .names import baddbmm as baddbmm
-from .names import bmm as bmm
 from .names import broadcast_shape as broadcast_shape
 from .names import broadcast_tensors as broadcast_tensors
 from .names import contiguous as contiguous
@@ -31,7 +28,6 @@ from .names import linear as linear
 from .names import linear_act as linear_act
 from .names import linspace as linspace
 from .names import matmul as matmul
-from .names import mm as mm
 from .names import nll_loss as nll_loss
 from .names import ones as ones
 from .names import randn as randn
@@ -112,6 +108,30 @@ def addcmul(
     input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: Number | Tensor = 1, out: Tensor | None = None
 ) -> Tensor: ...
 def addcmul_(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: Number | Tensor = 1) -> Tensor: ...
+def addmm(
+    input: Tensor,
+    mat1: Tensor,
+    mat2: Tensor,
+    *,
+    beta: Number | Tensor = 1,
+    alpha: Number | Tensor = 1,
+    out: Tensor | None = None,
+) -> Tensor: ...
+def addmm_(
+    input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: Number | Tensor = 1, alpha: Number | Tensor = 1
+) -> Tensor: ...
+def addmv(
+    input: Tensor,
+    mat: Tensor,
+    vec: Tensor,
+    *,
+    beta: Number | Tensor = 1,
+    alpha: Number | Tensor = 1,
+    out: Tensor | None = None,
+) -> Tensor: ...
+def addmv_(
+    input: Tensor, mat: Tensor, vec: Tensor, *, beta: Number | Tensor = 1, alpha: Number | Tensor = 1
+) -> Tensor: ...
 @overload
 def all(input: Tensor, *, out: Tensor | None = None) -> Tensor: ...
 @overload
@@ -136,6 +156,18 @@ def any(
 ) -> Tensor: ...
 def argmax(input: Tensor, dim: int | None = None, keepdim: bool = False, *, out: Tensor | None = None) -> Tensor: ...
 def argmin(input: Tensor, dim: int | None = None, keepdim: bool = False, *, out: Tensor | None = None) -> Tensor: ...
+def baddbmm(
+    input: Tensor,
+    batch1: Tensor,
+    batch2: Tensor,
+    *,
+    beta: Number | Tensor = 1,
+    alpha: Number | Tensor = 1,
+    out: Tensor | None = None,
+) -> Tensor: ...
+def baddbmm_(
+    input: Tensor, batch1: Tensor, batch2: Tensor, *, beta: Number | Tensor = 1, alpha: Number | Tensor = 1
+) -> Tensor: ...
 def bce_loss(
     input: Tensor,
     target: Tensor,
@@ -170,6 +202,7 @@ def binary_cross_entropy_with_logits(
 def binary_cross_entropy_with_logits_backward(
     grad_output: Tensor, input: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None, reduction: int
 ) -> Tensor: ...
+def bmm(input: Tensor, mat2: Tensor, *, out: Tensor | None = None) -> Tensor: ...
 def celu(input: Tensor, alpha: Number | Tensor = 1.0) -> Tensor: ...
 def celu_(input: Tensor, alpha: Number | Tensor = 1.0) -> Tensor: ...
 @overload
@@ -359,6 +392,7 @@ def minimum(input: Tensor, other: Tensor, *, out: Tensor | None = None) -> Tenso
 def mish(input: Tensor, *, out: Tensor | None = None) -> Tensor: ...
 def mish_(input: Tensor) -> Tensor: ...
 def mish_backward(grad_output: Tensor, input: Tensor) -> Tensor: ...
+def mm(input: Tensor, mat2: Tensor, *, out: Tensor | None = None) -> Tensor: ...
 def mse_loss(
     input: Tensor,
     target: Tensor,
@@ -378,6 +412,7 @@ def mul_(input: Tensor, other: Tensor) -> Tensor: ...
 @overload
 def mul_(input: Tensor, other: Number | Tensor) -> Tensor: ...
 def mul_scalar(input: Tensor, other: Number | Tensor) -> Tensor: ...
+def mv(input: Tensor, vec: Tensor, *, out: Tensor | None = None) -> Tensor: ...
 def native_dropout(input: Tensor, p: float, train: bool | None) -> tuple[Tensor, Tensor]: ...
 def native_dropout_backward(grad_output: Tensor, mask: Tensor, scale: float) -> Tensor: ...
 def native_layer_norm(

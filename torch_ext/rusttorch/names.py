@@ -1,23 +1,19 @@
 """Names for what torch has and does as well, and torch.nn.functional's forms of ops: one line each, no copies.
 
-Matrix products are MKL's and cuBLAS's. linear_act is two calls, because applying the activation to each tile of the
-product while it is in the cache was measured to be no faster: 0.87x to 1.03x of these two calls (f32, one core, 128 to
-8192 rows, 256 to 4096 columns, gelu).
+Products of more dims are made of the ops mm, bmm and addmm. linear_act is two calls, because applying the activation to
+each tile of MKL's product while it is in the cache was measured to be no faster: 0.87x to 1.03x of these two (f32, one
+core, 128 to 8192 rows, 256 to 4096 columns, gelu).
 """
 
 import torch
 from torch import (  # noqa: F401
-    addmm,
     arange,
-    baddbmm,
-    bmm,
     broadcast_tensors,
     eye,
     from_numpy,  # shares the array's memory
     full,
     linspace,
     matmul,
-    mm,
     ones,
     randn,
     reshape,
@@ -79,5 +75,5 @@ def linear_act(input, weight, bias, activation):
 FUNCTIONS = (
     *("zeros", "ones", "full", "eye", "arange", "linspace", "randn", "tensor", "from_numpy"),
     *("broadcast_shape", "broadcast_tensors", "shapes_broadcastable", "reshape", "transpose", "contiguous"),
-    *("mm", "bmm", "addmm", "baddbmm", "matmul", "linear", "linear_act", "nll_loss", "dropout", "layer_norm"),
+    *("matmul", "linear", "linear_act", "nll_loss", "dropout", "layer_norm"),
 )

@@ -20,6 +20,8 @@ VIA = {
         for name in ("Adam", "AdamW", "SGD", "Adagrad", "adam", "adamw", "sgd", "adagrad")
     },
 }
+# What is made of a family's ops.
+MADE_OF = {"matmul": "matmul", "linear": "matmul", "einsum": "matmul"}
 PREFIX = re.compile(r"^(aten::|rusttorch::|F\.|torch\.(ops\.(aten|rusttorch)\.|nn\.functional\.|optim\.)?)")
 
 
@@ -54,6 +56,8 @@ def overloads(name):
     if name in families():
         return frozenset(op for family, op, swappable in known if family == name and swappable)
     plain = PREFIX.sub("", name)
+    if plain in MADE_OF:
+        return overloads(MADE_OF[plain])
     target = VIA.get(plain.removesuffix("_"), plain)
     found = {op: swappable for _, op, swappable in known if target in (op, base(op), op.partition(".")[0])}
     if not found and plain in names.FUNCTIONS:

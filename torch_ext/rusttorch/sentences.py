@@ -97,6 +97,12 @@ SENTENCES = {
     "rms_norm": "input / sqrt(mean(input^2) + eps) * weight over the last dims, normalized_shape, which is weight's "
     f"(B. Zhang and R. Sennrich, 2019); eps is the dtype's where it is None. {SAME}",
     "_fused_rms_norm": "(rms_norm, 1 / its root).",
+    "mm": "The product of matrices [M, K] and [K, N]: [M, N]. Of 16 bits it is summed in float32.",
+    "bmm": "The products of B pairs of matrices, [B, M, K] and [B, K, N]: [B, M, N].",
+    "addmm": "beta * input + alpha * mm(mat1, mat2), for input that broadcasts to [M, N]; not read where beta is 0.",
+    "baddbmm": "beta * input + alpha * bmm(batch1, batch2), for input that broadcasts to [B, M, N].",
+    "mv": "The product of a matrix [M, K] and a vector [K]: [M].",
+    "addmv": "beta * input + alpha * mv(mat, vec), for input that broadcasts to [M].",
     "native_dropout": "(dropout, which elements it keeps, as bools).",
     "dropout": f"0 with probability p, else input / (1 - p): the elements that stock keeps with this seed. {SAME}",
     "sgd_update": "param -= lr * (grad + weight_decay * param), in place.",

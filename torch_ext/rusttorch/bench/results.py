@@ -34,6 +34,7 @@ KEYS = {
     "optimizer": ("optimizer", "sizes", "stock"),
     "train": ("loop", "threads", "against"),
     "curves": ("loop",),
+    "matmul": ("dtype", "layout", "shape", "threads"),
 }
 
 
