@@ -171,9 +171,10 @@ def test_steps_that_are_not_alike_are_noticed(monkeypatch):
     assert report.speedup == 1 and report.by_total.ratio == 1.6 and report.uneven
     assert "UNEVEN STEPS" in str(report) and "1.600x" in str(report)
     assert "optimizer step" in report.advice()
-    ab = AB(block=4)
-    clock.steps(ab, 16 * 8, lambda stock, pool, k: 2 if stock else 1)
-    assert not ab.report().uneven
+    for last in (0, 0.1):  # of four steps takes a little longer: of many rounds no interval holds that
+        ab = AB(block=4)
+        clock.steps(ab, 16 * 8, lambda stock, pool, k: (2 if stock else 1) + last * (k % 4 == 3))  # noqa: B023
+        assert not ab.report().uneven
 
 
 def test_arms_run_their_kernels_and_leave_nothing():

@@ -75,9 +75,10 @@ class Report:
 
     @property
     def uneven(self):
-        """Whether some steps do what others do not, so that their median is not what a step takes."""
+        """Whether some steps do what others do not, so that their median is not what a step takes: by a twentieth."""
         (low, high), (lowest, highest) = self.interval, self.by_total.interval
-        return high < lowest or highest < low
+        apart = high < lowest or highest < low
+        return apart and not 0.95 < self.by_total.ratio / self.speedup < 1.05
 
     def _losses(self):
         said = []
