@@ -198,7 +198,7 @@ class Product {
       for (int64_t r = 0; r < m; r += high) {
         const int64_t rows = std::min(high, m - r);
         // Where it goes to is on its way meanwhile.
-        for (int64_t row = 0; row < rows; ++row) __builtin_prefetch(kept_ + (i + r + row) * kept_row_ + j, 1);
+        for (int64_t row = 0; kept_ && row < rows; ++row) __builtin_prefetch(kept_ + (i + r + row) * kept_row_ + j, 1);
         alignas(cache_line) C tile[tile_rows<V> * tile_columns<V>];
         (panels ? multiply_of<V, true>(rows) : multiply_of<V, false>(rows))(k, a + r * (panels ? k : a_row), a_row, b,
                                                                             tile);
@@ -291,11 +291,19 @@ void blocks(const MatmulArgs& g) {
   with_type<floats>(g.dtype, [&]<class T>(T) { Product<T>(g).run(); });
 }
 
+// x * y + z with the rounding that the instruction set has. Left to the compiler, it would be another one in another
+// copy of an inline function, and which copy an element meets depends on the threads.
+RT_INLINE float multiply_add(float x, float y, float z) { return fused ? __builtin_fmaf(x, y, z) : x * y + z; }
+RT_INLINE double multiply_add(double x, double y, double z) { return fused ? __builtin_fma(x, y, z) : x * y + z; }
+
 // alpha * sum + beta * added, of one element.
 template <class T, class C>
 RT_INLINE void finish_one(const MatmulArgs& g, int64_t i, int64_t j, C sum) {
   sum *= C(g.alpha);
-  if (g.added) sum += C(g.beta) * widen(static_cast<const T*>(g.added)[i * g.added_row + j * g.added_column]);
+  if (g.added) {
+    const T added = static_cast<const T*>(g.added)[i * g.added_row + j * g.added_column];
+    sum = multiply_add(C(g.beta), widen(added), sum);
+  }
   store_one(static_cast<T*>(g.out) + i * g.out_row + j, sum);
 }
 
@@ -416,25 +424,28 @@ void combinations(const MatmulArgs& g) {
   with_type<floats>(g.dtype, [&]<class T>(T) {
     using C = Compute<T>;
     using V = Vector<C>;
-    constexpr int together = 8;  // rows of b, each a stream from memory
+    constexpr int64_t together = 8;   // rows of b, each a stream from memory
+    constexpr int64_t across = 4096;  // columns, whose sums stay in the cache
     int64_t a_row;
     const C* a = rows_of_a<T>(g, a_row);
-    const T* b = static_cast<const T*>(g.b);
-    C* const sums = scratch<C, Use::sums>(g.m * g.n);
-    std::fill_n(sums, g.m * g.n, C(0));
-    int64_t p = 0;
-    for (; p + together <= g.k; p += together) {
-      for (int64_t i = 0; i < g.m; ++i) {
-        add_rows<V, T, together>(b + p * g.b_row, g.b_row, a + i * a_row + p, g.n, sums + i * g.n);
+    for (int64_t j = 0; j < g.n; j += across) {
+      const int64_t n = std::min(across, g.n - j);
+      const T* b = static_cast<const T*>(g.b) + j;
+      C* const sums = scratch<C, Use::sums>(g.m * n);
+      std::fill_n(sums, g.m * n, C(0));
+      int64_t p = 0;
+      for (; p + together <= g.k; p += together) {
+        for (int64_t i = 0; i < g.m; ++i) {
+          add_rows<V, T, together>(b + p * g.b_row, g.b_row, a + i * a_row + p, n, sums + i * n);
+        }
       }
-    }
-    for (; p < g.k; ++p) {
-      for (int64_t i = 0; i < g.m; ++i) {
-        add_rows<V, T, 1>(b + p * g.b_row, g.b_row, a + i * a_row + p, g.n, sums + i * g.n);
+      for (; p < g.k; ++p) {
+        for (int64_t i = 0; i < g.m; ++i)
+          add_rows<V, T, 1>(b + p * g.b_row, g.b_row, a + i * a_row + p, n, sums + i * n);
       }
-    }
-    for (int64_t i = 0; i < g.m; ++i) {
-      for (int64_t j = 0; j < g.n; ++j) finish_one<T>(g, i, j, sums[i * g.n + j]);
+      for (int64_t i = 0; i < g.m; ++i) {
+        for (int64_t c = 0; c < n; ++c) finish_one<T>(g, i, j + c, sums[i * n + c]);
+      }
     }
   });
 }

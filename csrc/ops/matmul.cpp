@@ -89,8 +89,8 @@ class MatmulPlan {
   bool accepts(const Tensor& out) {
     const Tensor &a = request_.a, &b = request_.b;
     const bool is_added = request_.added && out.is_same(*request_.added);
-    const bool fits = is_contiguous_output(out, a.scalar_type(), sizes_, a) && !overlap(b, out) &&
-                      (is_added || !added_ || !overlap(*request_.added, out));
+    const bool fits = is_contiguous_output(out, a.scalar_type(), sizes_, a) && !out.is_alias_of(a) &&
+                      !out.is_alias_of(b) && (is_added || !added_ || !out.is_alias_of(*request_.added));
     if (!fits) reason_ = Handed::layout;
     return fits;
   }
@@ -140,8 +140,11 @@ Handed MatmulPlan::fit() {
   args_.m = a_.rows, args_.k = a_.columns, args_.n = b_.columns;
   args_.a_row = a_.row, args_.a_column = a_.column;
   args_.b_row = b_.row, args_.b_column = b_.column;
-  args_.alpha = request_.alpha.toDouble(), args_.beta = request_.beta.toDouble();
-  if (request_.added && args_.beta != 0 && !set_added()) return Handed::layout;
+  const bool is_f64 = *dtype == Dtype::f64;  // else the sums, and so the numbers, are float
+  args_.alpha = is_f64 ? request_.alpha.toDouble() : double(request_.alpha.toFloat());
+  args_.beta = is_f64 ? request_.beta.toDouble() : double(request_.beta.toFloat());
+  if (args_.alpha == 0) return Handed::option;  // nothing is multiplied, not even NaN
+  if (request_.added && !set_added()) return Handed::layout;
   if (args_.n == 1 && args_.m > 1) turn();
   if (args_.added_column > 1) return Handed::layout;
   return stock_is_faster() ? Handed::size : Handed::no;
@@ -161,7 +164,7 @@ bool MatmulPlan::set_added() {
   args_.added_column = strides.back();
   args_.added_row = strides.end()[-2];
   added_next_ = strides.size() == 3 ? strides[0] : 0;
-  added_ = true;
+  added_ = args_.beta != 0;  // else it is not read, and may be NaN
   return true;
 }
 
@@ -179,7 +182,8 @@ void MatmulPlan::turn() {
 matmul MatmulPlan::which() const {
   const bool is_bf16 = args_.dtype == Dtype::bf16;  // whose widening costs most
   const int64_t few = args_.k < 256 ? 4 : is_bf16 ? 8 : args_.k < 512 ? 16 : 32;
-  if (args_.b_row == 1 && args_.m <= few && args_.m * args_.k <= 1 << 20) return matmul::dots;  // which may copy a
+  if (args_.m * args_.k > 1 << 20) return matmul::blocks;  // the others may copy a
+  if (args_.b_row == 1 && args_.m <= few) return matmul::dots;
   if (args_.b_column == 1 && args_.m <= 4) return matmul::combinations;
   return matmul::blocks;
 }

@@ -107,11 +107,20 @@ def register_fake(name, family):
     torch.library.register_fake(f"rusttorch::{name}", fake)
 
 
+def check_inplace(name, in_dims):
+    if name.partition(".")[0].endswith("_") and in_dims[0] is None:
+        raise RuntimeError(
+            f"vmap: rusttorch.{name} writes a tensor that is not batched, with one that is; use the out-of-place op"
+        )
+
+
 def register_vmap(name):
     """A batch of calls, one after the other."""
     op = overload("rusttorch", name)
 
     def batched(info, in_dims, *args, **kwargs):
+        check_inplace(name, in_dims)
+
         def example(i):
             batched = zip(args, in_dims, strict=True)
             each = [x.select(dim, i) if isinstance(dim, int) else x for x, dim in batched]
@@ -128,13 +137,9 @@ def register_vmap(name):
 def register_elementwise_vmap(name):
     """The batch dimension goes first, and ranks are made equal behind it."""
     op = overload("rusttorch", name)
-    inplace = name.partition(".")[0].endswith("_")
 
     def batched(info, in_dims, *args, **kwargs):
-        if inplace and in_dims[0] is None:
-            raise RuntimeError(
-                f"vmap: rusttorch.{name} writes a tensor that is not batched, with one that is; use the out-of-place op"
-            )
+        check_inplace(name, in_dims)
         is_batched = [dim is not None and isinstance(x, torch.Tensor) for x, dim in zip(args, in_dims, strict=True)]
         tensors = [x for x in args if isinstance(x, torch.Tensor)]
         rank = max(x.dim() - b for x, b in zip(args, is_batched, strict=True) if isinstance(x, torch.Tensor))
