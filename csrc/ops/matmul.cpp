@@ -264,20 +264,26 @@ struct Addmv {
   }
 };
 
+// Stock's, which on CUDA have overloads with an out_dtype.
+using Multiply = Tensor(const Tensor&, const Tensor&);
+using MultiplyOut = Tensor&(const Tensor&, const Tensor&, Tensor&);
+using AddProduct = Tensor(const Tensor&, const Tensor&, const Tensor&, const Scalar&, const Scalar&);
+using AddProductOut = Tensor&(const Tensor&, const Tensor&, const Tensor&, const Scalar&, const Scalar&, Tensor&);
+
 }  // namespace
 
 const Rows& matmul_rows() {
   static const Rows rows = {
-      ROW("mm", Mm, STOCK(mm)),
-      ROW("mm.out", Mm, STOCK(mm_outf)),
-      ROW("addmm", Addmm, STOCK(addmm)),
+      ROW("mm", Mm, STOCK_AS(Multiply, mm)),
+      ROW("mm.out", Mm, STOCK_AS(MultiplyOut, mm_outf)),
+      ROW("addmm", Addmm, STOCK_AS(AddProduct, addmm)),
       ROW("addmm_", Addmm, STOCK(addmm_)),
-      ROW("addmm.out", Addmm, STOCK(addmm_outf)),
-      ROW("bmm", Bmm, STOCK(bmm)),
-      ROW("bmm.out", Bmm, STOCK(bmm_outf)),
-      ROW("baddbmm", Baddbmm, STOCK(baddbmm)),
+      ROW("addmm.out", Addmm, STOCK_AS(AddProductOut, addmm_outf)),
+      ROW("bmm", Bmm, STOCK_AS(Multiply, bmm)),
+      ROW("bmm.out", Bmm, STOCK_AS(MultiplyOut, bmm_outf)),
+      ROW("baddbmm", Baddbmm, STOCK_AS(AddProduct, baddbmm)),
       ROW("baddbmm_", Baddbmm, STOCK(baddbmm_)),
-      ROW("baddbmm.out", Baddbmm, STOCK(baddbmm_outf)),
+      ROW("baddbmm.out", Baddbmm, STOCK_AS(AddProductOut, baddbmm_outf)),
       ROW("mv", Mv, COMPOSITE_EXPLICIT(mv)),
       ROW("mv.out", Mv, COMPOSITE_EXPLICIT(mv_outf)),
       ROW("addmv", Addmv, STOCK(addmv)),
