@@ -18,7 +18,8 @@ namespace {
 
 constexpr int64_t cache_line = 64;
 
-// A tile of the result: as many sums as there are registers, but for two vectors of b and a number of a.
+// A tile of the result (BLIS' MR x NR): as many sums as there are registers, but for two vectors of b and a number of
+// a.
 template <class V>
 constexpr int tile_rows = sizeof(V) == 64 ? 14 : 6;
 template <class V>
@@ -26,10 +27,10 @@ constexpr int64_t lanes = sizeof(V) / sizeof(lane_t<V>);
 template <class V>
 constexpr int64_t tile_columns = 2 * lanes<V>;
 
-// Of k, m and n at a time: a panel of b (depth x tile_columns) for the first cache, a block of a for the second, one of
-// b for the third.
+// Of k, m and n at a time (BLIS' KC, MC and NC): a panel of b (depth x tile_columns) for the first cache, a block of a
+// for the second, one of b for the third.
 constexpr int64_t depth = 384, block_rows = 192, block_columns = 1024;
-// Of 16 bits, sums of several depths are kept apart: so many rows of them.
+// Of 16 bits, sums of several depths are kept apart, in float: of so many rows, for each of which b is packed again.
 constexpr int64_t kept_rows = 512;
 
 constexpr int64_t divide_up(int64_t n, int64_t by) { return (n + by - 1) / by; }
@@ -57,8 +58,8 @@ T* scratch(int64_t count) {
   return static_cast<T*>(memory.get());
 }
 
-// The products of `rows` rows of a and a packed panel of b, to tile[row][column]. a(i, p) is at a[i * a_row + p], or of
-// a panel at a[p * rows + i].
+// The micro-kernel: the products of `rows` rows of a and a packed panel of b, to tile[row][column]. a(i, p) is at a[i *
+// a_row + p], or of a panel at a[p * rows + i].
 template <class V, int rows, bool panel>
 __attribute__((noinline)) void multiply(int64_t k, const lane_t<V>* a, int64_t a_row, const lane_t<V>* b,
                                         lane_t<V>* tile) {

@@ -41,11 +41,12 @@ struct Matrices {
 // them.
 class Blocks {
  public:
-  // Of a kernel's: what fewer rows or columns would waste.
+  // What a block has, or multiples: eight tiles of 6 rows, and whole tiles of columns for every instruction set.
   static constexpr int64_t rows = 48, columns = 64;
 
+  // (Sixteen multiply-adds take about as long as an element of the ops that `grain` is for.)
   Blocks(int64_t batch, const MatmulArgs& a) : batch_(batch), m_(a.m), n_(a.n), work_(a.m * a.n * a.k / 16) {
-    int64_t wanted = std::min(divide_up(threads(), batch), divide_up(batch * work_, grain));
+    const int64_t wanted = std::min(divide_up(threads(), batch), divide_up(batch * work_, grain));
     // b is packed by each thread that reads it, so its columns are shared first.
     across_ = std::clamp<int64_t>(wanted, 1, divide_up(n_, columns));
     down_ = std::clamp<int64_t>(divide_up(wanted, across_), 1, divide_up(m_, rows));
@@ -188,9 +189,9 @@ matmul MatmulPlan::which() const {
   return matmul::blocks;
 }
 
-// Whether the CPU multiplies numbers of 16 bits itself, as oneDNN has it do. (Asked of the CPU, not of what
+// Whether the CPU has products of such numbers of 16 bits, which oneDNN takes. (Asked of the CPU, not of what
 // ATEN_CPU_CAPABILITY says: oneDNN does not look at that.)
-bool multiplies(Dtype dtype) {
+bool has_products_of(Dtype dtype) {
   static const bool bf16 = __builtin_cpu_supports("avx512bf16"), f16 = __builtin_cpu_supports("avx512fp16");
   return dtype == Dtype::bf16 ? bf16 : f16;
 }
@@ -201,7 +202,7 @@ bool MatmulPlan::stock_is_faster() const {
   const auto [m, n, k] = std::tuple(args_.m, args_.n, args_.k);
   if (element_size(args_.dtype) == 2) {
     const bool sums_rows = m <= 4 && args_.a_row == 1 && args_.b_column == 1;  // stock's one fast way in bf16
-    return multiplies(args_.dtype) || (args_.dtype == Dtype::bf16 && sums_rows);
+    return has_products_of(args_.dtype) || (args_.dtype == Dtype::bf16 && sums_rows);
   }
   static const bool intel = __builtin_cpu_is("intel");
   if (intel || instruction_set() == InstructionSet::base) return true;
