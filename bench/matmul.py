@@ -1,7 +1,7 @@
 """Products of matrices: stock torch against rusttorch, by dtype, layout and size, in one process, one after the other.
 
     python bench/matmul.py [--dtypes float32 bfloat16 float16] [--layouts nn nt tn] [--rows 1 4 32 128]
-        [--threads 1] [--out bench/results.jsonl]
+        [--threads 1] [--pairs 11] [--out bench/results.jsonl]
 
 Layouts are of the two factors, n as they are, t transposed: nt is a linear layer's forward, nn and tn its gradients.
 Both arms have the memory pool. A line is the median time of each, the ratio (stock's time over ours) with its interval,
@@ -9,14 +9,11 @@ and GFLOP/s, or for one row GB/s of the second factor; and whether ours ran, or 
 """
 
 import argparse
-import statistics
-import time
 from pathlib import Path
 
-import numpy as np
 import rusttorch
 import torch
-from rusttorch.bench import results
+from rusttorch.bench import measure, results
 
 SHAPES = ((64, 64), (256, 256), (768, 768), (768, 3072), (1024, 2816), (3072, 768), (1024, 32000))  # k, n
 
@@ -27,31 +24,16 @@ def factors(layout, m, k, n, dtype):
     return a.to(dtype), b.to(dtype)
 
 
-def timed(f, calls):
-    start = time.perf_counter()
-    for _ in range(calls):
-        f()
-    return (time.perf_counter() - start) / calls
-
-
-def measure(dtype, layout, m, k, n, seconds=0.5):
-    """Pairs of times, so many as fit, at least seven."""
+def compared(dtype, layout, m, k, n, pairs):
     a, b = factors(layout, m, k, n, dtype)
-    arms = {"stock": lambda: torch.mm(a, b), "ours": lambda: rusttorch.mm(a, b)}
     rusttorch.reset_stats()
-    once = {name: timed(f, 1) + timed(f, 1) for name, f in arms.items()}
-    ran = rusttorch.stats()["mm"].ran > 0
-    calls = max(1, int(2e-4 / max(once.values())))
-    pairs = max(7, min(101, int(seconds / sum(once.values()) * 2 / calls)))
-    times = np.array([[timed(f, calls) for f in arms.values()] for _ in range(pairs)])
-    ratios = np.sort(times[:, 0] / times[:, 1])
-    ours = statistics.median(times[:, 1])
+    found = measure.compare((torch.mm, (a, b), {}), (rusttorch.mm, (a, b), {}), pairs)
+    flops = 2 * m * k * n
     return {
-        **{"dtype": str(dtype).removeprefix("torch."), "layout": layout, "shape": f"{m}x{k}x{n}", "ran": ran},
-        **{"stock": statistics.median(times[:, 0]), "ours": ours, "ratio": statistics.median(ratios)},
-        "interval": [float(ratios[int(0.05 * pairs)]), float(ratios[int(0.95 * pairs) - 1])],
-        "gflops": {"stock": 2e-9 * m * k * n / statistics.median(times[:, 0]), "ours": 2e-9 * m * k * n / ours},
-        "gbytes": b.nbytes / ours * 1e-9,
+        **{"dtype": str(dtype).removeprefix("torch."), "layout": layout, "shape": f"{m}x{k}x{n}"},
+        **{"ran": rusttorch.stats()["mm"].ran > 0, **found},
+        "gflops": {"stock": flops / found["theirs_us"] / 1e3, "ours": flops / found["ours_us"] / 1e3},
+        "gbytes": b.nbytes / found["ours_us"] / 1e3,
     }
 
 
@@ -61,7 +43,7 @@ def main():
     parser.add_argument("--layouts", nargs="+", default=["nt", "nn", "tn"])
     parser.add_argument("--rows", nargs="+", type=int, default=[1, 4, 32, 128])
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=0.5, help="for each line")
+    parser.add_argument("--pairs", type=int, default=11, help="timed pairs of blocks for each line")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -73,7 +55,7 @@ def main():
                     for m in options.rows:
                         if m > 32 and n > 4096:
                             continue
-                        line = measure(getattr(torch, dtype), layout, m, k, n, options.seconds)
+                        line = compared(getattr(torch, dtype), layout, m, k, n, options.pairs)
                         found.append(line | {"threads": options.threads})
                         low, high = line["interval"]
                         print(

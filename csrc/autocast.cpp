@@ -46,7 +46,7 @@ void in_lower_precision(const c10::OperatorHandle& op, Stack* stack) {
 // A linear layer, in the lower precision, and a loss, which autocast gives in float32.
 template <c10::DeviceType device>
 void linear_loss(const c10::OperatorHandle& op, Stack* stack) {
-  call_as(op, stack, at::autocast::get_lower_precision_fp_from_device_type(device), device);
+  in_lower_precision<device>(op, stack);
   stack->back() = stack->back().toTensor().to(at::kFloat);
 }
 

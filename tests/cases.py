@@ -3,11 +3,22 @@
 import warnings
 from typing import Any, NamedTuple
 
+import pytest
 import rusttorch
 import torch
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 INTEGERS = (torch.int32, torch.int64)
+
+
+def same_error(ours, stock):
+    """Both raise the same exception type with the same text."""
+    errors = []
+    for call in (stock, ours):
+        with pytest.raises(Exception) as error:
+            call()
+        errors.append((error.type, str(error.value).split("\n")[0]))
+    assert errors[0] == errors[1]
 
 
 class Case(NamedTuple):

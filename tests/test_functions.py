@@ -11,21 +11,12 @@ import pytest
 import rusttorch
 import torch
 import torch.nn.functional as F
-from cases import Case, functional_ops
+from cases import Case, functional_ops, same_error
 from rusttorch._register import overload
 from rusttorch.sentences import SENTENCES
 from torch.autograd import forward_ad
 
 X, Y = torch.randn(6), torch.randn(6)
-
-
-def same_error(ours, stock):
-    """Both raise the same exception type with the same text."""
-    with pytest.raises(Exception) as wanted:
-        stock()
-    with pytest.raises(wanted.type) as got:
-        ours()
-    assert str(got.value).split("\n")[0] == str(wanted.value).split("\n")[0]
 
 
 def test_signatures():

@@ -4,7 +4,7 @@ import pytest
 import rusttorch
 import torch
 import torch.nn.functional as F
-from cases import opcheck
+from cases import opcheck, same_error
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 SHAPES = [
@@ -143,12 +143,7 @@ def test_bad_input():
         lambda m: m.rms_norm(x, [6], torch.ones(5)),
         lambda m: m.rms_norm(torch.ones(3, 6, dtype=torch.int64), [6]),
     ):
-        errors = []
-        for module in (torch, rusttorch):
-            with pytest.raises(Exception) as error:
-                bad(module)
-            errors.append((error.type, str(error.value).split("\n")[0]))
-        assert errors[0] == errors[1]
+        same_error(lambda bad=bad: bad(rusttorch), lambda bad=bad: bad(torch))
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)

@@ -7,29 +7,42 @@ namespace {
 
 Tensor turned(const Tensor& t) { return t.transpose(-2, -1); }
 
-// The gradients of a factor each, of mm or bmm.
-Tensor of_left(const char* product, const Tensor& g, const Tensor& right) { return call(product, {g, turned(right)}); }
-Tensor of_right(const char* product, const Tensor& g, const Tensor& left) { return call(product, {turned(left), g}); }
-
 Tensor scaled(const Tensor& t, const Scalar& by) { return by.equal(1) ? t : t * by; }
 
-Formula of_product(const char* product) {
-  return {product,
+// The gradients of a product's factors, each from that of the product and the other factor.
+struct Gradients {
+  std::function<Tensor(const Tensor& g, const Tensor& right)> of_left;
+  std::function<Tensor(const Tensor& g, const Tensor& left)> of_right;
+};
+
+// mm or bmm
+Gradients of_matrices(const char* product) {
+  return {[product](const Tensor& g, const Tensor& right) { return call(product, {g, turned(right)}); },
+          [product](const Tensor& g, const Tensor& left) { return call(product, {turned(left), g}); }};
+}
+
+Gradients of_mv() {
+  return {[](const Tensor& g, const Tensor& vector) { return g.unsqueeze(1) * vector; },
+          [](const Tensor& g, const Tensor& matrix) { return call("mv", {turned(matrix), g}); }};
+}
+
+Formula of_product(const char* op, const Gradients& gradients) {
+  return {op,
           {argument(0).for_gradient_of(1), argument(1).for_gradient_of(0)},
-          [product](const Call& c, const Tensor& g) -> Grads {
-            return {c.want(0, [&] { return of_left(product, g, c.tensor(1)); }),
-                    c.want(1, [&] { return of_right(product, g, c.tensor(0)); })};
+          [gradients](const Call& c, const Tensor& g) -> Grads {
+            return {c.want(0, [&] { return gradients.of_left(g, c.tensor(1)); }),
+                    c.want(1, [&] { return gradients.of_right(g, c.tensor(0)); })};
           }};
 }
 
 // beta * self + alpha * left @ right, with those numbers at positions 3 and 4.
-Formula of_sum_and_product(const char* op, const char* product) {
+Formula of_sum_and_product(const char* op, const Gradients& gradients) {
   return {op,
           {argument(1).for_gradient_of(2), argument(2).for_gradient_of(1)},
-          [product](const Call& c, const Tensor& g) -> Grads {
+          [gradients](const Call& c, const Tensor& g) -> Grads {
             return {c.want(0, [&] { return scaled(g, c.scalar(3)); }),
-                    c.want(1, [&] { return scaled(of_left(product, g, c.tensor(2)), c.scalar(4)); }),
-                    c.want(2, [&] { return scaled(of_right(product, g, c.tensor(1)), c.scalar(4)); })};
+                    c.want(1, [&] { return scaled(gradients.of_left(g, c.tensor(2)), c.scalar(4)); }),
+                    c.want(2, [&] { return scaled(gradients.of_right(g, c.tensor(1)), c.scalar(4)); })};
           }};
 }
 
@@ -37,23 +50,12 @@ Formula of_sum_and_product(const char* op, const char* product) {
 
 const std::vector<Formula>& matmul_formulas() {
   static const std::vector<Formula> formulas = {
-      of_product("mm"),
-      of_product("bmm"),
-      of_sum_and_product("addmm", "mm"),
-      of_sum_and_product("baddbmm", "bmm"),
-      {"mv",
-       {argument(0).for_gradient_of(1), argument(1).for_gradient_of(0)},
-       [](const Call& c, const Tensor& g) -> Grads {
-         return {c.want(0, [&] { return g.unsqueeze(1) * c.tensor(1); }),
-                 c.want(1, [&] { return call("mv", {turned(c.tensor(0)), g}); })};
-       }},
-      {"addmv",
-       {argument(1).for_gradient_of(2), argument(2).for_gradient_of(1)},
-       [](const Call& c, const Tensor& g) -> Grads {
-         return {c.want(0, [&] { return scaled(g, c.scalar(3)); }),
-                 c.want(1, [&] { return scaled(g.unsqueeze(1) * c.tensor(2), c.scalar(4)); }),
-                 c.want(2, [&] { return scaled(call("mv", {turned(c.tensor(1)), g}), c.scalar(4)); })};
-       }},
+      of_product("mm", of_matrices("mm")),
+      of_product("bmm", of_matrices("bmm")),
+      of_product("mv", of_mv()),
+      of_sum_and_product("addmm", of_matrices("mm")),
+      of_sum_and_product("baddbmm", of_matrices("bmm")),
+      of_sum_and_product("addmv", of_mv()),
   };
   return formulas;
 }

@@ -137,6 +137,19 @@ void pack_b(const MatmulArgs& g, int64_t p0, int64_t count, int64_t j0, int64_t 
   }
 }
 
+// Rows of a, from one of its elements on, as numbers that are computed with: one behind the other.
+template <class T>
+void widen_rows(const MatmulArgs& g, const T* from, int64_t m, int64_t k, Compute<T>* to) {
+  using V = Vector<Compute<T>>;
+  for (int64_t i = 0; i < m; ++i, from += g.a_row, to += k) {
+    int64_t p = 0;
+    if (g.a_column == 1) {
+      for (; p + lanes<V> <= k; p += lanes<V>) store(to + p, load<V>(from + p));
+    }
+    for (; p < k; ++p) to[p] = widen(from[p * g.a_column]);
+  }
+}
+
 template <class T>
 class Product {
   using C = Compute<T>;
@@ -189,7 +202,7 @@ class Product {
     }
     if (panels || g.a_column != 1 || is_narrow<T>) {
       C* const packed = scratch<C, Use::a>(m * k + 2 * lanes<V>);
-      panels ? pack_panels(from, m, k, high, packed) : pack_rows(from, m, k, packed);
+      panels ? pack_panels(from, m, k, high, packed) : widen_rows(g, from, m, k, packed);
       a = packed;
       a_row = k;
     }
@@ -209,17 +222,6 @@ class Product {
           for (int64_t row = 0; row < rows; ++row) finish(i0, i + r + row, j0, j, n, tile + row * tile_columns<V>);
         }
       }
-    }
-  }
-
-  // Rows of numbers in C.
-  void pack_rows(const T* from, int64_t m, int64_t k, C* to) const {
-    for (int64_t i = 0; i < m; ++i, from += g.a_row, to += k) {
-      int64_t p = 0;
-      if (g.a_column == 1) {
-        for (; p + lanes<V> <= k; p += lanes<V>) store(to + p, load<V>(from + p));
-      }
-      for (; p < k; ++p) to[p] = widen(from[p * g.a_column]);
     }
   }
 
@@ -312,20 +314,13 @@ RT_INLINE void finish_one(const MatmulArgs& g, int64_t i, int64_t j, C sum) {
 template <class T>
 const Compute<T>* rows_of_a(const MatmulArgs& g, int64_t& row) {
   using C = Compute<T>;
-  using V = Vector<C>;
   const T* from = static_cast<const T*>(g.a);
   if constexpr (!is_narrow<T>) {
     if (g.a_column == 1) return row = g.a_row, from;
   }
-  row = divide_up(g.k, lanes<V>) * lanes<V>;
-  C* const to = scratch<C, Use::a>(g.m * row);
-  for (int64_t i = 0; i < g.m; ++i) {
-    int64_t p = 0;
-    if (g.a_column == 1) {
-      for (; p + lanes<V> <= g.k; p += lanes<V>) store(to + i * row + p, load<V>(from + i * g.a_row + p));
-    }
-    for (; p < g.k; ++p) to[i * row + p] = widen(from[i * g.a_row + p * g.a_column]);
-  }
+  C* const to = scratch<C, Use::a>(g.m * g.k);
+  widen_rows(g, from, g.m, g.k, to);
+  row = g.k;
   return to;
 }
 

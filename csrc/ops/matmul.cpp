@@ -237,33 +237,18 @@ void MatmulPlan::run(const Tensor& out) {
   });
 }
 
-struct Mm {
-  static MatmulRequest request(const Tensor& self, const Tensor& mat2) { return {self, mat2, 2, 2}; }
-};
-struct Addmm {
-  static MatmulRequest request(const Tensor& self, const Tensor& mat1, const Tensor& mat2, const Scalar& beta,
+// Of factors of so many dims; by itself, or added to something.
+template <int64_t a_dim, int64_t b_dim>
+struct Product {
+  static MatmulRequest request(const Tensor& a, const Tensor& b) { return {a, b, a_dim, b_dim}; }
+  static MatmulRequest request(const Tensor& added, const Tensor& a, const Tensor& b, const Scalar& beta,
                                const Scalar& alpha) {
-    return {mat1, mat2, 2, 2, &self, beta, alpha};
+    return {a, b, a_dim, b_dim, &added, beta, alpha};
   }
 };
-struct Bmm {
-  static MatmulRequest request(const Tensor& self, const Tensor& mat2) { return {self, mat2, 3, 3}; }
-};
-struct Baddbmm {
-  static MatmulRequest request(const Tensor& self, const Tensor& batch1, const Tensor& batch2, const Scalar& beta,
-                               const Scalar& alpha) {
-    return {batch1, batch2, 3, 3, &self, beta, alpha};
-  }
-};
-struct Mv {
-  static MatmulRequest request(const Tensor& self, const Tensor& vec) { return {self, vec, 2, 1}; }
-};
-struct Addmv {
-  static MatmulRequest request(const Tensor& self, const Tensor& mat, const Tensor& vec, const Scalar& beta,
-                               const Scalar& alpha) {
-    return {mat, vec, 2, 1, &self, beta, alpha};
-  }
-};
+using OfMatrices = Product<2, 2>;
+using OfBatches = Product<3, 3>;
+using OfVector = Product<2, 1>;
 
 // Stock's, which on CUDA have overloads with an out_dtype.
 using Multiply = Tensor(const Tensor&, const Tensor&);
@@ -275,21 +260,21 @@ using AddProductOut = Tensor&(const Tensor&, const Tensor&, const Tensor&, const
 
 const Rows& matmul_rows() {
   static const Rows rows = {
-      ROW("mm", Mm, STOCK_AS(Multiply, mm)),
-      ROW("mm.out", Mm, STOCK_AS(MultiplyOut, mm_outf)),
-      ROW("addmm", Addmm, STOCK_AS(AddProduct, addmm)),
-      ROW("addmm_", Addmm, STOCK(addmm_)),
-      ROW("addmm.out", Addmm, STOCK_AS(AddProductOut, addmm_outf)),
-      ROW("bmm", Bmm, STOCK_AS(Multiply, bmm)),
-      ROW("bmm.out", Bmm, STOCK_AS(MultiplyOut, bmm_outf)),
-      ROW("baddbmm", Baddbmm, STOCK_AS(AddProduct, baddbmm)),
-      ROW("baddbmm_", Baddbmm, STOCK(baddbmm_)),
-      ROW("baddbmm.out", Baddbmm, STOCK_AS(AddProductOut, baddbmm_outf)),
-      ROW("mv", Mv, COMPOSITE_EXPLICIT(mv)),
-      ROW("mv.out", Mv, COMPOSITE_EXPLICIT(mv_outf)),
-      ROW("addmv", Addmv, STOCK(addmv)),
-      ROW("addmv_", Addmv, STOCK(addmv_)),
-      ROW("addmv.out", Addmv, STOCK(addmv_outf)),
+      ROW("mm", OfMatrices, STOCK_AS(Multiply, mm)),
+      ROW("mm.out", OfMatrices, STOCK_AS(MultiplyOut, mm_outf)),
+      ROW("addmm", OfMatrices, STOCK_AS(AddProduct, addmm)),
+      ROW("addmm_", OfMatrices, STOCK(addmm_)),
+      ROW("addmm.out", OfMatrices, STOCK_AS(AddProductOut, addmm_outf)),
+      ROW("bmm", OfBatches, STOCK_AS(Multiply, bmm)),
+      ROW("bmm.out", OfBatches, STOCK_AS(MultiplyOut, bmm_outf)),
+      ROW("baddbmm", OfBatches, STOCK_AS(AddProduct, baddbmm)),
+      ROW("baddbmm_", OfBatches, STOCK(baddbmm_)),
+      ROW("baddbmm.out", OfBatches, STOCK_AS(AddProductOut, baddbmm_outf)),
+      ROW("mv", OfVector, COMPOSITE_EXPLICIT(mv)),
+      ROW("mv.out", OfVector, COMPOSITE_EXPLICIT(mv_outf)),
+      ROW("addmv", OfVector, STOCK(addmv)),
+      ROW("addmv_", OfVector, STOCK(addmv_)),
+      ROW("addmv.out", OfVector, STOCK(addmv_outf)),
   };
   return rows;
 }

@@ -38,15 +38,15 @@ globals().update(_functions | {name: getattr(names, name) for name in names.FUNC
 __doc__ += (
     "\nThe ops by family, of which help(rusttorch.NAME) says more (their in-place and backward forms are there too):\n"
 )
-for _family in dict.fromkeys(op.family for op in ops()):
-    _names = dict.fromkeys(op.name.partition(".")[0] for op in ops() if op.family == _family)
-    _plain = ", ".join(
-        name
-        for name in _names
-        if name in globals() and name[0] != "_" and not name.endswith(("_", "_backward", "_forward"))
-    )
+_families = {}  # the names of each, once
+for _op in ops():
+    _families.setdefault(_op.family, {})[_op.name.partition(".")[0]] = None
+for _family, _names in _families.items():
+    _plain = [n for n in _names if n in globals() and n[0] != "_" and not n.endswith(("_", "_backward", "_forward"))]
     if _plain:
-        __doc__ += textwrap.fill(_plain, 110, initial_indent=f"  {_family}: ", subsequent_indent="    ") + "\n"
+        __doc__ += (
+            textwrap.fill(", ".join(_plain), 110, initial_indent=f"  {_family}: ", subsequent_indent="    ") + "\n"
+        )
 swish = _C.functions.silu  # the name of its paper (P. Ramachandran et al., 2017)
 # torch.nn.functional's names
 cross_entropy = _C.functions.cross_entropy_loss

@@ -356,7 +356,7 @@ class AB:
 
         def ratio(over, under, of=np.median):
             ratios = of(seconds[over], axis=1) / of(seconds[under], axis=1)
-            return Ratio(float(np.median(ratios)), _interval(ratios, confidence)[0])
+            return Ratio(float(np.median(ratios)), _interval(ratios, confidence))
 
         speedup = ratio("stock", "swapped")
         samples = {arm: column(arm, 1) for arm in ARMS}
@@ -378,7 +378,7 @@ class AB:
             parts={OPS: ratio("stock", OPS), "pool": ratio(OPS, "swapped")} if OPS in kinds else None,
             by_total=ratio("stock", "swapped", np.mean),
             confidence=confidence,
-            few=_interval(np.ones(len(whole)), confidence)[1],
+            few=_rank(len(whole), confidence) == 0,
             per_second=per_second if len(per_second) == len(ARMS) else None,
             loss_difference=float(np.mean(differences)) if compared else None,
             loss_interval=_student(differences, confidence) if compared else None,
@@ -437,13 +437,17 @@ def _loss_differences(rounds, swapped):
     return differences
 
 
-def _interval(values, confidence):
-    """Of the median, by the values' order alone (W. Thompson, 1936): the k-th smallest and largest. And whether they
-    are too few for that, so that it is their range."""
-    n, ordered = len(values), np.sort(values)
+def _rank(n, confidence):
+    """Which of the smallest, and of the largest, of n values bound the median's interval; 0 where there are too few."""
     beyond = np.cumsum([math.comb(n, k) for k in range(n)]) / 2**n  # the chance that at most k are below the median
-    k = int(np.searchsorted(beyond, (1 - confidence) / 2, side="right"))
-    return (float(ordered[max(k - 1, 0)]), float(ordered[n - max(k, 1)])), k == 0
+    return int(np.searchsorted(beyond, (1 - confidence) / 2, side="right"))
+
+
+def _interval(values, confidence):
+    """Of the median, by the values' order alone (W. Thompson, 1936); of too few their range."""
+    n, ordered = len(values), np.sort(values)
+    k = max(_rank(n, confidence), 1)
+    return float(ordered[k - 1]), float(ordered[n - k])
 
 
 def _student(values, confidence):
