@@ -11,6 +11,7 @@ import rusttorch
 import torch
 import torch.nn.functional as F
 from rusttorch.ab import Ratio
+from rusttorch.profiler import Profiler
 
 
 def AB(*names, **options):
@@ -303,6 +304,43 @@ def test_what_is_taken_out_between_two_steps_is_noticed():
         take_out()
         with pytest.raises(RuntimeError, match="were taken out"), ab.step():
             pass
+
+
+def test_ctrl_c_at_any_call_of_an_exchange():
+    """After close() nothing is swapped in, wherever it came."""
+    files = ("ab.py", "swap.py", "memory.py", "fused.py", "contextlib.py")
+    interrupted = 0
+    for number in range(1, 200):
+        ab, left = swapped_ab(pool=True), number
+
+        def trace(frame, event, arg):
+            nonlocal left
+            if event == "call" and frame.f_code.co_filename.endswith(files):
+                left -= 1
+                if left == 0:
+                    raise KeyboardInterrupt
+            return trace
+
+        before = sys.gettrace()
+        try:
+            sys.settrace(trace)
+            for _ in range(3):  # to the block's end, and into the next
+                with ab.step():
+                    pass
+        except KeyboardInterrupt:
+            interrupted += 1
+        finally:
+            sys.settrace(before)
+        ab.close()
+        assert not rusttorch.is_enabled() and not rusttorch.memory.is_enabled(), number
+        if left > 0:
+            break
+    assert interrupted > 10
+
+
+def test_a_profile_compares_with_stock():
+    with rusttorch.use("silu"), pytest.raises(RuntimeError, match="swapped in already"), Profiler().step():
+        pass
 
 
 def test_a_fork_within_a_step_is_in_none():

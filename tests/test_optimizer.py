@@ -611,3 +611,30 @@ def test_parameters_and_gradients_that_lie_differently(make):
             optimizer.step()
         results.append(x)
     torch.testing.assert_close(*results)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks are implicitly disabled")  # stock's Adagrad's
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        *(("SGD", {"momentum": 0.9, "nesterov": n, "maximize": m}) for n in (False, True) for m in (False, True)),
+        ("Adagrad", {}),
+    ],
+    ids=str,
+)
+def test_sparse_gradients_among_dense_ones(name, options):
+    """Their momentum, too, is kept from step to step."""
+    results = []
+    for module in (torch.optim, rusttorch.optim):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Embedding(10, 4, sparse=True), torch.nn.Linear(4, 2))
+        optimizer = getattr(module, name)(model.parameters(), lr=0.1, **options)
+        for k in range(4):
+            optimizer.zero_grad()
+            model(torch.tensor([k, 1, 2])).square().sum().backward()
+            optimizer.step()
+        results.append((list(model.parameters()), optimizer.state_dict()["state"]))
+    (stock, stock_state), (ours, our_state) = results
+    for a, b in zip(stock, ours, strict=True):
+        torch.testing.assert_close(b, a)
+    assert {k: set(state) for k, state in our_state.items()} == {k: set(state) for k, state in stock_state.items()}

@@ -73,6 +73,15 @@ def test_too_few_steps(script):
         assert done.returncode == 0 and "no report: " in done.stderr and why in done.stderr
 
 
+def test_a_script_that_swaps_itself_runs_unmeasured(tmp_path):
+    path = tmp_path / "train.py"
+    path.write_text(SCRIPT.replace("torch.manual_seed(0)", "rusttorch.enable()"))
+    for how in ("--ab", "--profile"):
+        done = rusttorch("run", how, str(path), "5")
+        assert done.returncode == 0 and done.stdout.splitlines()[-1].startswith("end"), done.stderr
+        assert "no report: " in done.stderr and "swapped in already, by enable()" in done.stderr
+
+
 def test_an_error_of_the_script_is_its_own(script):
     done = rusttorch("run", "--ab", script, "many")
     assert done.returncode == 1 and "ValueError: invalid literal for int()" in done.stderr

@@ -300,6 +300,22 @@ def test_threads_find_no_empty_slot(op):
         assert ("SymInt" in kernels[key]) == ("SymInt" in stock), lines
 
 
+def test_the_end_of_one_is_not_that_of_another():
+    """That asks for the same."""
+    first = rusttorch.use()
+    first.__enter__()
+    rusttorch.disable(force=True)
+    with rusttorch.use():
+        first.__exit__(None, None, None)
+        rusttorch.use().__exit__(None, None, None)  # never entered
+        assert rusttorch.is_enabled() and rusttorch.memory.is_enabled()
+    assert not rusttorch.is_enabled()
+
+
+def test_no_names_in_a_list_are_all():
+    assert rusttorch.use([]).pool and repr(rusttorch.use([])) == repr(rusttorch.use())
+
+
 @pytest.mark.parametrize("op", [op.name for op in rusttorch.ops() if op.swappable])
 def test_schemas_are_those_of_aten(op):
     """The dispatcher compares kernels with ours only, when they are registered under rusttorch's names."""

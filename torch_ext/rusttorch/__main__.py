@@ -8,7 +8,7 @@
 
 A step is what lies between the ends of two calls of an optimizer's step(): the first optimizer's, where a script has
 several. --ab and --profile print at the script's end, also where that is Ctrl-C or an error. (A script that calls
-rusttorch.use() or enable() itself is not for --ab, which gives each step its kernels.)
+rusttorch.use() or enable() itself is for neither, as they give each step its kernels.)
 """
 
 import argparse
@@ -59,6 +59,7 @@ class ScriptSteps:
         self._optimizer = None
         self._step = None
         self._ended = False
+        self._why = None  # there is no report
         self._hook = torch.optim.Optimizer.profile_hook_step
         torch.optim.Optimizer.profile_hook_step = staticmethod(self._hooked)
 
@@ -82,10 +83,14 @@ class ScriptSteps:
             self._optimizer = weakref.ref(optimizer)
         if self._optimizer() is not optimizer:
             return
-        if self._step:
-            self._step.__exit__(None, None, None)
-        self._step = self._measured.step()
-        self._step.__enter__()
+        try:
+            step, self._step = self._step, None
+            if step:
+                step.__exit__(None, None, None)
+            self._step = self._measured.step()
+            self._step.__enter__()
+        except RuntimeError as error:  # it cannot be measured: the script goes on
+            self._step, self._ended, self._why = None, True, error
 
     def end(self):
         """Of the script. What came after the last step is none."""
@@ -94,6 +99,8 @@ class ScriptSteps:
         if self._step:
             self._step.__exit__(GeneratorExit, GeneratorExit(), None)
         try:
+            if self._why:
+                raise self._why
             print(self._measured.report(), file=sys.stderr)
         except RuntimeError as error:
             print(f"no report: {error}", file=sys.stderr)

@@ -188,16 +188,17 @@ class AB:
     """
 
     def __init__(self, *names, exclude=(), pool=None, block=4, warmup=1, settle=0.008, seed=0):
-        self._entered = contextlib.ExitStack()  # what a block has put in
-        weakref.finalize(self, self._entered.close)
+        self._opened = []  # by the block that goes on
+        weakref.finalize(self, _end_all, self._opened)
         if block < 1 or warmup < 0:
             raise ValueError(f"block must be at least 1 and warmup at least 0, got {block} and {warmup}")
-        swapped = swap.use(*names, exclude=exclude, pool=pool)  # an unknown name is an error now, not at the first step
-        self._uses = {"swapped": swapped}
+        swapped = swap.requested(names, exclude, pool)  # an unknown name is an error now, not at the first step
+        self._swaps = {"swapped": swapped}
         if swapped.pool:
-            self._uses[OPS] = swap.use(*names, exclude=exclude, pool=False)
+            self._swaps[OPS] = swapped._replace(pool=False)
+        self._given = names, {"exclude": exclude, "pool": pool}
         self._asked = {OPS: _arguments(names, exclude, False), "pool": _arguments(names, exclude, True)}
-        self._orders = [half + half[::-1] for half in itertools.permutations(("stock", *self._uses))]
+        self._orders = [half + half[::-1] for half in itertools.permutations(("stock", *self._swaps))]
         self._block, self._warmup, self._settle = block, warmup, settle
         self._random = random.Random(seed)
         self._blocks = []  # to come in this round
@@ -212,15 +213,15 @@ class AB:
         self._rounding = 0.0  # of the losses
         self._round = -1
         self._peak = dict.fromkeys(ARMS, 0)
-        self._ran = {}
+        self._before = self._ran = {}
 
     @property
     def is_swapped(self):
         """Whether ops are swapped in by the block that goes on."""
-        return self._kind in self._uses
+        return self._kind in self._swaps
 
     def __repr__(self):
-        return f"rusttorch.AB({len(self._uses['swapped'].names)} ops, {len(self._rows)} steps so far)"
+        return f"rusttorch.AB({len(self._swaps['swapped'].names)} ops, {len(self._rows)} steps so far)"
 
     def __enter__(self):
         return self
@@ -292,32 +293,33 @@ class AB:
         if kind != self._kind:
             self._end()
             self._check()
-            self._kind = kind
+            self._before, self._kind = swap.stats(), kind
             if self.is_swapped:
-                self._before = swap.stats()
-                self._entered.enter_context(self._uses[kind])
+                # Known before it is opened, and until it has ended: Ctrl-C may come at any time.
+                self._opened.append(swap.Opened(self._swaps[kind]))
+                swap._swapped.begin(self._opened[-1])
             _reset_peak_memory()
             self._settling = 0
             self._exchanged = time.perf_counter()
 
     def _check(self):
         """That nothing is swapped but by the block that goes on."""
-        use = self._uses.get(self._kind)
-        wanted, now = use.names if use else frozenset(), swap._swapped.now.names
+        asked = self._swaps.get(self._kind)
+        wanted, now = asked.names if asked else frozenset(), swap._swapped.now.names
         if now - wanted:
             raise RuntimeError(
                 f"rusttorch.AB compares with stock, but ops are swapped in already, by {swap._swapped.holders(self)}; "
                 "rusttorch.disable(force=True) takes them out whoever holds them"
             )
-        if OPS in self._uses and memory.is_enabled() and self._kind != "swapped":
+        if OPS in self._swaps and memory.is_enabled() and self._kind != "swapped":
             raise RuntimeError("rusttorch.AB compares with stock, but the pool is enabled already: call disable_pool()")
-        if wanted - now or (self._kind == "swapped" and use.pool and not memory.is_enabled()):
-            raise RuntimeError("rusttorch.AB: its ops, or the pool, were taken out between two steps of a block")
+        if wanted - now or (self._kind == "swapped" and asked.pool and not memory.is_enabled()):
+            raise RuntimeError("rusttorch.AB: the ops of its block, or the pool, were taken out by somebody else")
 
     def _end(self):
         """Ends the block that goes on."""
         kind, swapped, self._kind = self._kind, self.is_swapped, None
-        self._entered.close()
+        _end_all(self._opened)
         if kind in ARMS:
             self._peak[kind] = max(self._peak[kind], _peak_memory())
         if swapped:
@@ -338,7 +340,7 @@ class AB:
     def report(self, confidence=0.99):
         """The Report so far. Raises RuntimeError before warmup + 2 rounds are complete."""
         self.close()
-        kinds = ("stock", *self._uses)
+        kinds = ("stock", *self._swaps)
         rounds = {}
         for number, kind, *row in self._rows:
             if number >= self._warmup:
@@ -363,11 +365,11 @@ class AB:
         per_second = {
             arm: float(samples[arm].sum() / seconds[arm][samples[arm] > 0].sum()) for arm in ARMS if samples[arm].any()
         }
-        differences = _loss_differences(whole, self._uses)
+        differences = _loss_differences(whole, self._swaps)
         compared = len(differences) >= 2
         losses = {
             arm: [loss for _, kind, _, _, loss in self._rows if kind in given and loss is not None]
-            for arm, given in (("stock", ("stock",)), ("swapped", self._uses))
+            for arm, given in (("stock", ("stock",)), ("swapped", self._swaps))
         }
         return Report(
             rounds=len(whole),
@@ -409,11 +411,18 @@ class AB:
         """
         self.close()
         self._check()
-        profiler = Profiler(self._uses["swapped"], steps=steps)
+        names, options = self._given
+        profiler = Profiler(swap.use(*names, **options), steps=steps)
         for _ in range(2 * (steps + 1)):
             with profiler.step():
                 step()
         return profiler.report()
+
+
+def _end_all(opened):
+    while opened:
+        swap._swapped.end(opened[-1])
+        opened.pop()
 
 
 def _arguments(names, exclude, pool):

@@ -64,8 +64,8 @@ def enable_pool():
 
 
 def disable_pool():
-    """From now on, CPU tensors' memory comes from stock's allocator, whoever asked for the pool. What the pool holds
-    stays until empty_cache()."""
+    """From now on, CPU tensors' memory comes from stock's allocator, whoever asked for the pool, until somebody asks
+    again. What the pool holds stays until empty_cache()."""
     _claims.clear()
     _apply()
 

@@ -107,6 +107,9 @@ class SGD(_OnePass, torch.optim.SGD):
         if self._init_group(group, params, grads, buffers):  # sparse gradients among them
             options = {name: group[name] for name in (*self._options, "lr")}
             sgd(params, grads, buffers, has_sparse_grad=True, foreach=False, **options)
+            if group["momentum"] != 0:  # which may have been made there
+                for p, buffer in zip(params, buffers, strict=True):
+                    self.state[p]["momentum_buffer"] = buffer
             return
         if group["momentum"] == 0:
             self._call(group, params, grads, [], False)

@@ -42,6 +42,11 @@ class Profiler:
             yield
             return
         arm = ARMS[which]
+        if swap._swapped.now.names:
+            raise RuntimeError(
+                f"a profile compares with stock, but ops are swapped in already, by {swap._swapped.holders()}; "
+                "rusttorch.disable(force=True) takes them out whoever holds them"
+            )
         with contextlib.ExitStack() as entered:
             if arm == "swapped":
                 before = swap.stats()

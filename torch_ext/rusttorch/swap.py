@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 
 from . import _C, fused, memory
-from .resolve import resolve
+from .resolve import given, resolve
 
 
 class Op(NamedTuple):
@@ -121,8 +121,16 @@ class Swap(NamedTuple):
 NOTHING = Swap(frozenset())
 
 
+class Opened:
+    """One opening of a use() or an AB's block, which others may ask for the same as."""
+
+    def __init__(self, swap):
+        self.swap = swap
+
+
 def requested(names, exclude, pool):
     """The Swap that the arguments of enable() and use() ask for."""
+    names = given(names)
     if pool is None:
         pool = not names and memory.is_available()
         if not names and not pool:
@@ -136,7 +144,7 @@ class _Swapped:
     def __init__(self):
         self.lock = threading.RLock()  # a thread may come here again: by the garbage collector, which ends an AB
         self.enabled = NOTHING
-        self.used = []  # by each open use()
+        self.used = []  # Opened
         self.now = NOTHING
         self.through = True  # with the exchange to that
         self.between_steps = weakref.WeakSet()  # of AB
@@ -159,21 +167,22 @@ class _Swapped:
             self.enabled = NOTHING
             self._apply()
 
-    def begin(self, swap):
-        """Of a use(), which is not open if this raises (Ctrl-C, say)."""
+    def begin(self, opened):
+        """Which is not open if this raises (Ctrl-C, say)."""
         with self.lock:
             self.leave_steps_alone()
-            self.used.append(swap)
+            self.used.append(opened)
             try:
-                self._apply(swap.pool)
+                self._apply(opened.swap.pool)
             except BaseException:
-                self.end(swap)
+                self.end(opened)
                 raise
 
-    def end(self, swap):
+    def end(self, opened):
+        """Once or again: who is interrupted here ends it later."""
         with self.lock:
-            if swap in self.used:  # else disable(force=True) came before
-                self.used.remove(swap)
+            if opened in self.used:  # else disable(force=True) came before
+                self.used.remove(opened)
             self._apply()
 
     def end_all(self):
@@ -202,7 +211,7 @@ class _Swapped:
 
     def _wanted(self):
         """What is asked for by all together."""
-        everybody = [self.enabled, *self.used]
+        everybody = [self.enabled, *(opened.swap for opened in self.used)]
         return Swap(frozenset().union(*(each.names for each in everybody)), any(each.pool for each in everybody))
 
     def _apply(self, pool=False):
@@ -302,6 +311,7 @@ class use(contextlib.ContextDecorator):
     @_uncompiled
     def __init__(self, *names, exclude=(), pool=None):
         self._swap = requested(names, exclude, pool)
+        self._opened = []  # which are alike: any of them may be ended first
 
     @property
     def names(self):
@@ -318,9 +328,12 @@ class use(contextlib.ContextDecorator):
 
     @_uncompiled
     def __enter__(self):
-        _swapped.begin(self._swap)
+        opened = Opened(self._swap)
+        _swapped.begin(opened)
+        self._opened.append(opened)
         return self
 
     @_uncompiled
     def __exit__(self, *exception):
-        _swapped.end(self._swap)
+        if self._opened:
+            _swapped.end(self._opened.pop())
