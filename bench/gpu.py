@@ -192,25 +192,42 @@ def compiled(row, shape, dtype, device):
     return race({"stock": (plain, stock), "compile": (plain, lambda: f(*inputs, *row.args, **row.kwargs))}, device)
 
 
+# What is normalized, summed or classified, where the table's own shapes are those of a CPU's caches; of these, the
+# tensors read and written.
+SHAPES = ((65536, 1024), (16384, 4096), (4096, 50257))
+MOVED = {"norm": 2, "softmax": 2, "scan": 2, "reduction": 1}
+
+
+def on_a_device(row):
+    if not row.shapes:
+        return row
+    if row.family == "copy":
+        return row._replace(shapes=((8192, 8192), *row.shapes[-1:]), tensors_moved=2)
+    moved = 0 if row.steps or "cummax" in row.name else MOVED.get(row.family, 0)  # it writes indices too
+    return row._replace(shapes=(*SHAPES, *row.shapes[-1:]), tensors_moved=moved)
+
+
 def table(results, options, bandwidth):
-    """Every row; then torch.compile, which takes seconds for each, for some drawn at random."""
-    largest = {}
-    for row in ROWS:
+    """Every row, the largest first; then torch.compile, which takes seconds for each, for some drawn at random."""
+    cells, largest = [], {}
+    for row in (on_a_device(row) for row in ROWS if row.family != "matmul"):  # whose products are cuBLAS' in both arms
         # The largest is for what is at the memory's limit, where 16M numbers of 16 bits would fit in the cache.
         sizes = options.sizes if row.tensors_moved else options.sizes[:-1] or options.sizes
         for dtype in (torch.float32, torch.bfloat16):
-            for shape in row.shapes or [(n,) for n in sizes]:
+            for shape in row.shapes or [(n,) for n in reversed(sizes)]:
                 label = f"{row.name} {str(dtype).removeprefix('torch.')} {'x'.join(map(str, shape))}"
-                cell = row, shape, dtype, options.device
-                results.measure("ops", label, lambda cell=cell: op(*cell, bandwidth))
-            if not row.steps:  # whose backward would be another graph
-                largest[label] = cell
-    for label in random.Random(0).sample(list(largest), len(largest)):
+                cell = row, [n // options.scale or 1 for n in shape], dtype, options.device
+                cells.append((label, cell))
+                if not row.steps:  # whose backward would be another graph
+                    largest.setdefault((row.name, dtype), (label, cell))
+    for label, cell in sorted(cells, key=lambda cell: -math.prod(cell[1][1])):
+        results.measure("ops", label, lambda cell=cell: op(*cell, bandwidth))
+    for label, cell in random.Random(0).sample(list(largest.values()), len(largest)):
         spent = results.found.setdefault("compile_seconds", 0)
         if spent > options.compile_seconds:
             break
         start = time.time()
-        results.measure("compile", label, lambda cell=largest[label]: compiled(*cell))
+        results.measure("compile", label, lambda cell=cell: compiled(*cell))
         results.found["compile_seconds"] = spent + time.time() - start
 
 
@@ -305,7 +322,7 @@ def main():
     parser.add_argument("--sizes", type=int, nargs="+", default=[1 << 20, 1 << 24, 1 << 27])
     parser.add_argument("--seconds", type=float, default=500, help="after which nothing more is measured")
     parser.add_argument("--compile-seconds", type=float, default=100, help="for torch.compile, of all calls together")
-    parser.add_argument("--scale", type=int, default=1, help="divides the sizes of the cases of training")
+    parser.add_argument("--scale", type=int, default=1, help="divides the sizes of the cases and the shapes")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     device, scale = options.device, options.scale
@@ -326,7 +343,9 @@ def main():
     case("Adam over 100M parameters", adam, parameters, parameters // 100, moved=7 * 4 * parameters)
     for dtype in (torch.float32, torch.bfloat16):
         name = str(dtype).removeprefix("torch.")
-        case(f"cross_entropy 8192 x 32000, backward too, {name}", cross_entropy, 8192 // scale, 32_000, dtype)
+        for classes in (32_000, 50_257):
+            label = f"cross_entropy 8192 x {classes}, backward too, {name}"
+            case(label, cross_entropy, 8192 // scale, classes, dtype)
         case(f"layer_norm's backward 8192 x 4096, {name}", layer_norm_backward, 8192 // scale, 4096, dtype)
     results.measure("training", "gpt", lambda: training(device, max(48, 160 // scale)))
     table(results, options, bandwidth)

@@ -64,7 +64,7 @@ SANITIZED = "float32 and (tail or strided or misaligned or test_in_parts or test
 SHARED = ("reduction", "softmax", "norm", "cross_entropy", "scan")  # families whose blocks share memory
 LEAST = 20  # seconds for which nothing is started
 LONGEST = ("loss", "pointwise", "reduction", "activation", "optimizer")
-JOBS = 4  # test files at a time: what they wait for is mostly Python
+JOBS = max(4, (os.cpu_count() or 1) * 3 // 4)  # test files at a time: what they wait for is mostly Python
 OUT_OF_TIME, LEFT = 124, 75
 
 
@@ -211,7 +211,8 @@ def tests(run):
     names = run.files or sorted(f.stem.removeprefix("test_") for f in (ROOT / "tests").glob("test_*.py"))
     names = sorted(names, key=lambda name: name not in LONGEST)  # which are not to be waited for in the end
     files = [f"tests/test_{name}.py" for name in names]
-    return run.tests({file: [*PYTEST, file] for file in files}, JOBS)
+    # References are computed on the CPU, by several files at a time.
+    return run.tests({file: [*PYTEST, file] for file in files}, JOBS, OMP_NUM_THREADS="2", OMP_WAIT_POLICY="passive")
 
 
 def sanitizer(run):
