@@ -53,11 +53,10 @@ def cuda_home():
     return Path(re.search(r"#\$ TOP=(.*)", dry)[1].strip()).resolve()
 
 
-def allowed(kernel):
-    """Spills with a reason: divisions and square roots call a slow path, around which ptxas saves 8 to 24 bytes."""
-    divide = ("div_scalar_formulaEdLi2", "sqrt_formulaEdLi1", "cross_entropy_backwardIdE", "silu_backward_formulaEdLi1")
-    divide += ("smooth_l1_formulaEdLi2", "smooth_l1_backward_formulaEdLi2", "div_formulaEfLi4")
-    return any(name in kernel for name in divide)
+def spills(kernel, stored):
+    """More bytes than those that ptxas spills by choice, for a block more on a multiprocessor or around the slow path
+    of a division. Of 1,024 threads each has 64 registers."""
+    return stored > (80 if "ILi1024E" in kernel else 40)
 
 
 def run(command, **kwargs):
@@ -149,16 +148,16 @@ def main():
     table = options.out / "registers.txt"
     lines = [f"{count:4} {spilled:6} {arch} {name}" for count, spilled, arch, name in sorted(rows, reverse=True)]
     table.write_text("\n".join(["registers, bytes spilled, architecture, kernel", *lines]) + "\n")
-    spills = [f"{r[0]} spills" for r in compiled if r[2:4] != ("0", "0") and not allowed(r[0])]
+    spilling = [f"{r[0]} spills" for r in compiled if spills(r[0], int(r[2]))]
     archs = ", ".join(f"sm_{a}" for a in options.arch)
     print(
         f"{len(set(names))} kernels in {len(devices)} files for {archs}, at most {max(rows)[0]} registers, "
-        f"{len(spills)} spilling; {len(hosts)} host files; strict link; {time.time() - start:.0f} s",
+        f"{len(spilling)} spilling; {len(hosts)} host files; strict link; {time.time() - start:.0f} s",
         *(f"  {line}" for line in lines[:3]),
         f"  and the rest in {table.relative_to(ROOT)}",
         sep="\n",
     )
-    sys.exit("\n".join(spills) if spills else 0)
+    sys.exit("\n".join(spilling) if spilling else 0)
 
 
 if __name__ == "__main__":

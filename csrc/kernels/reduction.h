@@ -31,12 +31,15 @@ struct alignas(8) ReductionState {
 };
 
 // On a device: where there are few blocks of threads, each run is cut into parts, whose states are joined by a second
-// launch.
+// launch. Of columns of 2 bytes a thread takes two, so that a warp's load is 128 bytes.
 struct DeviceReduction : DeviceTiles {
-  explicit DeviceReduction(const ReductionArgs& a) : DeviceTiles(a.outer, a.n, a.inner), outputs(a.outer * a.inner) {
-    constexpr int64_t enough = 1024, steps = 16;  // blocks for a device, and steps of a thread that are worth a launch
+  static constexpr int most_columns = 2;
+
+  explicit DeviceReduction(const ReductionArgs& a)
+      : DeviceTiles(a.outer, a.n, a.inner / columns_of(a)), columns(columns_of(a)), outputs(a.outer * a.inner) {
+    constexpr int64_t few = 1024, enough = 4096, steps = 16;  // blocks, and steps of a thread that are worth a launch
     per_part = a.n;
-    if (blocks < enough / 2 && a.n >= 2 * height * steps) {
+    if (blocks < few && a.n >= 2 * height * steps) {
       const int64_t wanted = enough / blocks, most = a.n / (height * steps);
       per_part = (a.n / (wanted < most ? wanted : most) + 64) / 64 * 64;
     }
@@ -44,7 +47,14 @@ struct DeviceReduction : DeviceTiles {
   }
   int64_t states() const { return parts > 1 ? outputs * parts : 0; }
 
+  int columns;
   int64_t outputs, per_part, parts;
+
+ private:
+  static int columns_of(const ReductionArgs& a) {
+    const bool pairs = element_size(a.dtype) == 2 && a.inner % 2 == 0 && reinterpret_cast<uintptr_t>(a.in) % 4 == 0;
+    return pairs ? most_columns : 1;
+  }
 };
 
 template <>

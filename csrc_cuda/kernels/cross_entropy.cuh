@@ -5,6 +5,9 @@
 
 namespace rusttorch {
 
+// Whether q is more than the target class's own part.
+__host__ __device__ inline bool is_spread(const CrossEntropyArgs& a) { return !a.target || a.smoothing != 0; }
+
 // One row, as its threads see it (the formulas are in csrc/kernels/cross_entropy.h).
 template <class T>
 struct CrossEntropyRow {
@@ -18,7 +21,6 @@ struct CrossEntropyRow {
   const T* const weight = static_cast<const T*>(a.weight);
   const int64_t target = a.target && me.inside ? a.target[me.run] : -1;
   const bool ignored = a.target && target == a.ignore_index;
-  const bool spread = !a.target || a.smoothing != 0;  // q is not the target class's own part alone
   const C even = C(a.smoothing / double(a.classes)), kept = C(1 - a.smoothing);
 
   // A target outside the classes is never read with.
@@ -43,8 +45,8 @@ struct CrossEntropyRow {
   }
 };
 
-template <class T>
-__global__ void __launch_bounds__(block_threads) cross_entropy_forward(CrossEntropyArgs a, DeviceTiles tiles) {
+template <int threads, class T>
+__global__ void __launch_bounds__(threads) cross_entropy_forward(CrossEntropyArgs a, DeviceTiles tiles) {
   const CrossEntropyRow<T> row{a, tiles};
   row.check_target();
   Share<false, T, 1> share({row.x}, a.classes, 1, row.me, tiles.height);
@@ -56,7 +58,7 @@ __global__ void __launch_bounds__(block_threads) cross_entropy_forward(CrossEntr
     a.log_sum[r] = log_sum;
   }
   double loss = 0;
-  if (row.spread) {
+  if (is_spread(a)) {
     loss = row.sum([&](int64_t c) { return row.q(c) * ((all.largest - double(widen<T>(row.x[c]))) + log_sum); });
   }
   if (!row.me.inside || row.me.step != 0) return;
@@ -95,7 +97,7 @@ __global__ void __launch_bounds__(block_threads) cross_entropy_total(CrossEntrop
 }
 
 // g (Q softmax(x) - q), where Q is the sum of q. grad_x may be x.
-template <class T>
+template <bool spread, class T>
 __global__ void __launch_bounds__(block_threads) cross_entropy_slope(CrossEntropyArgs a, DeviceTiles tiles) {
   using C = Compute<T>;
   const CrossEntropyRow<T> row{a, tiles};
@@ -103,7 +105,7 @@ __global__ void __launch_bounds__(block_threads) cross_entropy_slope(CrossEntrop
   const auto& me = row.me;
   const double own = a.target && me.inside ? (1 - a.smoothing) * row.target_weight() : 0;
   double Q = own;
-  if (row.spread) Q += row.sum([&](int64_t c) { return row.q(c); });
+  if (spread) Q += row.sum([&](int64_t c) { return row.q(c); });
   if (!me.inside) return;
   const double g = a.divisor ? 1 / *a.divisor : 1;
   const double largest = a.largest[me.run], log_sum = a.log_sum[me.run];
@@ -111,23 +113,28 @@ __global__ void __launch_bounds__(block_threads) cross_entropy_slope(CrossEntrop
   const C lse = C(largest + log_sum), rest = C((largest - double(lse)) + log_sum);
   const C up = C(g * Q), down = C(g);
   T* const out = static_cast<T*>(a.grad_x) + me.run * a.classes;
-  each_pack(row.x, a.classes, 1, me.step, tiles.height, [&](int64_t c, auto count) {
-    C v[count];
-    load_values<count>(row.x + c, v);
+  const int64_t own_class = row.ignored ? -1 : row.target;
+  bool has_own = false;
+  C own_x = 0;
+  each_pack({row.x}, a.classes, 1, me.step, tiles.height, [&](int64_t c, auto& v) {
+    constexpr int count = count_of<decltype(v)>;
+    if (own_class >= c && own_class < c + count) {
+      has_own = true;
+#pragma unroll
+      for (int j = 0; j < count; ++j) own_x = c + j == own_class ? v[0][j] : own_x;
+    }
 #pragma unroll
     for (int j = 0; j < count; ++j) {
-      if (row.ignored) {
-        v[j] = 0;
-      } else if (c + j == row.target) {
-        const double p = ::exp((double(v[j]) - largest) - log_sum);
-        const double spread = row.spread ? double(row.even * row.weight_of(c + j)) : 0;
-        v[j] = C(g * (Q * p - spread - own));
-      } else {
-        v[j] = math::exp((v[j] - lse) - rest) * up - (row.spread ? down * row.q(c + j) : C(0));
-      }
+      v[0][j] = exp_for<T>((v[0][j] - lse) - rest) * up;
+      if (spread) v[0][j] -= down * row.q(c + j);
+      if (row.ignored) v[0][j] = 0;
     }
-    store_values<count>(out + c, v);
+    store_values(out + c, v[0]);
   });
+  if (!has_own) return;  // who has written it, writes it again
+  const double p = ::exp((double(own_x) - largest) - log_sum);
+  const double evenly = spread ? double(row.even * row.weight_of(own_class)) : 0;
+  out[own_class] = narrow<T>(C(g * (Q * p - evenly - own)));
 }
 
 // A slope, x, times a number.
@@ -139,12 +146,10 @@ __global__ void __launch_bounds__(block_threads) cross_entropy_backward(CrossEnt
   if (!me.inside) return;
   const C g = widen<T>(static_cast<const T*>(a.grad)[a.grad_of_rows ? me.run : 0]);
   T* const out = static_cast<T*>(a.grad_x) + me.run * a.classes;
-  each_pack(row.x, a.classes, 1, me.step, tiles.height, [&](int64_t c, auto count) {
-    C v[count];
-    load_values<count>(row.x + c, v);
+  each_pack({row.x}, a.classes, 1, me.step, tiles.height, [&](int64_t c, auto& v) {
 #pragma unroll
-    for (int j = 0; j < count; ++j) v[j] = row.ignored ? C(0) : v[j] * g;
-    store_values<count>(out + c, v);
+    for (C& y : v[0]) y = row.ignored ? C(0) : y * g;
+    store_values(out + c, v[0]);
   });
 }
 
@@ -154,17 +159,24 @@ void launch_cross_entropy(const CrossEntropyArgs& a, cudaStream_t stream) {
     using T = decltype(t);
     const DeviceTiles tiles(a.rows, a.classes, 1);
     const dim3 blocks(unsigned(tiles.blocks));
-    if constexpr (which == cross_entropy::forward) {
-      start(&cross_entropy_forward<T>, blocks, block_threads, stream, a, tiles);
+    if constexpr (which == cross_entropy::slope) {
+      start(is_spread(a) ? &cross_entropy_slope<true, T> : &cross_entropy_slope<false, T>, blocks, block_threads,
+            stream, a, tiles);
+    } else if constexpr (which == cross_entropy::backward) {
+      start(&cross_entropy_backward<T>, blocks, block_threads, stream, a, tiles);
+    } else {
+      constexpr int threads = LongRows::threads;
+      if (LongRows::are(a.classes, 1)) {
+        start(&cross_entropy_forward<threads, T>, dim3(unsigned(a.rows)), threads, stream, a,
+              DeviceTiles(LongRows(a.rows, a.classes)));
+      } else {
+        start(&cross_entropy_forward<block_threads, T>, blocks, block_threads, stream, a, tiles);
+      }
       if (!a.total_weight) return;
       for (int64_t apart = 1, left = 0; left != 1; apart *= rows_added) {
         left = (a.rows - 1) / (apart * rows_added) + 1;
         start(&cross_entropy_total<T>, dim3(unsigned(left)), block_threads, stream, a, apart);
       }
-    } else if constexpr (which == cross_entropy::slope) {
-      start(&cross_entropy_slope<T>, blocks, block_threads, stream, a, tiles);
-    } else {
-      start(&cross_entropy_backward<T>, blocks, block_threads, stream, a, tiles);
     }
   });
 }

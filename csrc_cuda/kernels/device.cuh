@@ -12,8 +12,8 @@
 #include <utility>
 
 #include "../../csrc/kernels/kernel.h"
-#include "../../csrc/kernels/lanes.h"
 #include "../../csrc/kernels/tiles.h"
+#include "math.cuh"
 
 namespace rusttorch {
 
@@ -104,18 +104,78 @@ __device__ __forceinline__ void store_values(T* y, const Compute<T> (&v)[count])
   }
 }
 
-// f(i, count) for [i, i + count) in [0, n): those of thread `me` of `threads` that share a run. By packs where the run
-// is contiguous (row is 1), which T* x must be aligned to.
-template <class T, class F>
-__device__ __forceinline__ void each_pack(const T* x, int64_t n, int64_t row, int me, int threads, F f) {
-  int64_t i = 0;
-  if (row == 1 && reinterpret_cast<uintptr_t>(x) % 16 == 0) {
-#pragma unroll 4
-    for (int64_t k = me; k < n / pack<T>; k += threads) f(k * pack<T>, std::integral_constant<int, pack<T>>());
-    i = n / pack<T> * pack<T>;
+// exp(x), of which a T is made: the hardware's own, where that is more than a T holds.
+template <class T>
+__device__ __forceinline__ Compute<T> exp_for(Compute<T> x) {
+#ifdef __CUDA_ARCH__
+  if constexpr (is_narrow<T>) return __expf(x);
+#endif
+  return math::exp(x);
+}
+
+// How a run of n neighbours from x on falls into packs: some elements before the first, packs, and some after the last.
+template <class T>
+struct Packs {
+  int head;
+  int64_t count, n;
+
+  __device__ Packs(const T* x, int64_t n) : n(n) {
+    const int to_first = int(-reinterpret_cast<uintptr_t>(x) % 16 / sizeof(T));
+    head = n < to_first ? int(n) : to_first;
+    count = (n - head) / pack<T>;
   }
-#pragma unroll 4
-  for (i += me; i < n; i += threads) f(i, std::integral_constant<int, 1>());
+  __device__ int64_t at(int64_t k) const { return head + k * pack<T>; }
+  __device__ int64_t tail() const { return at(count); }
+};
+
+// f(i, v) for the places i = at(k), k < all, that are thread `me`'s of `threads`: v[k] are the `size` neighbours from i
+// on of input k, widened. Those of `batch` places are loaded before the first is used.
+template <int size, int batch, class T, int inputs, class At, class F>
+__device__ __forceinline__ void each_place(const T* const (&x)[inputs], int64_t row, int64_t all, int me, int threads,
+                                           At at, F& f) {
+  constexpr int64_t chunk = 1 << 30;  // within which 32 bits count
+  for (int64_t begin = 0; begin < all; begin += chunk) {
+    const int some = int(all - begin < chunk ? all - begin : chunk);
+    for (int k = me; k < some; k += batch * threads) {
+      Pack<T, size> held[batch][inputs];
+#pragma unroll
+      for (int b = 0; b < batch; ++b) {
+        if (k + b * threads >= some) continue;
+#pragma unroll
+        for (int l = 0; l < inputs; ++l) {
+          held[b][l] = *reinterpret_cast<const Pack<T, size>*>(x[l] + at(begin + k + b * threads) * row);
+        }
+      }
+#pragma unroll
+      for (int b = 0; b < batch; ++b) {
+        if (k + b * threads >= some) continue;
+        Compute<T> v[inputs][size];
+#pragma unroll
+        for (int l = 0; l < inputs; ++l) {
+#pragma unroll
+          for (int j = 0; j < size; ++j) v[l][j] = widen<T>(held[b][l].value[j]);
+        }
+        f(at(begin + k + b * threads), v);
+      }
+    }
+  }
+}
+
+// f(i, v) for [0, n) of runs whose elements lie `row` apart, those of thread `me` of `threads` that share them, in
+// order: by packs where the runs are contiguous, and lie to each other as packs do.
+template <class T, int inputs, class F>
+__device__ __forceinline__ void each_pack(const T* const (&x)[inputs], int64_t n, int64_t row, int me, int threads,
+                                          F f) {
+  const auto element = [](int64_t k) { return k; };
+  bool alike = row == 1;
+  for (int l = 1; l < inputs; ++l) {
+    alike &= (reinterpret_cast<uintptr_t>(x[l]) - reinterpret_cast<uintptr_t>(x[0])) % 16 == 0;
+  }
+  if (!alike) return each_place<1, 8 / inputs>(x, row, n, me, threads, element, f);
+  const Packs<T> packs(x[0], n);
+  each_place<1, 1>(x, 1, packs.head, me, threads, element, f);
+  each_place<pack<T>, 4 / inputs>(x, 1, packs.count, me, threads, [&](int64_t k) { return packs.at(k); }, f);
+  each_place<1, 1>(x, 1, n - packs.tail(), me, threads, [&](int64_t k) { return packs.tail() + k; }, f);
 }
 
 // Where a thread stands in [outer][n][inner] (tiles.h).
@@ -132,18 +192,24 @@ struct Place {
 };
 
 // The states of the `height` threads that stand `width` apart, put together: every one of them gets the whole. Both are
-// powers of 2, and their product is at least a warp. add(a, b) adds b to a. All threads of the block must call it.
+// powers of 2, and their product is at least a warp. add(a, b) adds b to a, and b to a is what a to b is. All threads
+// of the block must call it.
 template <class State, class Add>
 __device__ __forceinline__ State join_threads(State mine, int width, int height, Add add) {
   RUSTTORCH_SHARED(double, room, [block_threads * sizeof(State) / sizeof(double) + 1]);
+  const int me = int(threadIdx.x), lane = me % warp_threads;
+  for (int apart = warp_threads / 2; apart >= width; apart /= 2) add(mine, of_lane(mine, lane ^ apart));
+  // Of each warp so many columns; so many warps stand beside each other, and so many in front of a run.
+  const int columns = width < warp_threads ? width : warp_threads, across = width / columns;
+  const int down = width * height / warp_threads / across;
+  if (down == 1) return mine;
   State* const states = reinterpret_cast<State*>(room);
-  const int me = int(threadIdx.x), first = me - me / width % height * width;
-  for (int apart = warp_threads / 2; apart >= width; apart /= 2) add(mine, of_lane(mine, me % warp_threads + apart));
-  states[me] = mine;
+  const int warp = me / warp_threads;
+  if (lane < columns) states[warp * columns + lane] = mine;
   __syncthreads();
-  const int next = width < warp_threads ? warp_threads : width;
+  const int first = (warp / (across * down) * (across * down) + warp % across) * columns + lane % columns;
   State whole = states[first];
-  for (int k = first + next; k < first + width * height; k += next) add(whole, states[k]);
+  for (int k = 1; k < down; ++k) add(whole, states[first + k * across * columns]);
   __syncthreads();  // before the room is used again
   return whole;
 }

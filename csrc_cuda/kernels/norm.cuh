@@ -16,8 +16,8 @@ struct NormSums {
 };
 
 // A row's sums are of x less its first element, so that little is lost where the mean is far from 0.
-template <bool kept, bool centered, class T>
-__global__ void __launch_bounds__(block_threads) norm_forward(NormArgs a, DeviceTiles tiles) {
+template <int threads, bool kept, bool centered, class T>
+__global__ void __launch_bounds__(threads) norm_forward(NormArgs a, DeviceTiles tiles, double share_of_one) {
   using C = Compute<T>;
   using Sums = NormSums<double>;
   const Place me(tiles, a.rows, 1);
@@ -25,6 +25,7 @@ __global__ void __launch_bounds__(block_threads) norm_forward(NormArgs a, Device
   const C origin = centered && me.inside ? widen<T>(x[0]) : C(0);
   Share<kept, T, 1> share({x}, a.n, 1, me, tiles.height);
   Sums mine{};
+  share.load();
   share.walk([&](int64_t, const auto& v, int) {
     C sum = 0, square = 0;
 #pragma unroll
@@ -37,16 +38,16 @@ __global__ void __launch_bounds__(block_threads) norm_forward(NormArgs a, Device
     mine.second += double(square);
   });
   const Sums all = join_threads(mine, 1, tiles.height, Sums::add);
-  const double from_origin = centered ? all.first / double(a.n) : 0;
-  const double variance = all.second / double(a.n) - from_origin * from_origin;
-  const C mean = C(double(origin) + from_origin), rstd = C(1 / ::sqrt((variance < 0 ? 0 : variance) + a.eps));
+  const double from_origin = centered ? all.first * share_of_one : 0;
+  const double variance = all.second * share_of_one - from_origin * from_origin;
+  const C mean = C(double(origin) + from_origin), rstd = 1 / ::sqrt(C((variance < 0 ? 0 : variance) + a.eps));
   if (me.inside && me.step == 0) {
     if (centered) static_cast<C*>(a.mean)[me.run] = mean;
     static_cast<C*>(a.rstd)[me.run] = rstd;
   }
   const T *const weight = static_cast<const T*>(a.weight), *const bias = static_cast<const T*>(a.bias);
   T* const y = static_cast<T*>(a.y) + me.run * a.n;
-  share.walk_again([&](int64_t i, auto& v, int) {
+  share.walk([&](int64_t i, auto& v, int) {
     constexpr int count = count_of<decltype(v)>;
     C w[count];
 #pragma unroll
@@ -66,26 +67,38 @@ __global__ void __launch_bounds__(block_threads) norm_forward(NormArgs a, Device
 }
 
 // The gradient of x (the formula is in csrc/kernels/norm.cpp), of rows_of_block rows. Where the rows are kept, each
-// thread has the same columns of all of them, and adds up its part of the gradients of weight and bias too.
+// thread has the same columns of all of them, and adds up its part of the gradients of weight and bias too; the next
+// rows are on their way while these are computed with, which takes so many registers.
 template <bool kept, bool centered, class T>
-__global__ void __launch_bounds__(block_threads, 2) norm_backward(NormArgs a, DeviceNorm d, int64_t rows_of_block) {
+__global__ void __launch_bounds__(block_threads, kept && sizeof(T) > 2 ? 1 : 2)
+    norm_backward(NormArgs a, DeviceNorm d, int64_t rows_of_block) {
   using C = Compute<T>;
   using Sums = NormSums<double>;
   using Parts = NormSums<C>;
-  using Rows = Share<kept, T, 2>;
+  using Rows = Share<kept, T, 2, true>;
   constexpr int packs = kept ? Rows::most : 1;
+  const double share_of_one = 1 / double(a.n);
   const T* const weight = static_cast<const T*>(a.weight);
   Parts columns[packs][pack<T>] = {};
-  Place me(d, a.rows, 1);
+  const Place place(d, a.rows, 1);
   const int64_t begin = int64_t(blockIdx.x) * rows_of_block, end = std::min(a.rows, begin + rows_of_block);
   const int mine_of_block = int(threadIdx.x) / d.height;
-  for (int64_t row = begin; row < end; row += d.runs) {
+  const auto mine_from = [&](int64_t row) {
+    Place me = place;
     me.run = row + mine_of_block;
     me.inside = me.run < end;
     const int64_t at = me.run * a.n;
-    const C mean = centered && me.inside ? static_cast<const C*>(a.mean)[me.run] : C(0);
-    const C rstd = me.inside ? static_cast<const C*>(a.rstd)[me.run] : C(0);
     Rows rows({static_cast<const T*>(a.grad) + at, static_cast<const T*>(a.x) + at}, a.n, 1, me, d.height);
+    rows.load();
+    return rows;
+  };
+  Rows next = mine_from(begin);
+  for (int64_t row = begin; row < end; row += d.runs) {
+    Rows rows = next;
+    next = mine_from(row + d.runs);
+    const int64_t run = row + mine_of_block, at = run * a.n;
+    const C mean = centered && run < end ? static_cast<const C*>(a.mean)[run] : C(0);
+    const C rstd = run < end ? static_cast<const C*>(a.rstd)[run] : C(0);
     // v becomes the gradient of the normalized x, and that x.
     const auto prepare = [&](int64_t i, auto& v) {
       constexpr int count = count_of<decltype(v)>;
@@ -110,9 +123,9 @@ __global__ void __launch_bounds__(block_threads, 2) norm_backward(NormArgs a, De
       mine.second += double(product);
     });
     const Sums all = join_threads(mine, 1, d.height, Sums::add);
-    const C mean_d = centered ? C(all.first / double(a.n)) : C(0), mean_dh = C(all.second / double(a.n));
+    const C mean_d = centered ? C(all.first * share_of_one) : C(0), mean_dh = C(all.second * share_of_one);
     T* const grad_x = static_cast<T*>(a.y) + at;
-    rows.walk_again([&](int64_t i, auto& v, int k) {
+    rows.walk([&](int64_t i, auto& v, int k) {
       constexpr int count = count_of<decltype(v)>;
       C g[count];
 #pragma unroll
@@ -131,7 +144,7 @@ __global__ void __launch_bounds__(block_threads, 2) norm_backward(NormArgs a, De
     Parts* const out = static_cast<Parts*>(a.workspace) + int64_t(blockIdx.x) * a.n;
 #pragma unroll
     for (int k = 0; k < packs; ++k) {
-      const int64_t i = (int64_t(k) * d.height + me.step) * pack<T>;
+      const int64_t i = (int64_t(k) * d.height + place.step) * pack<T>;
 #pragma unroll
       for (int j = 0; j < pack<T>; ++j) {
         const Parts all = join_threads(columns[k][j], d.height, d.runs, Parts::add);
@@ -188,10 +201,14 @@ template <bool centered>
 void launch_norm(const NormArgs& a, cudaStream_t stream) {
   with_type<floats>(a.dtype, [&](auto t) {
     using T = decltype(t);
-    const DeviceTiles tiles(a.rows, a.n, 1);
-    auto* const kernel =
-        can_keep<T>(tiles, a.n, 1, {a.x}) ? &norm_forward<true, centered, T> : &norm_forward<false, centered, T>;
-    start(kernel, dim3(unsigned(tiles.blocks)), block_threads, stream, a, tiles);
+    const auto launch = [&]<int threads, bool kept>(const DeviceTiles& tiles) {
+      start(&norm_forward<threads, kept, centered, T>, dim3(unsigned(tiles.blocks)), threads, stream, a, tiles,
+            1 / double(a.n));
+    };
+    if (LongRows::are(a.n, 1)) return launch.template operator()<LongRows::threads, false>(LongRows(a.rows, a.n));
+    const DeviceTiles tiles(a.rows, a.n, 1, most_kept<T, 1>);
+    can_keep<T>(tiles, a.n, 1, {a.x}) ? launch.template operator()<block_threads, true>(tiles)
+                                      : launch.template operator()<block_threads, false>(tiles);
   });
 }
 
@@ -201,7 +218,7 @@ void launch_norm_backward(const NormArgs& a, cudaStream_t stream) {
     using T = decltype(t);
     const DeviceNorm d(a.rows, a.n);
     const bool parameters = a.grad_weight || a.grad_bias;
-    if (can_keep<T>(d, a.n, 1, {a.grad, a.x})) {
+    if (can_keep<T>(d, a.n, 1, {a.grad, a.x}) && are_packs<T>(a.n, {a.grad, a.x})) {
       start(&norm_backward<true, centered, T>, dim3(unsigned(d.parts)), block_threads, stream, a, d, d.rows_of_part);
     } else {
       start(&norm_backward<false, centered, T>, dim3(unsigned(d.blocks)), block_threads, stream, a, d, int64_t(d.runs));

@@ -48,37 +48,49 @@ __global__ void __launch_bounds__(block_threads) optimizer_step(const OptimizerB
   T *const p = static_cast<T*>(e.p) + begin, *const g = static_cast<T*>(e.g) + begin;
   S* state[F::states + 1] = {};
   for (int k = 0; k < F::states; ++k) state[k] = static_cast<S*>(e.state[k]) + begin;
-  const auto some = [&](int64_t i, auto size) {
-    constexpr int count = size;
-    C x[count], d[count], s[F::states + 1][count];
-    load_values<count>(p + i, x);
-    load_values<count>(g + i, d);
+  // `size` neighbours from each of some places on, all of them loaded before the first is used.
+  const auto some = [&](int64_t first, auto size, auto several) {
+    constexpr int count = size, places = several;
+    C x[places][count], d[places][count], s[places][F::states + 1][count];
+    const auto each = [&](auto f) {
 #pragma unroll
-    for (int k = 0; k < F::states; ++k) load_values<count>(state[k] + i, s[k]);
-    if (a.grad_scale) {
+      for (int b = 0; b < places; ++b) {
+        const int64_t i = first + b * block_threads * count;
+        if (i + count <= n) f(b, i);
+      }
+    };
+    each([&](int b, int64_t i) {
+      load_values<count>(p + i, x[b]);
+      load_values<count>(g + i, d[b]);
 #pragma unroll
-      for (int j = 0; j < count; ++j) d[j] = widen<T>(narrow<T>(d[j] / scale));
-      store_values<count>(g + i, d);
-    }
+      for (int k = 0; k < F::states; ++k) load_values<count>(state[k] + i, s[b][k]);
+    });
+    each([&](int b, int64_t i) {
+      if (a.grad_scale) {
 #pragma unroll
-    for (int j = 0; j < count; ++j) {
-      C mine[F::states + 1];
+        for (int j = 0; j < count; ++j) d[b][j] = widen<T>(narrow<T>(d[b][j] / scale));
+        store_values<count>(g + i, d[b]);
+      }
 #pragma unroll
-      for (int k = 0; k < F::states; ++k) mine[k] = s[k][j];
-      formula::update<F, decays>(x[j], d[j], mine, step);
+      for (int j = 0; j < count; ++j) {
+        C mine[F::states + 1];
 #pragma unroll
-      for (int k = 0; k < F::states; ++k) s[k][j] = mine[k];
-    }
-    store_values<count>(p + i, x);
+        for (int k = 0; k < F::states; ++k) mine[k] = s[b][k][j];
+        formula::update<F, decays>(x[b][j], d[b][j], mine, step);
 #pragma unroll
-    for (int k = 0; k < F::states; ++k) store_values<count>(state[k] + i, s[k]);
+        for (int k = 0; k < F::states; ++k) s[b][k][j] = mine[k];
+      }
+      store_values<count>(p + i, x[b]);
+#pragma unroll
+      for (int k = 0; k < F::states; ++k) store_values<count>(state[k] + i, s[b][k]);
+    });
   };
-  constexpr int count = pack<S>;
-  for (int64_t i = int64_t(threadIdx.x) * count; i + count <= n; i += block_threads * count) {
-    some(i, std::integral_constant<int, count>());
+  constexpr int count = pack<S>, places = 2;
+  for (int64_t i = int64_t(threadIdx.x) * count; i + count <= n; i += places * block_threads * count) {
+    some(i, std::integral_constant<int, count>(), std::integral_constant<int, places>());
   }
   const int64_t rest = n / count * count + threadIdx.x;
-  if (rest < n) some(rest, std::integral_constant<int, 1>());
+  if (rest < n) some(rest, std::integral_constant<int, 1>(), std::integral_constant<int, 1>());
 }
 
 template <class F, class T, class S>

@@ -1,15 +1,24 @@
 #pragma once
 
 // A reducer R<T> is what a formula is for inputs of type T:
-//   Local                what a thread keeps while it walks; take(local, v, i, count): v[0..count) come in, from index
-//   i State, of(local)     what some of the elements come to, put together by add(a, b) write(args, state, k)     the
-//   k-th result
+//   Local                      what a thread keeps while it walks
+//   begin(x, i)                that of no elements yet of a run whose first is x, at index i
+//   take(local, v, i)          v[0..count) come in, from index i on
+//   State, join(local, w, h)   what some of the elements come to: those of the threads of a run, for each of them
+//   none(), add(a, b)          that of no elements; puts two together
+//   write(args, state, k)      the k-th result
 
 #include "../../csrc/kernels/reduction.h"
 #include "exp_sum.cuh"
 
 namespace rusttorch {
 namespace {
+
+// What a thread keeps is a state.
+template <class R, class State>
+__device__ __forceinline__ State join_states(const State& mine, int width, int height) {
+  return join_threads(mine, width, height, [](State& a, const State& b) { R::add(a, b); });
+}
 
 template <class F, class T>
 struct Fold {
@@ -19,8 +28,9 @@ struct Fold {
   using State = std::conditional_t<widens, int64_t, std::conditional_t<F::rounds, double, C>>;
   using Out = std::conditional_t<widens, int64_t, T>;
   struct Local {
-    State total = F::template identity<State>;
+    State total;
   };
+  static __device__ Local begin(C, int64_t) { return {none()}; }
 
   template <int count>
   static __device__ __forceinline__ void take(Local& l, const C (&v)[count], int64_t) {
@@ -34,7 +44,10 @@ struct Fold {
       l.total = F::join(l.total, State(part));
     }
   }
-  static __device__ State of(const Local& l) { return l.total; }
+  static __device__ State join(const Local& l, int width, int height) {
+    return join_states<Fold>(l.total, width, height);
+  }
+  static __device__ State none() { return F::template identity<State>; }
   static __device__ void add(State& a, const State& b) { a = F::join(a, b); }
   static __device__ void write(const ReductionArgs& a, State total, int64_t k) {
     static_cast<Out*>(a.out[0])[k] = narrow<Out>(F::finish(total, a.n));
@@ -49,22 +62,24 @@ struct Extreme {
     C value;
     int64_t index;
   };
-  struct Local {
-    C value = Side::fold::template identity<C>;
-    int64_t index = std::numeric_limits<int64_t>::max();  // of none
-  };
+  using Local = State;
+  static __device__ Local begin(C first, int64_t i) { return {first, i}; }
 
+  // The first of a few that is better, and only then where it is.
   template <int count>
   static __device__ __forceinline__ void take(Local& l, const C (&v)[count], int64_t i) {
+    C best = l.value;
 #pragma unroll
-    for (int j = 0; j < count; ++j) {
-      if (Side::better(v[j], l.value) || l.index == std::numeric_limits<int64_t>::max()) {
-        l.value = v[j];
-        l.index = i + j;
-      }
-    }
+    for (int j = 0; j < count; ++j) best = Side::better(v[j], best) ? v[j] : best;
+    if (!Side::better(best, l.value)) return;
+    l.value = best;
+#pragma unroll
+    for (int j = count - 1; j >= 0; --j) l.index = Side::better(best, v[j]) ? l.index : i + j;
   }
-  static __device__ State of(const Local& l) { return {l.value, l.index}; }
+  static __device__ State join(const State& mine, int width, int height) {
+    return join_states<Extreme>(mine, width, height);
+  }
+  static __device__ State none() { return {Side::fold::template identity<C>, std::numeric_limits<int64_t>::max()}; }
   static __device__ void add(State& a, const State& b) {
     if (Side::better(b.value, a.value) || (!Side::better(a.value, b.value) && b.index < a.index)) a = b;
   }
@@ -78,33 +93,37 @@ template <bool wanted, class T>
 struct Truth {
   using State = bool;  // whether an element of the wanted truth was seen
   struct Local {
-    bool seen = false;
+    bool seen;
   };
+  static __device__ Local begin(Compute<T>, int64_t) { return {false}; }
 
   template <int count>
   static __device__ __forceinline__ void take(Local& l, const Compute<T> (&v)[count], int64_t) {
 #pragma unroll
     for (int j = 0; j < count; ++j) l.seen |= (v[j] != 0) == wanted;
   }
-  static __device__ State of(const Local& l) { return l.seen; }
+  static __device__ State join(const Local& l, int width, int height) {
+    return join_states<Truth>(l.seen, width, height);
+  }
+  static __device__ State none() { return false; }
   static __device__ void add(State& a, State b) { a |= b; }
   static __device__ void write(const ReductionArgs& a, State seen, int64_t k) {
     static_cast<bool*>(a.out[0])[k] = seen == wanted;
   }
 };
 
-// The distances to the thread's first number, and their squares, as doubles: that number is one of those whose variance
-// it is, so that little is lost when the mean is taken out.
+// The distances to the run's first number, and their squares, as doubles: that number is one of those whose variance it
+// is, so that little is lost when the mean is taken out.
 template <Moment moment, class T>
 struct Moments {
   using State = MomentsState;
   struct Local {
-    double n = 0, first = 0, sum = 0, squares = 0;
+    double first, n, sum, squares;
   };
+  static __device__ Local begin(Compute<T> x, int64_t) { return {double(x), 0, 0, 0}; }
 
   template <int count>
   static __device__ __forceinline__ void take(Local& l, const Compute<T> (&v)[count], int64_t) {
-    if (l.n == 0) l.first = double(v[0]);
     l.n += count;
 #pragma unroll
     for (int j = 0; j < count; ++j) {
@@ -113,10 +132,15 @@ struct Moments {
       l.squares += d * d;
     }
   }
-  static __device__ State of(const Local& l) {
-    if (l.n == 0) return {};
-    return {l.n, l.first + l.sum / l.n, l.squares - l.sum * (l.sum / l.n)};
+  static __device__ State join(const Local& l, int width, int height) {
+    const Local all = join_threads(l, width, height, [](Local& a, const Local& b) {
+      a.n += b.n;
+      a.sum += b.sum;
+      a.squares += b.squares;
+    });
+    return {all.n, all.first + all.sum / all.n, all.squares - all.sum * (all.sum / all.n)};
   }
+  static __device__ State none() { return {}; }
   static __device__ void add(State& a, const State& b) { a.add(b); }
   static __device__ void write(const ReductionArgs& a, const State& s, int64_t k) {
     static_cast<T*>(a.out[0])[k] = narrow<T>(s.result(moment, a.scalar));
@@ -129,26 +153,30 @@ template <class T>
 struct logsumexp {
   using C = Compute<T>;
   using State = ExpSumState;
+  static constexpr C infinity = std::numeric_limits<C>::infinity();
   struct Local {
-    ExpSum<C> finite;
+    ExpSum<T> finite;
     bool infinite = false;
   };
+  static __device__ Local begin(C, int64_t) { return {}; }
 
   template <int count>
   static __device__ __forceinline__ void take(Local& l, const C (&v)[count], int64_t) {
     C kept[count];
 #pragma unroll
     for (int j = 0; j < count; ++j) {
-      const bool infinite = v[j] == std::numeric_limits<C>::infinity();
-      l.infinite |= infinite;
-      kept[j] = infinite ? -v[j] : v[j];
+      l.infinite |= v[j] == infinity;
+      kept[j] = v[j] == infinity ? -infinity : v[j];
     }
     l.finite.take(kept);
   }
-  static __device__ State of(const Local& l) {
-    if (l.infinite && l.finite.sum == l.finite.sum) return {0, std::numeric_limits<double>::infinity()};
-    return l.finite.state();
+  static __device__ State join(const Local& l, int width, int height) {
+    const bool infinite = join_threads(l.infinite, width, height, [](bool& a, bool b) { a |= b; });
+    const ExpSumState finite = l.finite.join(width, height);
+    if (infinite && finite.sum == finite.sum) return {0, double(infinity)};
+    return finite;
   }
+  static __device__ State none() { return {}; }
   static __device__ void add(State& a, const State& b) { a.add(b); }
   static __device__ void write(const ReductionArgs& a, const State& s, int64_t k) {
     static_cast<T*>(a.out[0])[k] = narrow<T>(s.result());
@@ -162,40 +190,49 @@ struct logsumexp {
 
 namespace rusttorch {
 
-// A part of each run: the result, or the state where there are several parts.
-template <class R, class T>
+// A part of each run: the result, or the state where there are several parts. A thread takes so many columns.
+template <class R, class T, int columns>
 __global__ void __launch_bounds__(block_threads) reduce(ReductionArgs a, DeviceReduction d) {
-  const Place me(d, a.outer, a.inner);
+  const Place me(d, a.outer, a.inner / columns);
   const int64_t begin = int64_t(blockIdx.y) * d.per_part, left = a.n - begin;
-  typename R::Local local{};
-  if (me.inside) {
-    const T* const x = static_cast<const T*>(a.in) + (me.run * a.n + begin) * a.inner + me.column;
-    each_pack(x, left < d.per_part ? left : d.per_part, a.inner, me.step, d.height, [&](int64_t i, auto count) {
-      Compute<T> v[count];
-      load_values<count>(x + i * a.inner, v);
-      R::take(local, v, begin + i);
-    });
-  }
-  const auto add = [](typename R::State& s, const typename R::State& t) { R::add(s, t); };
-  const typename R::State whole = join_threads(R::of(local), d.width, d.height, add);
-  if (!me.inside || me.step != 0) return;
-  const int64_t k = me.run * a.inner + me.column;
-  if (d.parts == 1) {
-    R::write(a, whole, k);
+  const int64_t n = !me.inside ? 0 : left < d.per_part ? left : d.per_part;
+  const T* const x = static_cast<const T*>(a.in) + (me.run * a.n + begin) * a.inner + me.column * columns;
+  typename R::Local local[columns];
+#pragma unroll
+  for (int c = 0; c < columns; ++c) local[c] = R::begin(n > 0 ? widen<T>(x[c]) : Compute<T>(0), begin);
+  if constexpr (columns == 1) {
+    each_pack({x}, n, a.inner, me.step, d.height, [&](int64_t i, auto& v) { R::take(local[0], v[0], begin + i); });
   } else {
-    static_cast<typename R::State*>(a.workspace)[blockIdx.y * d.outputs + k] = whole;
+    const auto take = [&](int64_t i, auto& v) {
+#pragma unroll
+      for (int c = 0; c < columns; ++c) R::take(local[c], {v[0][c]}, begin + i);
+    };
+    each_place<columns, 8>({x}, a.inner, n, me.step, d.height, [](int64_t k) { return k; }, take);
+  }
+#pragma unroll
+  for (int c = 0; c < columns; ++c) {
+    const typename R::State whole = R::join(local[c], d.width, d.height);
+    if (!me.inside || me.step != 0) continue;
+    const int64_t k = me.run * a.inner + me.column * columns + c;
+    if (d.parts == 1) {
+      R::write(a, whole, k);
+    } else {
+      static_cast<typename R::State*>(a.workspace)[blockIdx.y * d.outputs + k] = whole;
+    }
   }
 }
 
-// A block for each output.
 template <class R>
-__global__ void __launch_bounds__(block_threads) join_parts(ReductionArgs a, int64_t parts, int64_t outputs) {
-  const auto* const states = static_cast<const typename R::State*>(a.workspace) + blockIdx.x;
-  typename R::State mine = R::of(typename R::Local{});
-  for (int64_t k = threadIdx.x; k < parts; k += block_threads) R::add(mine, states[k * outputs]);
-  const auto add = [](typename R::State& s, const typename R::State& t) { R::add(s, t); };
-  mine = join_threads(mine, 1, block_threads, add);
-  if (threadIdx.x == 0) R::write(a, mine, blockIdx.x);
+__global__ void __launch_bounds__(block_threads)
+    join_parts(ReductionArgs a, DeviceTiles tiles, int64_t parts, int64_t outputs) {
+  const Place me(tiles, 1, outputs);
+  const auto* const states = static_cast<const typename R::State*>(a.workspace) + me.column;
+  typename R::State mine = R::none();
+  if (me.inside) {
+    for (int64_t k = me.step; k < parts; k += tiles.height) R::add(mine, states[k * outputs]);
+  }
+  mine = join_states<R>(mine, tiles.width, tiles.height);
+  if (me.inside && me.step == 0) R::write(a, mine, me.column);
 }
 
 template <template <class> class R, Dtypes dtypes>
@@ -204,8 +241,15 @@ void launch_reduction(const ReductionArgs& a, cudaStream_t stream) {
     using T = decltype(t);
     static_assert(sizeof(typename R<T>::State) <= sizeof(ReductionState));
     const DeviceReduction d(a);
-    start(&reduce<R<T>, T>, dim3(unsigned(d.blocks), unsigned(d.parts)), block_threads, stream, a, d);
-    if (d.parts > 1) start(&join_parts<R<T>>, dim3(unsigned(d.outputs)), block_threads, stream, a, d.parts, d.outputs);
+    const dim3 blocks(unsigned(d.blocks), unsigned(d.parts));
+    if (is_narrow<T> && d.columns > 1) {
+      start(&reduce < R<T>, T, is_narrow<T> ? DeviceReduction::most_columns : 1 >, blocks, block_threads, stream, a, d);
+    } else {
+      start(&reduce<R<T>, T, 1>, blocks, block_threads, stream, a, d);
+    }
+    if (d.parts == 1) return;
+    const DeviceTiles tiles(1, d.parts, d.outputs);
+    start(&join_parts<R<T>>, dim3(unsigned(tiles.blocks)), block_threads, stream, a, tiles, d.parts, d.outputs);
   });
 }
 
