@@ -50,13 +50,21 @@ void linear_loss(const c10::OperatorHandle& op, Stack* stack) {
   stack->back() = stack->back().toTensor().to(at::kFloat);
 }
 
+// Where aten refuses, so do we, in its words.
+void refuse(const c10::OperatorHandle& op, Stack* stack) {
+  find_op("aten", op.schema().name().substr(sizeof("rusttorch::") - 1))->callBoxed(stack);
+}
+
 // Where aten casts, so do we.
 template <c10::DeviceType device>
 void register_casts(torch::Library& m) {
   const auto key = at::autocast::get_autocast_dispatch_key_from_device_type(device);
   for_each_schema([&](const c10::FunctionSchema&, const std::string& family, const std::string& name) {
-    const auto twin = find_op("aten", name);
-    if (name == "linear_cross_entropy") {
+    // On CUDA aten casts what a cross entropy is made of.
+    const auto twin = find_op("aten", name == "cross_entropy_loss" ? "nll_loss" : name);
+    if (device == c10::DeviceType::CUDA && name == "binary_cross_entropy") {
+      m.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunction<&refuse>());
+    } else if (name == "linear_cross_entropy") {
       m.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunction<&linear_loss<device>>());
     } else if (twin && twin->hasKernelForDispatchKey(key)) {
       const bool promotes = name == "addcmul" || name == "addcdiv";

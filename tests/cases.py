@@ -7,6 +7,7 @@ import pytest
 import rusttorch
 import torch
 
+ON_DEVICE = torch.get_default_device().type != "cpu"
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 INTEGERS = (torch.int32, torch.int64)
 
@@ -150,6 +151,8 @@ REFERENCE = {
     "gelu_backward": _gelu_backward,
     "gelu_backward-approximate=tanh": _gelu_tanh_backward,
     "mish_backward": _mish_backward,
+    "hardsigmoid": lambda x: (x + 3).clamp(0, 6) / 6,
+    "hardswish": lambda x: x * ((x + 3).clamp(0, 6) / 6),
     "hardsigmoid_backward": lambda g, x: g / 6 * (x.abs() < 3),
     "hardswish_backward": lambda g, x: g * torch.where(x >= 3, 1.0, (x / 3 + 0.5) * (x > -3)),
     "var.correction-[-1]": _var,

@@ -6,7 +6,7 @@ import math
 import pytest
 import rusttorch
 import torch
-from cases import DTYPES, INTEGERS, LAYOUTS, OWN, REFERENCE, clone, first, inputs, opcheck
+from cases import DTYPES, INTEGERS, LAYOUTS, ON_DEVICE, OWN, REFERENCE, clone, first, inputs, opcheck
 
 SPECIAL = (
     0.0,
@@ -30,6 +30,7 @@ SPECIAL = (
 # size, not by its ratio to what is left after cancellation. (lerp: of its start.) Losses that do: below the mean input.
 CROSSING = (
     "lerp.Scalar",
+    "addcmul",  # of its start too
     *("gelu_backward", "silu_backward", "mish_backward", "hardswish_backward"),
     "binary_cross_entropy_with_logits_backward",
 )
@@ -43,6 +44,13 @@ PROBABILITIES = ("binary_cross_entropy", "binary_cross_entropy_backward", "bce_l
 # Losses that stock makes of several ops: at 30 and 88 a step of its overflows in f16, or cancels, where ours does not.
 ROUNDED_BY_STOCK = ("kl_div", "kl_div_backward", "binary_cross_entropy_with_logits_backward")
 
+# Where stock's CUDA kernels differ from its CPU's and ours do not:
+# - it multiplies by the divisor's reciprocal, which errs by more than a quotient;
+INEXACT = ("div.Scalar",) if ON_DEVICE else ()
+# - up to 2026 it made 0 of -0 there;
+ZERO_S_SIGN = ("relu", "clamp.Tensor") if ON_DEVICE else ()
+# - it refuses a number beside a whole weight.
+NO_NUMBERS = ("binary_cross_entropy", "binary_cross_entropy_with_logits") if ON_DEVICE else ()
 
 USUAL_ERRORS = {}
 
@@ -95,7 +103,7 @@ def assert_as_right(ours, stock, case, tensors):
         return
     assert steps(ours) == steps(stock) or case.op in OWN
     assert torch.equal(ours.isnan(), stock.isnan())
-    if case.exact or not ours.dtype.is_floating_point:
+    if (case.exact and case.op not in INEXACT) or not ours.dtype.is_floating_point:
         assert torch.equal(ours.nan_to_num(), stock.nan_to_num())
         return
     reference = case.reference(tensors)
@@ -235,7 +243,7 @@ def special_values_test(cases):
         rtol = max(ulps * torch.finfo(dtype).eps, 1e-6 if str(case) in REFERENCE else 0)
         atol = 1e-30 if str(case) in REFERENCE else 4 * torch.finfo(dtype).tiny
         torch.testing.assert_close(ours.nan_to_num(0, 0, 0), stock.nan_to_num(0, 0, 0), rtol=rtol, atol=atol)
-        if case.exact:
+        if case.exact and case.op not in ZERO_S_SIGN:
             zero = (stock == 0) & (ours == 0)
             assert torch.equal(ours[zero].signbit(), stock[zero].signbit())
 
@@ -343,6 +351,8 @@ def vmap_test(cases):
         for dim in (0, 1):
             each = torch.stack([f(*xs) for xs in zip(*[x.unbind(dim) for x in tensors], strict=True)])
             torch.testing.assert_close(torch.vmap(f, in_dims=dim)(*tensors), each)
+        if case.count == 3 and case.op in NO_NUMBERS:
+            return
         if case.count > 1:  # one batched, of lower rank; the others whole
             dims = (0, *[None] * (case.count - 1))
             columns = [tensors[0][:, 0], *tensors[1:]]

@@ -138,7 +138,7 @@ def test_tangents_without_memory(name):
 
     expected = tangent(torch.zeros_like(X))
     with rusttorch.use():
-        for zeros in (torch._efficientzerotensor(X.shape), torch.zeros_like(X)):
+        for zeros in (torch._efficientzerotensor(X.shape, device=X.device), torch.zeros_like(X)):
             found = tangent(zeros)
             assert (found is None) == (expected is None)
             if found is not None:
@@ -148,7 +148,7 @@ def test_tangents_without_memory(name):
 @pytest.mark.parametrize("place", [0, 1])
 def test_a_value_without_memory_in_a_loss_that_changes_it_in_place(place):
     values = [torch.rand(3, 4), torch.rand(3, 4)]
-    values[place] = torch._efficientzerotensor((3, 4))
+    values[place] = torch._efficientzerotensor((3, 4), device=X.device)
     loss = functools.partial(F.binary_cross_entropy_with_logits, *values, torch.rand(3, 4), pos_weight=torch.rand(4))
     expected = loss()
     with rusttorch.use():

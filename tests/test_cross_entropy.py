@@ -322,10 +322,10 @@ def test_the_kept_gradient_is_never_changed(scale):
     kept = []  # in memory of somebody else
 
     def pack(t):
-        kept.append(t.detach().numpy().copy())
+        kept.append(t.detach().cpu().numpy().copy())
         return len(kept) - 1
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda i: torch.from_numpy(kept[i])):
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda i: torch.from_numpy(kept[i]).to(x.device)):
         loss = rusttorch.cross_entropy(x, target) * scale
     before = [t.copy() for t in kept]
     torch.testing.assert_close(torch.autograd.grad(loss, x)[0].mul_(5), expected * 5)

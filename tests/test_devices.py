@@ -68,6 +68,7 @@ def norms_and_losses():
     target = torch.tensor([0, 5, 1, 2])
     options = (1, -100, 0.0)
     ops = torch.ops.rusttorch
+    y = x.softmax(1)
     loss, slope = ops.cross_entropy_loss_forward(x, target, weight, *options, True)
     return {
         "native_layer_norm": (ops.native_layer_norm, (x, [6], weight, bias, 1e-5)),
@@ -78,6 +79,8 @@ def norms_and_losses():
         "_fused_rms_norm": (ops._fused_rms_norm, (x, [6], weight, 1e-5)),
         "_fused_rms_norm_backward": (ops._fused_rms_norm_backward, (g, x, [6], rstd, weight, [True, True])),
         "rms_norm": (ops.rms_norm, (x, [6], weight, 1e-5)),
+        "_softmax_backward_data": (ops._softmax_backward_data, (g, y, 1, torch.float32)),
+        "_log_softmax_backward_data": (ops._log_softmax_backward_data, (g, y, 1, torch.float32)),
         "cross_entropy_loss": (ops.cross_entropy_loss, (x, target, weight, *options)),
         "cross_entropy_loss_forward": (ops.cross_entropy_loss_forward, (x, target, weight, *options, True)),
         "cross_entropy_loss_backward": (

@@ -7,9 +7,11 @@ import subprocess
 import sys
 import time
 
+import pytest
+
+pytest.importorskip("expecttest", reason="torch's own test database needs it")
 import drop_in
 import drop_in_checks
-import pytest
 import torch
 from torch.testing._internal.opinfo.core import OpInfo, SampleInput
 

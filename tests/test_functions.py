@@ -149,6 +149,7 @@ PARTICULAR = {
         f"linear_cross_entropy{form}": {"target": CLASSES, "linear_weight": torch.ones(4, 3), "linear_bias": None}
         for form in ("", "_forward")
     },
+    "native_dropout_backward": {"mask": torch.tensor([True, False, True])},
     "native_layer_norm": {"normalized_shape": [3], "weight": VECTOR, "bias": VECTOR},
     "mm": {"mat2": torch.ones(3, 2)},
     **{name: {"mat1": torch.ones(2, 4), "mat2": torch.ones(4, 3)} for name in ("addmm", "addmm_")},

@@ -68,7 +68,8 @@ def test_accuracy(name, case, affine, dtype, threads):
 @pytest.mark.parametrize("name", NORMS)
 def test_a_row_that_is_not_finite(name, value):
     stock, ours = NORMS[name]
-    x, normalized, parameters, grad = inputs((6, 50), 1, torch.float32, "both", name)
+    # (Of rows that are no multiple of 4 stock's RMS norm on a device makes NaN where one element is infinite.)
+    x, normalized, parameters, grad = inputs((6, 52), 1, torch.float32, "both", name)
     with torch.no_grad():
         x[1, 7] = value
         x[3] = value

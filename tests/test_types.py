@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import rusttorch
 from rusttorch._register import overload
 
@@ -26,6 +27,7 @@ VALUES = {
 
 
 def test_the_stubs_are_what_help_says():
+    pytest.importorskip("ruff", reason="formats the stubs")
     done = subprocess.run([sys.executable, ROOT / "tools" / "stubs.py", "--check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
@@ -36,6 +38,7 @@ def result_of(schema):
 
 
 def test_mypy_knows_every_op(tmp_path):
+    pytest.importorskip("mypy")
     sys.path.insert(0, str(ROOT / "tools"))
     import stubs
 

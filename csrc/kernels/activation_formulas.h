@@ -137,11 +137,15 @@ RT_INLINE V elu(V x, lane_t<V> alpha, lane_t<V> scale, lane_t<V> input_scale) {
 template <class V>
 RT_INLINE V elu_backward(V g, V x, lane_t<V> alpha, lane_t<V> scale, lane_t<V> input_scale) {
   const V below = g * (input_scale * alpha * scale) * math::exp(V(x * input_scale));
-  return select(x > lane_t<V>(0), V(g * scale), below);  // NaN goes below, as in aten
+  const V above = g * scale;
+  // NaN goes below, on a device above, as in aten.
+  return on_device ? select(x <= lane_t<V>(0), below, above) : select(x > lane_t<V>(0), above, below);
 }
 template <class V>
 RT_INLINE V elu_backward_result(V g, V y, lane_t<V> alpha, lane_t<V> scale, lane_t<V> input_scale) {
-  return select(y > lane_t<V>(0), V(g * scale), V(g * input_scale * (y + alpha * scale)));
+  // elu's own bound, rounded as there: far below 0 y is its negative, and the sum 0.
+  const V above = g * scale, below = g * input_scale * (y + rounded_product(alpha, scale));
+  return on_device ? select(y <= lane_t<V>(0), below, above) : select(y > lane_t<V>(0), above, below);
 }
 
 template <class V>
@@ -233,7 +237,9 @@ RT_INLINE V hardswish(V x) {
 template <class V>
 RT_INLINE V hardswish_backward(V g, V x) {
   using T = lane_t<V>;
-  const V above = select(x >= T(3), g, V(g * (x * T(1.0 / 3) + T(0.5))));
+  const V between = g * (x * T(1.0 / 3) + T(0.5));
+  // NaN lies between, on a device above, as in aten.
+  const V above = on_device ? select(x < T(3), between, g) : select(x >= T(3), g, between);
   return select(x <= T(-3), V{}, above);
 }
 template <class V>

@@ -25,6 +25,14 @@
 
 namespace rusttorch {
 
+// Where stock's kernels on a device differ from its CPU's in what a user can see (a NaN, the sign of a zero), ours are
+// as those of their device. (tests/families.py has what is left. The emulation is held against stock's CPU.)
+#if defined(__CUDACC__)
+constexpr bool on_device = true;
+#else
+constexpr bool on_device = false;
+#endif
+
 // Whether a product and a sum have one rounding: the compiler joins them wherever it can.
 #if defined(__FMA__) || defined(__CUDACC__)
 constexpr bool fused = true;
@@ -133,6 +141,37 @@ template <class V>
 RT_INLINE auto precedes(V x, V m) {
   return (x < m) | ((x != x) & (m == m));
 }
+
+// A product that is rounded, and that the compiler joins with no sum.
+template <class T>
+RT_INLINE T rounded_product(T a, T b) {
+#if defined(__CUDA_ARCH__)
+  if constexpr (std::is_same_v<T, float>) {
+    return __fmul_rn(a, b);
+  } else {
+    return __dmul_rn(a, b);
+  }
+#else
+  return a * b;
+#endif
+}
+
+// The greater and the lesser of two; the second where that is NaN. Of two zeros the second, or, by a device's
+// instructions, 0 and -0.
+template <class V>
+RT_INLINE V greater(V a, V b) {
+  return select(a > b, a, b);
+}
+template <class V>
+RT_INLINE V lesser(V a, V b) {
+  return select(a < b, a, b);
+}
+#if defined(__CUDACC__)
+RT_INLINE float greater(float a, float b) { return b != b ? b : ::fmaxf(a, b); }
+RT_INLINE double greater(double a, double b) { return b != b ? b : ::fmax(a, b); }
+RT_INLINE float lesser(float a, float b) { return b != b ? b : ::fminf(a, b); }
+RT_INLINE double lesser(double a, double b) { return b != b ? b : ::fmin(a, b); }
+#endif
 
 // The larger of two, where it does not matter which is taken if one is NaN: one instruction.
 template <class V>

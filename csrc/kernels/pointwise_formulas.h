@@ -128,13 +128,11 @@ RT_INLINE V reciprocal(V a) {
 }
 template <class V>
 RT_INLINE V maximum(V a, V b) {
-  const V larger = select(a > b, a, b);
-  return select(a != a, a, larger);
+  return select(a != a, a, greater(a, b));
 }
 template <class V>
 RT_INLINE V minimum(V a, V b) {
-  const V smaller = select(a < b, a, b);
-  return select(a != a, a, smaller);
+  return select(a != a, a, lesser(a, b));
 }
 template <class V>
 RT_INLINE V clamp(V a, lane_t<V> low, lane_t<V> high) {
@@ -150,7 +148,7 @@ RT_INLINE V addcmul(V a, V b, V c, lane_t<V> value) {
 }
 template <class V>
 RT_INLINE V addcdiv(V a, V b, V c, lane_t<V> value) {
-  return a + value * b / c;
+  return on_device ? V(a + value * (b / c)) : V(a + value * b / c);  // a factor may make 0 of a denormal b
 }
 // Exact at both ends: from whichever end is nearer.
 template <class V>

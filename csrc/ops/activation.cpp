@@ -87,10 +87,12 @@ struct LogSigmoid {
   }
 };
 
-// The buffer holds exp(-|x|) when a CPU forward made it, and nothing when a CUDA forward did.
+// The buffer holds exp(-|x|) when a CPU forward made it, and nothing when a CUDA forward did, where it is not read.
 struct LogSigmoidBackward {
   static ElementwiseRequest request(const Tensor& grad, const Tensor& self, const Tensor& buffer) {
-    if (buffer.numel() == 0) return Elementwise<activation::log_sigmoid_backward_input>::request(grad, self);
+    if (buffer.numel() == 0 || self.is_cuda()) {
+      return Elementwise<activation::log_sigmoid_backward_input>::request(grad, self);
+    }
     return Elementwise<activation::log_sigmoid_backward>::request(grad, self, buffer);
   }
 };

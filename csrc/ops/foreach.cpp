@@ -152,6 +152,13 @@ void clip_grad_value_stock(TensorList grads, double clip_value) {
   for (const Tensor& g : grads) g.clamp_(-clip_value, clip_value);
 }
 
+#ifdef RUSTTORCH_CUDA
+#define STOCK_EACH(type, fn) \
+  Stock<static_cast<type*>(&at::compositeexplicitautograd::fn), static_cast<type*>(&at::cuda::fn)>
+#else
+#define STOCK_EACH(type, fn) Stock<static_cast<type*>(&at::compositeexplicitautograd::fn)>
+#endif
+
 class ZeroPlan;
 
 struct Zero {
@@ -180,6 +187,14 @@ class ZeroPlan {
  private:
   TensorList self_;
 };
+
+// Of its kernels on a device, stock's for zeros is the one that does not tell autograd.
+void foreach_zero_stock(TensorList self) {
+  const Device device = Zero::request(self).device();
+  if (device == Device::cuda) bump_versions(self);
+  using Plain = void(TensorList);
+  STOCK_EACH(Plain, _foreach_zero_)::call(device, self);
+}
 
 class NormsPlan;
 
@@ -303,16 +318,8 @@ Tensor clip_grad_norm_stock(TensorList grads, double max_norm, double norm_type,
 
 }  // namespace
 
-#ifdef RUSTTORCH_CUDA
-#define STOCK_EACH(type, fn) \
-  Stock<static_cast<type*>(&at::compositeexplicitautograd::fn), static_cast<type*>(&at::cuda::fn)>
-#else
-#define STOCK_EACH(type, fn) Stock<static_cast<type*>(&at::compositeexplicitautograd::fn)>
-#endif
-
 const Rows& foreach_rows() {
   using Scaled = void(TensorList, const Scalar&);
-  using Plain = void(TensorList);
   using Scale = void(TensorList, const Tensor&);
   using Measure = std::vector<Tensor>(TensorList, const Scalar&, std::optional<at::ScalarType>);
   using Mixed = void(TensorList, TensorList, const Scalar&);
@@ -324,7 +331,7 @@ const Rows& foreach_rows() {
       ROW("_foreach_clamp_max_.Scalar", Clamp<false>, STOCK_EACH(Scaled, _foreach_clamp_max_)),
       ROW("_foreach_norm.Scalar", ForeachNorm, STOCK_EACH(Measure, _foreach_norm)),
       ROW("_foreach_lerp_.Scalar", Lerp, STOCK_EACH(Mixed, _foreach_lerp_)),
-      ROW("_foreach_zero_", Zero, STOCK_EACH(Plain, _foreach_zero_)),
+      ROW("_foreach_zero_", Zero, AnyDevice<&foreach_zero_stock>),
       ROW("clip_grad_norm_", ClipGradNorm, AnyDevice<&clip_grad_norm_stock>),
       ROW("clip_grad_value_", ClipGradValue, AnyDevice<&clip_grad_value_stock>),
   };

@@ -5,6 +5,7 @@
 
 #include <torch/library.h>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <concepts>
@@ -27,6 +28,18 @@ struct Stats {
   void count(Handed reason) { calls[size_t(reason)].fetch_add(1, std::memory_order_relaxed); }
 };
 
+#ifdef RUSTTORCH_CUDA
+inline bool is_on_cuda(const Tensor& t) { return t.is_cuda(); }
+inline bool is_on_cuda(MaybeTensor t) { return t && t->is_cuda(); }
+inline bool is_on_cuda(at::TensorList list) {
+  return std::any_of(list.begin(), list.end(), [](const Tensor& t) { return t.is_cuda(); });
+}
+template <class T>
+bool is_on_cuda(const T&) {
+  return false;
+}
+#endif
+
 // Stock's kernel for each device that rusttorch is built for, called without the dispatcher. Its signature says which
 // form the op is. The second macro is for names that aten overloads.
 #ifdef RUSTTORCH_CUDA
@@ -45,7 +58,8 @@ struct Stock {
   template <class... A>
   static decltype(auto) call([[maybe_unused]] Device device, A&&... args) {
 #ifdef RUSTTORCH_CUDA
-    if (device == Device::cuda) return cuda(std::forward<A>(args)...);
+    // As the dispatcher picks it: stock's CPU kernels do not look where the tensors are that a device's refuse.
+    if (device == Device::cuda || (is_on_cuda(args) || ...)) return cuda(std::forward<A>(args)...);
 #endif
     return cpu(std::forward<A>(args)...);
   }

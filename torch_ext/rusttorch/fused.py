@@ -7,6 +7,7 @@ changed in the optimizers.
 
 import functools
 import importlib
+import itertools
 
 import torch
 from torch.autograd.graph import increment_version
@@ -58,6 +59,9 @@ def _fused(stock, lists, states):
         # Of the fused ops, DTensor has Adam's.
         types = set(_foreach_supported_types) if stock.__name__ == "adam" else PLAIN
         if not fits(params, types) or any(g.layout != torch.strided for g in grads):
+            return False
+        # Steps are made on torch's default device, and no fused op reads a GPU's for a parameter of the CPU.
+        if any(step.device != params[0].device and not step.is_cpu for step in itertools.chain(*others[states:])):
             return False
         # Momentum that only some parameters have yet is a list that is too short: no fused op takes that.
         given = ([t for t in tensors if t is not None] for tensors in (grads, *others[:states]))
