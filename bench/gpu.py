@@ -210,7 +210,7 @@ def on_a_device(row):
 def table(results, options, bandwidth):
     """Every row, the largest first; then torch.compile, which takes seconds for each, for some drawn at random."""
     cells, largest = [], {}
-    for row in (on_a_device(row) for row in ROWS if row.family != "matmul"):  # whose products are cuBLAS' in both arms
+    for row in (on_a_device(row) for row in ROWS if row.family in options.families):
         # The largest is for what is at the memory's limit, where 16M numbers of 16 bits would fit in the cache.
         sizes = options.sizes if row.tensors_moved else options.sizes[:-1] or options.sizes
         for dtype in (torch.float32, torch.bfloat16):
@@ -320,6 +320,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda", type=torch.device)
     parser.add_argument("--sizes", type=int, nargs="+", default=[1 << 20, 1 << 24, 1 << 27])
+    families = sorted({row.family for row in ROWS} - {"matmul"})  # whose products are cuBLAS' in both arms
+    parser.add_argument("--families", nargs="+", choices=families, default=families)
     parser.add_argument("--seconds", type=float, default=500, help="after which nothing more is measured")
     parser.add_argument("--compile-seconds", type=float, default=100, help="for torch.compile, of all calls together")
     parser.add_argument("--scale", type=int, default=1, help="divides the sizes of the cases and the shapes")

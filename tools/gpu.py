@@ -1,6 +1,7 @@
 """Everything that needs a GPU: build, test, time and sanitize, with the torch that is installed. Downloads nothing.
 
-    python tools/gpu.py [--only build tests bench sanitizer] [--files norm softmax] [--again] [--budget 540] [--out ...]
+    python tools/gpu.py [--only build tests bench sanitizer] [--files norm softmax] [--families norm softmax]
+                        [--again] [--budget 540] [--out ...]
 
 A call ends within its budget of seconds, and says what is left; the next one with the same folder goes on there (with
 --again it begins anew what it is told to do). For each device and state of the sources the folder has one with
@@ -79,8 +80,9 @@ def kill(process):
 class Run:
     """The folder of results, and the time there is."""
 
-    def __init__(self, folder, until, files=(), again=False):
+    def __init__(self, folder, until, files=(), again=False, families=()):
         self.folder, self.until, self.files, self.again = folder, until, files, again
+        self.families = ["--families", *families] if families else []
         self.record, self.log = folder / "tests.jsonl", folder / "log.txt"
 
     def left(self):
@@ -254,7 +256,8 @@ def bench(run):
         path.unlink(missing_ok=True)
     while True:
         before = path.read_bytes() if path.exists() else b""
-        command = [sys.executable, "bench/gpu.py", "--device", DEVICE, "--out", path, "--seconds", int(run.left() - 45)]
+        seconds = ["--seconds", int(run.left() - 45)]
+        command = [sys.executable, "bench/gpu.py", "--device", DEVICE, "--out", path, *seconds, *run.families]
         status, output = run.process(command)
         after = path.read_bytes() if path.exists() else b""
         # A process that ended within a cell has left it as an error, and the next one goes on after it.
@@ -297,6 +300,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=STEPS, default=list(STEPS))
     parser.add_argument("--files", nargs="+", default=[], help="of the tests: norm is tests/test_norm.py")
+    parser.add_argument("--families", nargs="+", default=[], help="of the benchmark")
     parser.add_argument("--again", action="store_true")
     parser.add_argument("--budget", type=float, default=540, help="seconds for this call")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "gpu")
@@ -311,7 +315,7 @@ def main():
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "results.json"
     results = (json.loads(file.read_text()) if file.exists() else {}) | {"machine": about}
-    run = Run(folder, start + options.budget, options.files, options.again)
+    run = Run(folder, start + options.budget, options.files, options.again, options.families)
     print(folder, flush=True)
     for name in options.only:
         begin = time.time()

@@ -37,7 +37,8 @@ struct DeviceReduction : DeviceTiles {
 
   explicit DeviceReduction(const ReductionArgs& a)
       : DeviceTiles(a.outer, a.n, a.inner / columns_of(a)), columns(columns_of(a)), outputs(a.outer * a.inner) {
-    constexpr int64_t few = 1024, enough = 4096, steps = 16;  // blocks, and steps of a thread that are worth a launch
+    // Blocks, and elements of a thread that are worth a launch.
+    constexpr int64_t few = 1024, enough = 2048, steps = 32;
     per_part = a.n;
     if (blocks < few && a.n >= 2 * height * steps) {
       const int64_t wanted = enough / blocks, most = a.n / (height * steps);

@@ -45,8 +45,8 @@ struct CrossEntropyRow {
   }
 };
 
-template <int threads, class T>
-__global__ void __launch_bounds__(threads) cross_entropy_forward(CrossEntropyArgs a, DeviceTiles tiles) {
+template <class T>
+__global__ void __launch_bounds__(block_threads) cross_entropy_forward(CrossEntropyArgs a, DeviceTiles tiles) {
   const CrossEntropyRow<T> row{a, tiles};
   row.check_target();
   Share<false, T, 1> share({row.x}, a.classes, 1, row.me, tiles.height);
@@ -165,13 +165,7 @@ void launch_cross_entropy(const CrossEntropyArgs& a, cudaStream_t stream) {
     } else if constexpr (which == cross_entropy::backward) {
       start(&cross_entropy_backward<T>, blocks, block_threads, stream, a, tiles);
     } else {
-      constexpr int threads = LongRows::threads;
-      if (LongRows::are(a.classes, 1)) {
-        start(&cross_entropy_forward<threads, T>, dim3(unsigned(a.rows)), threads, stream, a,
-              DeviceTiles(LongRows(a.rows, a.classes)));
-      } else {
-        start(&cross_entropy_forward<block_threads, T>, blocks, block_threads, stream, a, tiles);
-      }
+      start(&cross_entropy_forward<T>, blocks, block_threads, stream, a, tiles);
       if (!a.total_weight) return;
       for (int64_t apart = 1, left = 0; left != 1; apart *= rows_added) {
         left = (a.rows - 1) / (apart * rows_added) + 1;

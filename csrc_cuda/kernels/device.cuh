@@ -55,6 +55,57 @@ struct alignas(count * sizeof(T)) Pack {
 template <class T>
 constexpr int pack = 16 / sizeof(T);
 
+// A pack from an address that is aligned to it, and to one. Beside a branch that stores element by element the compiler
+// would store the words of this one by one, too, but for the intrinsic.
+template <int bytes>
+struct WordOf {
+  using type = uint4;
+};
+template <>
+struct WordOf<8> {
+  using type = uint2;
+};
+template <>
+struct WordOf<4> {
+  using type = uint32_t;
+};
+template <>
+struct WordOf<2> {
+  using type = uint16_t;
+};
+template <>
+struct WordOf<1> {
+  using type = uint8_t;
+};
+template <int count, class T>
+using Word = typename WordOf<sizeof(Pack<T, count>)>::type;
+template <int count, class T>
+__device__ __forceinline__ Pack<T, count> load_pack(const T* x) {
+  using W = Word<count, T>;
+  Pack<T, count> p;
+  W words[sizeof p / sizeof(W)];
+#pragma unroll
+  for (size_t k = 0; k < sizeof p / sizeof(W); ++k) words[k] = reinterpret_cast<const W*>(x)[k];
+  memcpy(&p, words, sizeof p);
+  return p;
+}
+template <int count, class T>
+__device__ __forceinline__ void store_pack(T* y, const Pack<T, count>& p) {
+  using W = Word<count, T>;
+  W words[sizeof p / sizeof(W)];
+  memcpy(words, &p, sizeof p);
+#pragma unroll
+  for (size_t k = 0; k < sizeof p / sizeof(W); ++k) {
+#ifdef __CUDA_ARCH__
+    if constexpr (sizeof(W) >= 4) {
+      __stwb(reinterpret_cast<W*>(y) + k, words[k]);
+      continue;
+    }
+#endif
+    reinterpret_cast<W*>(y)[k] = words[k];
+  }
+}
+
 constexpr int block_threads = DeviceTiles::threads, warp_threads = 32;
 
 #if !defined(RUSTTORCH_EMULATION)  // which has its own (tests/emulation)
@@ -83,7 +134,7 @@ template <int count, class T>
 __device__ __forceinline__ void load_values(const T* x, Compute<T> (&v)[count]) {
   Pack<T, count> p;
   if (count > 1 && reinterpret_cast<uintptr_t>(x) % sizeof p == 0) {
-    p = *reinterpret_cast<const Pack<T, count>*>(x);
+    p = load_pack<count>(x);
   } else {
 #pragma unroll
     for (int j = 0; j < count; ++j) p.value[j] = x[j];
@@ -97,7 +148,7 @@ __device__ __forceinline__ void store_values(T* y, const Compute<T> (&v)[count])
 #pragma unroll
   for (int j = 0; j < count; ++j) p.value[j] = narrow<T>(v[j]);
   if (count > 1 && reinterpret_cast<uintptr_t>(y) % sizeof p == 0) {
-    *reinterpret_cast<Pack<T, count>*>(y) = p;
+    store_pack(y, p);
   } else {
 #pragma unroll
     for (int j = 0; j < count; ++j) y[j] = p.value[j];
@@ -128,22 +179,23 @@ struct Packs {
   __device__ int64_t tail() const { return at(count); }
 };
 
-// f(i, v) for the places i = at(k), k < all, that are thread `me`'s of `threads`: v[k] are the `size` neighbours from i
-// on of input k, widened. Those of `batch` places are loaded before the first is used.
-template <int size, int batch, class T, int inputs, class At, class F>
-__device__ __forceinline__ void each_place(const T* const (&x)[inputs], int64_t row, int64_t all, int me, int threads,
-                                           At at, F& f) {
+// f(i, v) for i = first + k size, k < all, of thread `me` of `threads`: v[l] are the `size` neighbours from i on of
+// input l, widened. Those of `batch` places are loaded before the first is used.
+template <int size, int batch, class T, int inputs, class F>
+__device__ __forceinline__ void each_place(const T* const (&x)[inputs], int64_t row, int64_t first, int64_t all, int me,
+                                           int threads, F& f) {
   constexpr int64_t chunk = 1 << 30;  // within which 32 bits count
+  const int64_t step = int64_t(threads) * size * row;
   for (int64_t begin = 0; begin < all; begin += chunk) {
     const int some = int(all - begin < chunk ? all - begin : chunk);
     for (int k = me; k < some; k += batch * threads) {
       Pack<T, size> held[batch][inputs];
 #pragma unroll
-      for (int b = 0; b < batch; ++b) {
-        if (k + b * threads >= some) continue;
+      for (int l = 0; l < inputs; ++l) {
+        const T* from = x[l] + (first + (begin + k) * size) * row;
 #pragma unroll
-        for (int l = 0; l < inputs; ++l) {
-          held[b][l] = *reinterpret_cast<const Pack<T, size>*>(x[l] + at(begin + k + b * threads) * row);
+        for (int b = 0; b < batch; ++b, from += step) {
+          if (k + b * threads < some) held[b][l] = load_pack<size>(from);
         }
       }
 #pragma unroll
@@ -155,7 +207,7 @@ __device__ __forceinline__ void each_place(const T* const (&x)[inputs], int64_t 
 #pragma unroll
           for (int j = 0; j < size; ++j) v[l][j] = widen<T>(held[b][l].value[j]);
         }
-        f(at(begin + k + b * threads), v);
+        f(first + (begin + k + b * threads) * size, v);
       }
     }
   }
@@ -166,16 +218,15 @@ __device__ __forceinline__ void each_place(const T* const (&x)[inputs], int64_t 
 template <class T, int inputs, class F>
 __device__ __forceinline__ void each_pack(const T* const (&x)[inputs], int64_t n, int64_t row, int me, int threads,
                                           F f) {
-  const auto element = [](int64_t k) { return k; };
   bool alike = row == 1;
   for (int l = 1; l < inputs; ++l) {
     alike &= (reinterpret_cast<uintptr_t>(x[l]) - reinterpret_cast<uintptr_t>(x[0])) % 16 == 0;
   }
-  if (!alike) return each_place<1, 8 / inputs>(x, row, n, me, threads, element, f);
+  if (!alike) return each_place<1, 8 / inputs>(x, row, 0, n, me, threads, f);
   const Packs<T> packs(x[0], n);
-  each_place<1, 1>(x, 1, packs.head, me, threads, element, f);
-  each_place<pack<T>, 4 / inputs>(x, 1, packs.count, me, threads, [&](int64_t k) { return packs.at(k); }, f);
-  each_place<1, 1>(x, 1, n - packs.tail(), me, threads, [&](int64_t k) { return packs.tail() + k; }, f);
+  each_place<1, 1>(x, 1, 0, packs.head, me, threads, f);
+  each_place<pack<T>, 4 / inputs>(x, 1, packs.head, packs.count, me, threads, f);
+  each_place<1, 1>(x, 1, packs.tail(), n - packs.tail(), me, threads, f);
 }
 
 // Where a thread stands in [outer][n][inner] (tiles.h).

@@ -19,8 +19,8 @@ struct Scalars {
 };
 
 template <class T, int count>
-__device__ __forceinline__ Pack<T, count> load_pack(const T* x, bool one, int64_t k) {
-  if (!one) return reinterpret_cast<const Pack<T, count>*>(x)[k];
+__device__ __forceinline__ Pack<T, count> load_or_fill(const T* x, bool one, int64_t k) {
+  if (!one) return load_pack<count>(x + k * count);
   Pack<T, count> p;
 #pragma unroll
   for (int j = 0; j < count; ++j) p.value[j] = *x;
@@ -33,7 +33,7 @@ __device__ __forceinline__ void one_pack(const Pointers<T>& p, const Scalars<Com
   using C = Compute<T>;
   using Result = decltype(Op::apply((static_cast<void>(I), C())..., (static_cast<void>(S), C())...));
   using P = Pack<T, count>;
-  const P in[] = {load_pack<T, count>(p.in[I], p.broadcast >> I & 1, k)...};
+  const P in[] = {load_or_fill<T, count>(p.in[I], p.broadcast >> I & 1, k)...};
   P out[2];
 #pragma unroll
   for (int j = 0; j < count; ++j) {
@@ -45,8 +45,8 @@ __device__ __forceinline__ void one_pack(const Pointers<T>& p, const Scalars<Com
       out[1].value[j] = narrow<T>(y.second);
     }
   }
-  reinterpret_cast<P*>(p.out[0])[k] = out[0];
-  if constexpr (!std::is_same_v<Result, C>) reinterpret_cast<P*>(p.out[1])[k] = out[1];
+  store_pack(p.out[0] + k * count, out[0]);
+  if constexpr (!std::is_same_v<Result, C>) store_pack(p.out[1] + k * count, out[1]);
 }
 
 // f(i, size) for all packs of `count` elements, and then for what is left, one by one: by all threads of the grid.

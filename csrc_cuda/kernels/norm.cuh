@@ -40,7 +40,9 @@ __global__ void __launch_bounds__(threads) norm_forward(NormArgs a, DeviceTiles 
   const Sums all = join_threads(mine, 1, tiles.height, Sums::add);
   const double from_origin = centered ? all.first * share_of_one : 0;
   const double variance = all.second * share_of_one - from_origin * from_origin;
-  const C mean = C(double(origin) + from_origin), rstd = 1 / ::sqrt(C((variance < 0 ? 0 : variance) + a.eps));
+  const double exact = double(origin) + from_origin;
+  const C mean = C(exact), rest = C(exact - double(mean));  // what mean's rounding drops, where T has digits for it
+  const C rstd = 1 / ::sqrt(C((variance < 0 ? 0 : variance) + a.eps));
   if (me.inside && me.step == 0) {
     if (centered) static_cast<C*>(a.mean)[me.run] = mean;
     static_cast<C*>(a.rstd)[me.run] = rstd;
@@ -51,7 +53,7 @@ __global__ void __launch_bounds__(threads) norm_forward(NormArgs a, DeviceTiles 
     constexpr int count = count_of<decltype(v)>;
     C w[count];
 #pragma unroll
-    for (C& d : v[0]) d = (d - mean) * rstd;
+    for (C& d : v[0]) d = (is_narrow<T> ? d - mean : (d - mean) - rest) * rstd;
     if (weight) {
       load_values<count>(weight + i, w);
 #pragma unroll

@@ -207,7 +207,7 @@ __global__ void __launch_bounds__(block_threads) reduce(ReductionArgs a, DeviceR
 #pragma unroll
       for (int c = 0; c < columns; ++c) R::take(local[c], {v[0][c]}, begin + i);
     };
-    each_place<columns, 8>({x}, a.inner, n, me.step, d.height, [](int64_t k) { return k; }, take);
+    each_place<columns, 8>({x}, a.inner, n, me.step, d.height, take);
   }
 #pragma unroll
   for (int c = 0; c < columns; ++c) {
@@ -229,7 +229,18 @@ __global__ void __launch_bounds__(block_threads)
   const auto* const states = static_cast<const typename R::State*>(a.workspace) + me.column;
   typename R::State mine = R::none();
   if (me.inside) {
-    for (int64_t k = me.step; k < parts; k += tiles.height) R::add(mine, states[k * outputs]);
+    constexpr int batch = 8;  // loaded before the first is added
+    for (int64_t k = me.step; k < parts; k += batch * tiles.height) {
+      typename R::State some[batch];
+#pragma unroll
+      for (int b = 0; b < batch; ++b) {
+        if (k + b * tiles.height < parts) some[b] = states[(k + b * tiles.height) * outputs];
+      }
+#pragma unroll
+      for (int b = 0; b < batch; ++b) {
+        if (k + b * tiles.height < parts) R::add(mine, some[b]);
+      }
+    }
   }
   mine = join_states<R>(mine, tiles.width, tiles.height);
   if (me.inside && me.step == 0) R::write(a, mine, me.column);

@@ -106,7 +106,7 @@ __global__ void __launch_bounds__(block_threads) scan_rows(ScanArgs a, DeviceTil
   const auto load = [&](int64_t i) {
     Pack<T, count> p{};
     if (i >= 0 && i + count <= a.n) {
-      p = *reinterpret_cast<const Pack<T, count>*>(x + i);
+      p = load_pack<count>(x + i);
     } else {
 #pragma unroll
       for (int j = 0; j < count; ++j) {

@@ -44,7 +44,7 @@ class Share {
     if constexpr (kept) {
       each_kept([&](int j, int64_t i) {
 #pragma unroll
-        for (int k = 0; k < inputs; ++k) held_[k][j] = *reinterpret_cast<const P*>(x_[k] + i);
+        for (int k = 0; k < inputs; ++k) held_[k][j] = load_pack<pack<T>>(x_[k] + i);
       });
       if (has_single()) {
 #pragma unroll

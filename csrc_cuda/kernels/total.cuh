@@ -11,7 +11,7 @@ namespace rusttorch {
 template <class Op, class T, int count, size_t... I, size_t... S>
 __device__ __forceinline__ double sum_pack(const Pointers<T>& p, const Scalars<Compute<T>>& scalars, int64_t k,
                                            std::index_sequence<I...>, std::index_sequence<S...>) {
-  const Pack<T, count> in[] = {load_pack<T, count>(p.in[I], p.broadcast >> I & 1, k)...};
+  const Pack<T, count> in[] = {load_or_fill<T, count>(p.in[I], p.broadcast >> I & 1, k)...};
   Compute<T> sum = 0;
 #pragma unroll
   for (int j = 0; j < count; ++j) sum += Op::apply(widen<T>(in[I].value[j])..., scalars.value[S]...);
