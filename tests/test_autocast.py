@@ -50,7 +50,9 @@ def test_as_torch_s_own(name):
     with autocast():
         mine, theirs = ours(*arguments), stock(*arguments)
     assert mine.dtype == theirs.dtype
-    torch.testing.assert_close(mine, theirs)
+    # On CUDA stock rounds the logarithms of the probabilities to bfloat16 before it casts; ours are float32 all along.
+    rounded = {"rtol": 2**-9, "atol": 0} if name == "cross_entropy" and ON_DEVICE else {}
+    torch.testing.assert_close(mine, theirs, **rounded)
 
 
 def test_gradients_have_their_tensors_dtypes():

@@ -5,7 +5,9 @@
 nvcc compiles csrc_cuda/*.cu (no torch header among them), the host compiler everything that RUSTTORCH_CUDA changes,
 against the CPU wheel's own c10/cuda headers, warnings as errors. The link is strict (--no-undefined) against
 stand-ins for libc10_cuda and libtorch_cuda, made from lists of the symbols that torch 2.13.0+cu130 exports: a name
-that the real library lacks fails here. Prints each kernel's registers; a spill is an error.
+that the real library lacks fails here. Of each kernel build/cuda_check/kernels.txt has the registers, the bytes that
+spill, and the loads and stores of 16 bytes in its machine code. A spill is an error; so is a kernel that writes what it
+reads, but not by 16 bytes.
 """
 
 import argparse
@@ -57,6 +59,23 @@ def spills(kernel, stored):
     """More bytes than those that ptxas spills by choice, for a block more on a multiprocessor or around the slow path
     of a division. Of 1,024 threads each has 64 registers."""
     return stored > (80 if "ILi1024E" in kernel else 40)
+
+
+# Kernels that write as much as they read, whatever they are made for; elementwise where it takes several at a time.
+WRITERS = re.compile(
+    r"::(softmax_forward|softmax_backward|norm_forward|norm_backward|cross_entropy_slope|cross_entropy_backward|scan_rows|"
+    r"optimizer_step)<|::elementwise<.*, [248]>"
+)
+
+
+def wide(source, arch):
+    """{mangled kernel: loads and stores of 16 bytes} in the machine code of an object."""
+    tools = Path(sysconfig.get_path("purelib")) / "nvidia" / "cu13" / "bin"
+    path = {"PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"}
+    command = ["cuobjdump", "-sass", "-arch", f"sm_{arch}", source]
+    code = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | path).stdout
+    parts = (part.split("\n", 1) for part in code.split("Function : ")[1:])
+    return {name.strip(): (text.count("LDG.E.128"), text.count("STG.E.128")) for name, text in parts}
 
 
 def run(command, **kwargs):
@@ -144,20 +163,28 @@ def main():
     )
     mangled = "\n".join(kernel for kernel, *_ in compiled)
     names = subprocess.check_output(["c++filt"], input=mangled, text=True).splitlines()
-    rows = [(int(r[-1]), int(r[2]) + int(r[3]), r[1], name) for r, name in zip(compiled, names, strict=True)]
-    table = options.out / "registers.txt"
-    lines = [f"{count:4} {spilled:6} {arch} {name}" for count, spilled, arch, name in sorted(rows, reverse=True)]
-    table.write_text("\n".join(["registers, bytes spilled, architecture, kernel", *lines]) + "\n")
-    spilling = [f"{r[0]} spills" for r in compiled if spills(r[0], int(r[2]))]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        jobs = [(arch, pool.submit(wide, object_of(d), arch)) for arch in options.arch for d in devices]
+        moves = {(name, f"sm_{arch}"): found for arch, job in jobs for name, found in job.result().items()}
+    rows = [
+        (int(r[-1]), int(r[2]) + int(r[3]), *moves[r[0], r[1]], r[1], name)
+        for r, name in zip(compiled, names, strict=True)
+    ]
+    table = options.out / "kernels.txt"
+    lines = [f"{r[0]:4} {r[1]:6} {r[2]:4} {r[3]:4} {r[4]} {r[5]}" for r in sorted(rows, reverse=True)]
+    heading = "registers, bytes spilled, loads and stores of 16 bytes, architecture, kernel"
+    table.write_text("\n".join([heading, *lines]) + "\n")
+    wrong = [f"{r[0]} spills" for r in compiled if spills(r[0], int(r[2]))]
+    wrong += [f"{r[-1]} stores by less than 16 bytes" for r in rows if WRITERS.search(r[-1]) and r[3] == 0]
     archs = ", ".join(f"sm_{a}" for a in options.arch)
     print(
         f"{len(set(names))} kernels in {len(devices)} files for {archs}, at most {max(rows)[0]} registers, "
-        f"{len(spilling)} spilling; {len(hosts)} host files; strict link; {time.time() - start:.0f} s",
+        f"{len(wrong)} wrong; {len(hosts)} host files; strict link; {time.time() - start:.0f} s",
         *(f"  {line}" for line in lines[:3]),
         f"  and the rest in {table.relative_to(ROOT)}",
         sep="\n",
     )
-    sys.exit("\n".join(spilling) if spilling else 0)
+    sys.exit("\n".join(wrong) if wrong else 0)
 
 
 if __name__ == "__main__":
