@@ -58,7 +58,7 @@ def cuda_home():
 def spills(kernel, stored):
     """More bytes than those that ptxas spills by choice, for a block more on a multiprocessor or around the slow path
     of a division. Of 1,024 threads each has 64 registers."""
-    return stored > (80 if "ILi1024E" in kernel else 40)
+    return stored > (80 if "ILi1024E" in kernel else 64)
 
 
 # Kernels that write as much as they read, whatever they are made for; elementwise where it takes several at a time.

@@ -55,58 +55,46 @@ struct alignas(count * sizeof(T)) Pack {
 template <class T>
 constexpr int pack = 16 / sizeof(T);
 
-// A pack from an address that is aligned to it, and to one. Beside a branch that stores element by element the compiler
-// would store the words of this one by one, too, but for the intrinsic.
+// A pack from an address that is aligned to it, and to one, by the hardware's words. (Beside a branch that stores
+// element by element the compiler would take the words of this one apart, too, but for the intrinsic.)
 template <int bytes>
-struct WordOf {
-  using type = uint4;
-};
-template <>
-struct WordOf<8> {
-  using type = uint2;
-};
-template <>
-struct WordOf<4> {
-  using type = uint32_t;
-};
-template <>
-struct WordOf<2> {
-  using type = uint16_t;
-};
-template <>
-struct WordOf<1> {
-  using type = uint8_t;
-};
-template <int count, class T>
-using Word = typename WordOf<sizeof(Pack<T, count>)>::type;
+using Word = std::conditional_t<bytes % 16 == 0, uint4, std::conditional_t<bytes == 8, uint2, uint32_t>>;
 template <int count, class T>
 __device__ __forceinline__ Pack<T, count> load_pack(const T* x) {
-  using W = Word<count, T>;
-  Pack<T, count> p;
-  W words[sizeof p / sizeof(W)];
+  if constexpr (count == 1) {
+    return {*x};
+  } else {
+    using W = Word<count * sizeof(T)>;
+    constexpr int words = count * sizeof(T) / sizeof(W);
+    W word[words];
 #pragma unroll
-  for (size_t k = 0; k < sizeof p / sizeof(W); ++k) words[k] = reinterpret_cast<const W*>(x)[k];
-  memcpy(&p, words, sizeof p);
-  return p;
+    for (int k = 0; k < words; ++k) word[k] = reinterpret_cast<const W*>(x)[k];
+    Pack<T, count> p;
+    memcpy(&p, word, sizeof p);
+    return p;
+  }
 }
 template <int count, class T>
 __device__ __forceinline__ void store_pack(T* y, const Pack<T, count>& p) {
-  using W = Word<count, T>;
-  W words[sizeof p / sizeof(W)];
-  memcpy(words, &p, sizeof p);
+  if constexpr (count == 1) {
+    *y = p.value[0];
+  } else {
+    using W = Word<count * sizeof(T)>;
+    constexpr int words = count * sizeof(T) / sizeof(W);
+    W word[words];
+    memcpy(word, &p, sizeof p);
 #pragma unroll
-  for (size_t k = 0; k < sizeof p / sizeof(W); ++k) {
+    for (int k = 0; k < words; ++k) {
 #ifdef __CUDA_ARCH__
-    if constexpr (sizeof(W) >= 4) {
-      __stwb(reinterpret_cast<W*>(y) + k, words[k]);
-      continue;
-    }
+      __stwb(reinterpret_cast<W*>(y) + k, word[k]);
+#else
+      reinterpret_cast<W*>(y)[k] = word[k];
 #endif
-    reinterpret_cast<W*>(y)[k] = words[k];
+    }
   }
 }
 
-constexpr int block_threads = DeviceTiles::threads, warp_threads = 32;
+constexpr int block_threads = DeviceTiles::threads, warp_threads = DeviceTiles::warp;
 
 #if !defined(RUSTTORCH_EMULATION)  // which has its own (tests/emulation)
 // An array that the threads of a block share. (The emulation fills it with rubbish before each block.)
