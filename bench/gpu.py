@@ -218,9 +218,10 @@ def table(results, options, bandwidth):
                 label = f"{row.name} {str(dtype).removeprefix('torch.')} {'x'.join(map(str, shape))}"
                 cell = row, [n // options.scale or 1 for n in shape], dtype, options.device
                 cells.append((label, cell))
-                if not row.steps:  # whose backward would be another graph
-                    largest.setdefault((row.name, dtype), (label, cell))
-    for label, cell in sorted(cells, key=lambda cell: -math.prod(cell[1][1])):
+    cells.sort(key=lambda cell: -math.prod(cell[1][1]))
+    for label, cell in cells:
+        if not cell[0].steps:  # whose backward would be another graph
+            largest.setdefault((cell[0].name, cell[2]), (label, cell))
         results.measure("ops", label, lambda cell=cell: op(*cell, bandwidth))
     for label, cell in random.Random(0).sample(list(largest.values()), len(largest)):
         spent = results.found.setdefault("compile_seconds", 0)

@@ -1,6 +1,9 @@
-"""Turns bench/gpu-h100.json, the figures of bench/gpu.py on a GPU that stay, into docs/cuda.md's tables.
+"""Turns bench/gpu-h100.json into docs/cuda.md's tables.
 
 python bench/gpu_report.py
+
+That file is put together, by hand, of what bench/gpu.py left in several runs: each cell is of the last that has it, and
+names the commit; beside them stand the card, the torch, the date and each run's copy.
 """
 
 import json

@@ -259,7 +259,6 @@ const std::vector<Family>& families() {
           R"(cross_entropy_loss(Tensor self, Tensor target, Tensor? weight=None, int reduction=1, SymInt ignore_index=-100, float label_smoothing=0.) -> Tensor)",
           R"(cross_entropy_loss_forward(Tensor self, Tensor target, Tensor? weight, int reduction, SymInt ignore_index, float label_smoothing, bool differentiate) -> (Tensor loss, Tensor slope))",
           R"(cross_entropy_loss_backward(Tensor grad_output, Tensor slope, Tensor target, int reduction, SymInt ignore_index) -> Tensor)",
-          R"(cross_entropy_loss_backward.grad_input(Tensor grad_output, Tensor slope, Tensor target, int reduction, SymInt ignore_index, *, Tensor(a!) grad_input) -> Tensor(a!))",
           R"(linear_cross_entropy(Tensor input, Tensor linear_weight, Tensor target, Tensor? linear_bias=None, int reduction=1, SymInt ignore_index=-100, float label_smoothing=0.) -> Tensor)",
           R"(linear_cross_entropy_forward(Tensor input, Tensor linear_weight, Tensor target, Tensor? linear_bias, int reduction, SymInt ignore_index, float label_smoothing, bool differentiate) -> (Tensor loss, Tensor grad_input, Tensor grad_weight, Tensor grad_bias))",
       }},

@@ -491,32 +491,6 @@ def test_backward_by_name_checks_what_it_is_given():
     assert torch.equal(call(**strided, reduction=0), slope)
 
 
-@pytest.mark.parametrize("scale", [1.0, 3.0, torch.inf])
-@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
-def test_backward_in_the_slope_s_place(reduction, scale):
-    """As the last backward of a graph does it: there is no second tensor of the input's size."""
-    x, target = torch.randn(3, 50), torch.tensor([0, IGNORED, 2])
-    number = ("none", "mean", "sum").index(reduction)
-    grad = torch.full((3,) if reduction == "none" else (), scale)
-    forward, backward = (getattr(torch.ops.rusttorch, f"cross_entropy_loss_{end}") for end in ("forward", "backward"))
-    slope = forward(x, target, None, number, IGNORED, 0.0, True)[1]
-    expected, there = backward(grad, slope, target, number, IGNORED), torch.empty_like(slope)
-    assert backward.grad_input(grad, slope, target, number, IGNORED, grad_input=there) is there
-    assert torch.equal(there, expected)
-    with pytest.raises(RuntimeError, match="expected grad_input"):
-        backward.grad_input(grad, slope, target, number, IGNORED, grad_input=there[:2])
-    with pytest.raises(RuntimeError, match="expected grad_input"):
-        overlapping = torch.cat([slope.flatten(), slope.flatten()])
-        shifted = (overlapping[n : n + slope.numel()].view_as(slope) for n in (0, 1))
-        backward.grad_input(grad, next(shifted), target, number, IGNORED, grad_input=next(shifted))
-    backward.grad_input(grad, slope, target, number, IGNORED, grad_input=slope)
-    assert torch.equal(slope, expected)
-
-    x.requires_grad_()
-    loss = rusttorch.cross_entropy(x, target, reduction=reduction).sum() * scale
-    assert torch.equal(torch.autograd.grad(loss, x)[0], expected)
-
-
 def test_linear_cross_entropy_sums_16_bits_in_32():
     """The weight's gradient is a sum over chunks of rows; rounded at each it was five times as far off as stock's."""
     torch.manual_seed(0)

@@ -65,8 +65,10 @@ Tensor slope_of(const Call& c) {
                    c.argument(smoothing), true})[1];
 }
 
-// Whether g is 1, as the gradient of the last loss is. Only the CPU may be asked: a device's kernel asks itself.
-bool is_one(const Tensor& g) { return g.is_cpu() && g.numel() == 1 && g.item<double>() == 1; }
+// Whether g is 1, as the gradient of the last loss is. Only the CPU may be asked.
+bool is_one(const Tensor& g) {
+  return g.is_cpu() && !at::isTensorSubclassLike(g) && g.numel() == 1 && g.item<double>() == 1;
+}
 
 // With q as the kernels have it, Q its sum and p = softmax(x), the slope is (Q p - q) / n. Its own gradient, of v, is
 // Q / n (diag(p) - p p^T) v = u (v - (u v) n / Q) with u = slope + q / n.
@@ -93,16 +95,12 @@ const std::vector<Formula>& cross_entropy_formulas() {
                  argument(1), argument(weight), result(1)},
        .grads = [](const Call& c, const Tensor& g) -> Grads {
          const Tensor slope = slope_of(c);
-         std::vector<c10::IValue> arguments = {g, slope, c.tensor(1), c.argument(reduction), c.argument(ignore_index)};
-         // (Under a tracer this is never the last.)
-         if (!c.last_to_read_results() || at::isTensorSubclassLike(g)) {
-           return {call("cross_entropy_loss_backward", arguments)};
+         // (Under a tracer this is never the last, and is_one() is not asked.)
+         if (c.last_to_read_results() && c.integer(reduction) != at::Reduction::None && is_one(g)) {
+           return {slope.variable_data()};  // without its history
          }
-         const Tensor mine = slope.variable_data();  // without its history
-         if (c.integer(reduction) != at::Reduction::None && is_one(g)) return {mine};
-         arguments[1] = mine;
-         arguments.push_back(mine);
-         return {call("cross_entropy_loss_backward.grad_input", arguments)};
+         return {call("cross_entropy_loss_backward",
+                      {g, slope, c.tensor(1), c.argument(reduction), c.argument(ignore_index)})};
        },
        .inputs = 1,
        .next = std::make_shared<const Formula>(Formula{.op = "cross_entropy_loss_slope",

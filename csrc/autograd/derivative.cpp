@@ -165,11 +165,11 @@ class FormulaNode final : public ag::Node {
     }
     return all;
   }
-  // Of the results among them: this graph is not kept, nor gone through again after a hook has raised; nobody holds the
-  // tensor but `saved` and `tensors`, its memory but it and its own node, and that node but it, so that no other graph
-  // goes through there. (What a hook unpacks may be in memory of anybody.)
+  // Of the results among them: this graph is not kept; nobody holds the tensor but `saved` and `tensors`, its memory
+  // but it and its own node, and that node but it, so that no other graph goes through there. (What a hook unpacks may
+  // be in memory of anybody.)
   bool last_to_read(const ag::variable_list& tensors) const {
-    bool last = !ag::get_current_graph_task_keep_graph() && !c10::GradMode::is_enabled() && post_hooks().empty();
+    bool last = !ag::get_current_graph_task_keep_graph() && !c10::GradMode::is_enabled();
     for (size_t k = 0; k < saved.size() && last; ++k) {
       if (frame.kept[k].of != Saved::Of::result) continue;
       const Tensor& t = tensors[k];
@@ -434,7 +434,8 @@ const Formula* find_formula(const std::string& op) {
 }  // namespace
 
 Grads call_all(const char* op, std::vector<c10::IValue> arguments) {
-  find_op("rusttorch", op)->callBoxed(arguments);
+  const auto handle = c10::Dispatcher::singleton().findSchemaOrThrow((std::string("rusttorch::") + op).c_str(), "");
+  handle.callBoxed(arguments);
   Grads results;
   for (const auto& value : arguments) results.push_back(value.toTensor());
   return results;

@@ -83,8 +83,8 @@ class Call {
   const Tensor& result(size_t k = 0) const { return results_[k]; }
   // The gradient of the k-th result; undefined where nothing came of that.
   const Tensor& grad(size_t k) const { return grads_[k]; }
-  // Whether nobody will read the saved results again: neither this graph nor whoever called. A formula may then write
-  // a gradient there, and return it.
+  // Whether nobody will read the saved results again: neither this graph nor whoever called. A formula may then return
+  // one of them as a gradient.
   bool last_to_read_results() const { return last_; }
   // grad() where the argument i (of a list its k-th tensor) needs a gradient, else nothing.
   template <class F>

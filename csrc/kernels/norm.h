@@ -41,7 +41,9 @@ struct NormArgs {
 struct DeviceNorm : DeviceTiles {
   static constexpr int columns = 32;  // of a block, where a row is too long for a block to keep its sums
 
-  DeviceNorm(int64_t rows, int64_t n) : DeviceTiles(rows, n, 1, 16), blocks_of_columns((n + columns - 1) / columns) {
+  // A thread keeps as many elements of x and of the gradient (share.cuh).
+  DeviceNorm(int64_t rows, int64_t n, Dtype dtype)
+      : DeviceTiles(rows, n, 1, dtype == Dtype::f64 ? 8 : 16), blocks_of_columns((n + columns - 1) / columns) {
     constexpr int64_t most = 256;  // parts: two blocks for each multiprocessor of a large device
     rows_of_part = (rows + most * runs - 1) / (most * runs) * runs;
     parts = (rows + rows_of_part - 1) / rows_of_part;

@@ -37,11 +37,11 @@ struct DeviceReduction : DeviceTiles {
 
   explicit DeviceReduction(const ReductionArgs& a)
       : DeviceTiles(a.outer, a.n, a.inner / columns_of(a)), columns(columns_of(a)), outputs(a.outer * a.inner) {
-    // Blocks, and elements of a thread that are worth a launch.
-    constexpr int64_t few = 1024, enough = 2048, steps = 32;
+    constexpr int64_t few_blocks = 1024, many_blocks = 2048;
+    constexpr int64_t steps = 32;  // elements of a thread that are worth a part
     per_part = a.n;
-    if (blocks < few && a.n >= 2 * height * steps) {
-      const int64_t wanted = enough / blocks, most = a.n / (height * steps);
+    if (blocks < few_blocks && a.n >= 2 * height * steps) {
+      const int64_t wanted = many_blocks / blocks, most = a.n / (height * steps);
       per_part = (a.n / (wanted < most ? wanted : most) + 64) / 64 * 64;
     }
     parts = (a.n + per_part - 1) / per_part;

@@ -16,8 +16,9 @@ struct DeviceTiles {
     column_blocks = (inner + width - 1) / width;
     height = threads / width;
     const auto fewer_will_do = [&] {
-      const int64_t half = height / 2;
-      return height * 4 > n || (half * most >= n && outer * column_blocks * width * half >= enough);
+      const int64_t half = height / 2, runs_then = threads / (width * half);
+      const bool enough_runs = runs_then <= outer && outer * column_blocks * width * half >= enough;
+      return height * 4 > n || (half * most >= n && enough_runs);
     };
     while (width * height > warp && fewer_will_do()) height /= 2;
     runs = threads / (width * height);
@@ -38,7 +39,8 @@ struct LongRows : DeviceTiles {
     runs = 1;
     blocks = outer;
   }
-  static bool are(int64_t n, int64_t inner) { return inner == 1 && n > 8192; }
+  // most: the elements that each of the 256 can keep.
+  static bool are(int64_t n, int64_t inner, int64_t most) { return inner == 1 && n > DeviceTiles::threads * most; }
 };
 
 }  // namespace rusttorch

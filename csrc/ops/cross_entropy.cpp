@@ -190,11 +190,10 @@ TwoTensors forward(const Tensor& self, const Tensor& target, MaybeTensor weight,
   return {loss, slope};
 }
 
-// grad_input may be the slope itself.
-Tensor& backward_out(const Tensor& grad, const Tensor& slope, const Tensor& target, int64_t reduction,
-                     int64_t ignore_index, Tensor& grad_input) {
+Tensor backward(const Tensor& grad, const Tensor& slope, const Tensor& target, int64_t reduction,
+                int64_t ignore_index) {
   stats<"cross_entropy_loss_backward">.count(Handed::no);
-  check_one_device({&grad, &slope, &target, &grad_input});
+  check_one_device({&grad, &slope, &target});
   const Tensor dense = slope.contiguous(), dense_grad = grad.contiguous();  // a hook may have brought others
   TORCH_CHECK(CrossEntropyPlan({dense, target, std::nullopt, reduction, ignore_index, 0}).reason() == Handed::no,
               "cross_entropy_loss_backward: expected the slope and the target of cross_entropy_loss_forward, but got ",
@@ -204,20 +203,13 @@ Tensor& backward_out(const Tensor& grad, const Tensor& slope, const Tensor& targ
   TORCH_CHECK(grad.sizes().equals(sizes) && grad.scalar_type() == slope.scalar_type(),
               "cross_entropy_loss_backward: expected grad_output to be ", slope.scalar_type(), " ", sizes, ", but got ",
               grad.scalar_type(), " ", grad.sizes());
-  TORCH_CHECK(grad_input.is_same(dense) || is_contiguous_output(grad_input, slope.scalar_type(), slope.sizes(), dense),
-              "cross_entropy_loss_backward: expected grad_input to be the slope, or another contiguous tensor like it");
   CrossEntropyArgs a = arguments(dense, target, std::nullopt, ignore_index, 0);
-  a.grad_x = grad_input.mutable_data_ptr();
+  Tensor grad_x = empty_beside(slope, slope.sizes(), slope.scalar_type());
+  a.grad_x = grad_x.mutable_data_ptr();
   a.grad = dense_grad.const_data_ptr();
   a.grad_of_rows = each;
   run_items(slope, kernel(cross_entropy::backward).on(device_type(slope)), a, a.rows, a.classes);
-  return grad_input;
-}
-
-Tensor backward(const Tensor& grad, const Tensor& slope, const Tensor& target, int64_t reduction,
-                int64_t ignore_index) {
-  Tensor grad_input = empty_beside(slope, slope.sizes(), slope.scalar_type());
-  return backward_out(grad, slope, target, reduction, ignore_index, grad_input);
+  return grad_x;
 }
 
 bool is_differentiated(const Tensor& self) { return self.requires_grad() && c10::GradMode::is_enabled(); }
@@ -346,7 +338,6 @@ const Rows& cross_entropy_rows() {
                               ByForward),
       {"cross_entropy_loss_forward", impl<&forward>(), &stats<"cross_entropy_loss_forward">},
       {"cross_entropy_loss_backward", impl<&backward>(), &stats<"cross_entropy_loss_backward">},
-      {"cross_entropy_loss_backward.grad_input", impl<&backward_out>(), &stats<"cross_entropy_loss_backward">},
       {.name = "linear_cross_entropy", .impl = impl<&LinearCrossEntropy::call>(), .composite = true},
       {"linear_cross_entropy_forward", impl<&linear_forward>(), &stats<"linear_cross_entropy_forward">},
   };

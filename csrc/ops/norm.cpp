@@ -165,7 +165,7 @@ Two NormPlan::sums_over_rows(const NormArgs& a) const {
     const Two result(parameter(weight), parameter(bias));
     if (weight) all.grad_weight = std::get<0>(result).mutable_data_ptr();
     if (bias) all.grad_bias = std::get<1>(result).mutable_data_ptr();
-    const Tensor workspace = empty_beside(input_, {DeviceNorm(a.rows, a.n).parts, a.n, 2}, compute_type());
+    const Tensor workspace = empty_beside(input_, {DeviceNorm(a.rows, a.n, a.dtype).parts, a.n, 2}, compute_type());
     all.workspace = workspace.mutable_data_ptr();
     run_on_device(input_, kernel(), all);
     return result;

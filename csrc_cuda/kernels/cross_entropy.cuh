@@ -137,7 +137,7 @@ __global__ void __launch_bounds__(block_threads) cross_entropy_slope(CrossEntrop
   out[own_class] = narrow<T>(C(g * (Q * p - evenly - own)));
 }
 
-// A slope, x, times a number. In its own place there is nothing to do for 1, which the gradient of a loss is.
+// A slope, x, times a number.
 template <class T>
 __global__ void __launch_bounds__(block_threads) cross_entropy_backward(CrossEntropyArgs a, DeviceTiles tiles) {
   using C = Compute<T>;
@@ -145,7 +145,6 @@ __global__ void __launch_bounds__(block_threads) cross_entropy_backward(CrossEnt
   const auto& me = row.me;
   if (!me.inside) return;
   const C g = widen<T>(static_cast<const T*>(a.grad)[a.grad_of_rows ? me.run : 0]);
-  if (a.grad_x == a.x && g == 1) return;
   T* const out = static_cast<T*>(a.grad_x) + me.run * a.classes;
   each_pack({row.x}, a.classes, 1, me.step, tiles.height, [&](int64_t c, auto& v) {
 #pragma unroll

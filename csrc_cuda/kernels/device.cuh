@@ -55,43 +55,42 @@ struct alignas(count * sizeof(T)) Pack {
 template <class T>
 constexpr int pack = 16 / sizeof(T);
 
-// A pack from an address that is aligned to it, and to one, by the hardware's words. (Beside a branch that stores
-// element by element the compiler would take the words of this one apart, too, but for the intrinsic.)
+// load_pack, store_pack: by words of 16, 8 or 4 bytes, from and to an address that is aligned to the pack. The
+// intrinsic keeps the compiler from splitting the store into elements, as a branch beside it does.
 template <int bytes>
 using Word = std::conditional_t<bytes % 16 == 0, uint4, std::conditional_t<bytes == 8, uint2, uint32_t>>;
 template <int count, class T>
 __device__ __forceinline__ Pack<T, count> load_pack(const T* x) {
-  if constexpr (count == 1) {
-    return {*x};
-  } else {
-    using W = Word<count * sizeof(T)>;
-    constexpr int words = count * sizeof(T) / sizeof(W);
-    W word[words];
+  Pack<T, count> p;
+#if defined(RUSTTORCH_EMULATION)
+  RUSTTORCH_ASSERT(reinterpret_cast<uintptr_t>(x) % sizeof p == 0);
+  p = *reinterpret_cast<const Pack<T, count>*>(x);
+#else
+  if constexpr (count == 1) return {*x};
+  using W = Word<sizeof p>;
+  W word[sizeof p / sizeof(W)];
 #pragma unroll
-    for (int k = 0; k < words; ++k) word[k] = reinterpret_cast<const W*>(x)[k];
-    Pack<T, count> p;
-    memcpy(&p, word, sizeof p);
-    return p;
-  }
+  for (size_t k = 0; k < sizeof p / sizeof(W); ++k) word[k] = reinterpret_cast<const W*>(x)[k];
+  memcpy(&p, word, sizeof p);
+#endif
+  return p;
 }
 template <int count, class T>
 __device__ __forceinline__ void store_pack(T* y, const Pack<T, count>& p) {
+#if defined(RUSTTORCH_EMULATION)
+  RUSTTORCH_ASSERT(reinterpret_cast<uintptr_t>(y) % sizeof p == 0);
+  *reinterpret_cast<Pack<T, count>*>(y) = p;
+#else
   if constexpr (count == 1) {
     *y = p.value[0];
   } else {
-    using W = Word<count * sizeof(T)>;
-    constexpr int words = count * sizeof(T) / sizeof(W);
-    W word[words];
+    using W = Word<sizeof p>;
+    W word[sizeof p / sizeof(W)];
     memcpy(word, &p, sizeof p);
 #pragma unroll
-    for (int k = 0; k < words; ++k) {
-#ifdef __CUDA_ARCH__
-      __stwb(reinterpret_cast<W*>(y) + k, word[k]);
-#else
-      reinterpret_cast<W*>(y)[k] = word[k];
-#endif
-    }
+    for (size_t k = 0; k < sizeof p / sizeof(W); ++k) __stwb(reinterpret_cast<W*>(y) + k, word[k]);
   }
+#endif
 }
 
 constexpr int block_threads = DeviceTiles::threads, warp_threads = DeviceTiles::warp;
@@ -143,7 +142,7 @@ __device__ __forceinline__ void store_values(T* y, const Compute<T> (&v)[count])
   }
 }
 
-// exp(x), of which a T is made: the hardware's own, where that is more than a T holds.
+// exp(x), of which a T is made. For a T of 16 bits the hardware's own, which errs less than the rounding to T.
 template <class T>
 __device__ __forceinline__ Compute<T> exp_for(Compute<T> x) {
 #ifdef __CUDA_ARCH__
@@ -167,20 +166,20 @@ struct Packs {
   __device__ int64_t tail() const { return at(count); }
 };
 
-// f(i, v) for i = first + k size, k < all, of thread `me` of `threads`: v[l] are the `size` neighbours from i on of
-// input l, widened. Those of `batch` places are loaded before the first is used.
-template <int size, int batch, class T, int inputs, class F>
+// f(i, v) for i = first + k along, k < all, of thread `me` of `threads`: v[l] are the `size` neighbours at the i-th row
+// of input l, widened. Those of `batch` places are loaded before the first is used.
+template <int size, int along, int batch, class T, int inputs, class F>
 __device__ __forceinline__ void each_place(const T* const (&x)[inputs], int64_t row, int64_t first, int64_t all, int me,
                                            int threads, F& f) {
   constexpr int64_t chunk = 1 << 30;  // within which 32 bits count
-  const int64_t step = int64_t(threads) * size * row;
+  const int64_t step = int64_t(threads) * along * row;
   for (int64_t begin = 0; begin < all; begin += chunk) {
     const int some = int(all - begin < chunk ? all - begin : chunk);
     for (int k = me; k < some; k += batch * threads) {
       Pack<T, size> held[batch][inputs];
 #pragma unroll
       for (int l = 0; l < inputs; ++l) {
-        const T* from = x[l] + (first + (begin + k) * size) * row;
+        const T* from = x[l] + (first + (begin + k) * along) * row;
 #pragma unroll
         for (int b = 0; b < batch; ++b, from += step) {
           if (k + b * threads < some) held[b][l] = load_pack<size>(from);
@@ -195,7 +194,7 @@ __device__ __forceinline__ void each_place(const T* const (&x)[inputs], int64_t 
 #pragma unroll
           for (int j = 0; j < size; ++j) v[l][j] = widen<T>(held[b][l].value[j]);
         }
-        f(first + (begin + k + b * threads) * size, v);
+        f(first + (begin + k + b * threads) * along, v);
       }
     }
   }
@@ -210,11 +209,11 @@ __device__ __forceinline__ void each_pack(const T* const (&x)[inputs], int64_t n
   for (int l = 1; l < inputs; ++l) {
     alike &= (reinterpret_cast<uintptr_t>(x[l]) - reinterpret_cast<uintptr_t>(x[0])) % 16 == 0;
   }
-  if (!alike) return each_place<1, 8 / inputs>(x, row, 0, n, me, threads, f);
+  if (!alike) return each_place<1, 1, 8 / inputs>(x, row, 0, n, me, threads, f);
   const Packs<T> packs(x[0], n);
-  each_place<1, 1>(x, 1, 0, packs.head, me, threads, f);
-  each_place<pack<T>, 4 / inputs>(x, 1, packs.head, packs.count, me, threads, f);
-  each_place<1, 1>(x, 1, packs.tail(), n - packs.tail(), me, threads, f);
+  each_place<1, 1, 1>(x, 1, 0, packs.head, me, threads, f);
+  each_place<pack<T>, pack<T>, 4 / inputs>(x, 1, packs.head, packs.count, me, threads, f);
+  each_place<1, 1, 1>(x, 1, packs.tail(), n - packs.tail(), me, threads, f);
 }
 
 // Where a thread stands in [outer][n][inner] (tiles.h).

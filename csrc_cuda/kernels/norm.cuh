@@ -17,7 +17,7 @@ struct NormSums {
 
 // A row's sums are of x less its first element, so that little is lost where the mean is far from 0.
 template <int threads, bool kept, bool centered, class T>
-__global__ void __launch_bounds__(threads) norm_forward(NormArgs a, DeviceTiles tiles, double share_of_one) {
+__global__ void __launch_bounds__(threads) norm_forward(NormArgs a, DeviceTiles tiles, double per_element) {
   using C = Compute<T>;
   using Sums = NormSums<double>;
   const Place me(tiles, a.rows, 1);
@@ -38,8 +38,8 @@ __global__ void __launch_bounds__(threads) norm_forward(NormArgs a, DeviceTiles 
     mine.second += double(square);
   });
   const Sums all = join_threads(mine, 1, tiles.height, Sums::add);
-  const double from_origin = centered ? all.first * share_of_one : 0;
-  const double variance = all.second * share_of_one - from_origin * from_origin;
+  const double from_origin = centered ? all.first * per_element : 0;
+  const double variance = all.second * per_element - from_origin * from_origin;
   const double exact = double(origin) + from_origin;
   const C mean = C(exact), rest = C(exact - double(mean));  // what mean's rounding drops, where T has digits for it
   const C rstd = 1 / ::sqrt(C((variance < 0 ? 0 : variance) + a.eps));
@@ -79,7 +79,7 @@ __global__ void __launch_bounds__(block_threads, kept && sizeof(T) > 2 ? 1 : 2)
   using Parts = NormSums<C>;
   using Rows = Share<kept, T, 2, true>;
   constexpr int packs = kept ? Rows::most : 1;
-  const double share_of_one = 1 / double(a.n);
+  const double per_element = 1 / double(a.n);
   const T* const weight = static_cast<const T*>(a.weight);
   Parts columns[packs][pack<T>] = {};
   const Place place(d, a.rows, 1);
@@ -125,7 +125,7 @@ __global__ void __launch_bounds__(block_threads, kept && sizeof(T) > 2 ? 1 : 2)
       mine.second += double(product);
     });
     const Sums all = join_threads(mine, 1, d.height, Sums::add);
-    const C mean_d = centered ? C(all.first * share_of_one) : C(0), mean_dh = C(all.second * share_of_one);
+    const C mean_d = centered ? C(all.first * per_element) : C(0), mean_dh = C(all.second * per_element);
     T* const grad_x = static_cast<T*>(a.y) + at;
     rows.walk([&](int64_t i, auto& v, int k) {
       constexpr int count = count_of<decltype(v)>;
@@ -207,8 +207,9 @@ void launch_norm(const NormArgs& a, cudaStream_t stream) {
       start(&norm_forward<threads, kept, centered, T>, dim3(unsigned(tiles.blocks)), threads, stream, a, tiles,
             1 / double(a.n));
     };
-    if (LongRows::are(a.n, 1)) return launch.template operator()<LongRows::threads, false>(LongRows(a.rows, a.n));
-    const DeviceTiles tiles(a.rows, a.n, 1, most_kept<T, 1>);
+    constexpr int most = most_kept<T, 1>;
+    if (LongRows::are(a.n, 1, most)) return launch.template operator()<LongRows::threads, false>(LongRows(a.rows, a.n));
+    const DeviceTiles tiles(a.rows, a.n, 1, most);
     can_keep<T>(tiles, a.n, 1, {a.x}) ? launch.template operator()<block_threads, true>(tiles)
                                       : launch.template operator()<block_threads, false>(tiles);
   });
@@ -218,7 +219,7 @@ template <bool centered>
 void launch_norm_backward(const NormArgs& a, cudaStream_t stream) {
   with_type<floats>(a.dtype, [&](auto t) {
     using T = decltype(t);
-    const DeviceNorm d(a.rows, a.n);
+    const DeviceNorm d(a.rows, a.n, a.dtype);
     const bool parameters = a.grad_weight || a.grad_bias;
     if (can_keep<T>(d, a.n, 1, {a.grad, a.x}) && are_packs<T>(a.n, {a.grad, a.x})) {
       start(&norm_backward<true, centered, T>, dim3(unsigned(d.parts)), block_threads, stream, a, d, d.rows_of_part);

@@ -207,7 +207,7 @@ __global__ void __launch_bounds__(block_threads) reduce(ReductionArgs a, DeviceR
 #pragma unroll
       for (int c = 0; c < columns; ++c) R::take(local[c], {v[0][c]}, begin + i);
     };
-    each_place<columns, 8>({x}, a.inner, 0, n, me.step, d.height, take);
+    each_place<columns, 1, 8>({x}, a.inner, 0, n, me.step, d.height, take);
   }
 #pragma unroll
   for (int c = 0; c < columns; ++c) {

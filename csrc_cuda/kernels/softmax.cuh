@@ -56,10 +56,11 @@ void launch_softmax(const SoftmaxArgs& a, cudaStream_t stream) {
       auto* const kernel = forward ? &softmax_forward<threads, kept, log, T> : &softmax_backward<threads, kept, log, T>;
       start(kernel, dim3(unsigned(tiles.blocks)), threads, stream, a, tiles);
     };
-    if (LongRows::are(a.n, a.inner)) {
+    constexpr int inputs = forward ? 1 : 2, most = most_kept<T, inputs>;
+    if (LongRows::are(a.n, a.inner, most)) {
       return launch.template operator()<LongRows::threads, false>(LongRows(a.outer, a.n));
     }
-    const DeviceTiles tiles(a.outer, a.n, a.inner, most_kept < T, forward ? 1 : 2 >);
+    const DeviceTiles tiles(a.outer, a.n, a.inner, most);
     const bool kept =
         forward ? can_keep<T>(tiles, a.n, a.inner, {a.in[0]}) : can_keep<T>(tiles, a.n, a.inner, {a.in[0], a.in[1]});
     kept ? launch.template operator()<block_threads, true>(tiles)

@@ -227,7 +227,7 @@ def cross_entropy_loss(
     label_smoothing: float = 0.0,
 ) -> Tensor: ...
 def cross_entropy_loss_backward(
-    grad_output: Tensor, slope: Tensor, target: Tensor, reduction: int, ignore_index: int, *, out: Tensor | None = None
+    grad_output: Tensor, slope: Tensor, target: Tensor, reduction: int, ignore_index: int
 ) -> Tensor: ...
 def cross_entropy_loss_forward(
     input: Tensor,
