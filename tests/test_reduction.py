@@ -315,3 +315,12 @@ def test_second_derivatives_of_a_norm_at_zero(p, x):
         grad = torch.autograd.grad(f(leaf, p), leaf, create_graph=True)[0]
         found.append(torch.autograd.grad(grad.square().sum(), leaf)[0])
     torch.testing.assert_close(found[1], found[0].nan_to_num(0))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("order", [1, 2, torch.inf])
+def test_norms_of_columns_of_16_bits(order, dtype):
+    """Of which a device's threads take two each."""
+    x = torch.randn(70, 6).to(dtype)
+    ours, exact = rusttorch.linalg_vector_norm(x, order, 0), torch.linalg.vector_norm(x.double(), order, 0)
+    torch.testing.assert_close(ours.double(), exact, rtol=torch.finfo(dtype).eps, atol=0)

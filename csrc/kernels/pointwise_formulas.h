@@ -3,6 +3,8 @@
 // The pointwise family, one element at a time: the same text makes the CPU loops and the CUDA kernels.
 // Semantics (NaN, signed zero, order of operations) are those of the aten op of the same name.
 
+#include <cmath>
+
 #include "math.h"
 
 namespace rusttorch::formula {
@@ -163,7 +165,17 @@ RT_INLINE V lerp_scalar(V a, V end, lane_t<V> weight) {
 }
 template <class V>
 RT_INLINE V fused_multiply_add(V a, V b, V c) {
-  return a * b + c;
+#if defined(__CUDACC__) || defined(RUSTTORCH_EMULATION)
+  constexpr bool by_name = std::is_floating_point_v<V>;
+#else
+  constexpr bool by_name = false;
+#endif
+  // Of a and b that are one number each, a device's compiler would take the product out of the loop, and round it.
+  if constexpr (by_name) {
+    return std::fma(a, b, c);
+  } else {
+    return a * b + c;
+  }
 }
 
 }  // namespace rusttorch::formula

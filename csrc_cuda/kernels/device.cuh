@@ -61,24 +61,25 @@ template <int bytes>
 using Word = std::conditional_t<bytes % 16 == 0, uint4, std::conditional_t<bytes == 8, uint2, uint32_t>>;
 template <int count, class T>
 __device__ __forceinline__ Pack<T, count> load_pack(const T* x) {
-  Pack<T, count> p;
 #if defined(RUSTTORCH_EMULATION)
-  RUSTTORCH_ASSERT(reinterpret_cast<uintptr_t>(x) % sizeof p == 0);
-  p = *reinterpret_cast<const Pack<T, count>*>(x);
+  return *reinterpret_cast<const Pack<T, count>*>(x);
 #else
-  if constexpr (count == 1) return {*x};
-  using W = Word<sizeof p>;
-  W word[sizeof p / sizeof(W)];
+  if constexpr (count == 1) {
+    return {*x};
+  } else {
+    using W = Word<sizeof(Pack<T, count>)>;
+    W word[sizeof(Pack<T, count>) / sizeof(W)];
 #pragma unroll
-  for (size_t k = 0; k < sizeof p / sizeof(W); ++k) word[k] = reinterpret_cast<const W*>(x)[k];
-  memcpy(&p, word, sizeof p);
+    for (size_t k = 0; k < sizeof word / sizeof(W); ++k) word[k] = reinterpret_cast<const W*>(x)[k];
+    Pack<T, count> p;
+    memcpy(&p, word, sizeof p);
+    return p;
+  }
 #endif
-  return p;
 }
 template <int count, class T>
 __device__ __forceinline__ void store_pack(T* y, const Pack<T, count>& p) {
 #if defined(RUSTTORCH_EMULATION)
-  RUSTTORCH_ASSERT(reinterpret_cast<uintptr_t>(y) % sizeof p == 0);
   *reinterpret_cast<Pack<T, count>*>(y) = p;
 #else
   if constexpr (count == 1) {

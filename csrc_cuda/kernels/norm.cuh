@@ -16,8 +16,9 @@ struct NormSums {
 };
 
 // A row's sums are of x less its first element, so that little is lost where the mean is far from 0.
-template <int threads, bool kept, bool centered, class T>
+template <int threads, bool centered, class T>
 __global__ void __launch_bounds__(threads) norm_forward(NormArgs a, DeviceTiles tiles, double per_element) {
+  constexpr bool kept = threads == block_threads;  // and not a long row's
   using C = Compute<T>;
   using Sums = NormSums<double>;
   const Place me(tiles, a.rows, 1);
@@ -203,15 +204,13 @@ template <bool centered>
 void launch_norm(const NormArgs& a, cudaStream_t stream) {
   with_type<floats>(a.dtype, [&](auto t) {
     using T = decltype(t);
-    const auto launch = [&]<int threads, bool kept>(const DeviceTiles& tiles) {
-      start(&norm_forward<threads, kept, centered, T>, dim3(unsigned(tiles.blocks)), threads, stream, a, tiles,
+    const auto launch = [&]<int threads>(const DeviceTiles& tiles) {
+      start(&norm_forward<threads, centered, T>, dim3(unsigned(tiles.blocks)), threads, stream, a, tiles,
             1 / double(a.n));
     };
     constexpr int most = most_kept<T, 1>;
-    if (LongRows::are(a.n, 1, most)) return launch.template operator()<LongRows::threads, false>(LongRows(a.rows, a.n));
-    const DeviceTiles tiles(a.rows, a.n, 1, most);
-    can_keep<T>(tiles, a.n, 1, {a.x}) ? launch.template operator()<block_threads, true>(tiles)
-                                      : launch.template operator()<block_threads, false>(tiles);
+    LongRows::are(a.n, 1, most) ? launch.template operator()<LongRows::threads>(LongRows(a.rows, a.n))
+                                : launch.template operator()<block_threads>(DeviceTiles(a.rows, a.n, 1, most));
   });
 }
 
