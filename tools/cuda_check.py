@@ -6,8 +6,8 @@ nvcc compiles csrc_cuda/*.cu (no torch header among them), the host compiler eve
 against the CPU wheel's own c10/cuda headers, warnings as errors. The link is strict (--no-undefined) against
 stand-ins for libc10_cuda and libtorch_cuda, made from lists of the symbols that torch 2.13.0+cu130 exports: a name
 that the real library lacks fails here. Of each kernel build/cuda_check/kernels.txt has the registers, the bytes that
-spill, and the loads and stores of 16 bytes in its machine code. Spilling more than a few bytes is an error; so is a kernel
-that writes what it reads, and none of it by 16 bytes.
+spill, and the loads and stores of 16 bytes in its machine code. Spilling more than a few bytes is an error; so is a
+kernel that writes what it reads, and none of it by 16 bytes.
 """
 
 import argparse
