@@ -1,5 +1,5 @@
 // Autocast over torch.ops.rusttorch.*: what aten casts (losses, prod; on CUDA sums and softmax too) is cast here as
-// well: to float32, but for products of matrices, addcmul, addcdiv and linear_cross_entropy. (A swapped aten op keeps
+// well: to float32, but for products of matrices, linear layers, addcmul, addcdiv and linear_cross_entropy. (A swapped aten op keeps
 // PyTorch's own rules.)
 
 #include <ATen/autocast_mode.h>
@@ -64,6 +64,8 @@ void register_casts(torch::Library& m) {
     const auto twin = find_op("aten", name == "cross_entropy_loss" ? "nll_loss" : name);
     if (device == c10::DeviceType::CUDA && name == "binary_cross_entropy") {
       m.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunction<&refuse>());
+    } else if (name == "linear_act" || name == "linear_glu") {
+      m.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunction<&in_lower_precision<device>>());
     } else if (name == "linear_cross_entropy") {
       m.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunction<&linear_loss<device>>());
     } else if (twin && twin->hasKernelForDispatchKey(key)) {

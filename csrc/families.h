@@ -15,6 +15,7 @@
   X(cross_entropy)                           \
   X(norm)                                    \
   X(matmul)                                  \
+  X(linear)                                  \
   X(dropout)                                 \
   X(foreach)
 

@@ -285,6 +285,14 @@ const std::vector<Family>& families() {
           R"(addmv(Tensor self, Tensor mat, Tensor vec, *, Scalar beta=1, Scalar alpha=1) -> Tensor)",
           R"(addmv_(Tensor(a!) self, Tensor mat, Tensor vec, *, Scalar beta=1, Scalar alpha=1) -> Tensor(a!))",
           R"(addmv.out(Tensor self, Tensor mat, Tensor vec, *, Scalar beta=1, Scalar alpha=1, Tensor(a!) out) -> Tensor(a!))",
+          R"(dot(Tensor self, Tensor tensor) -> Tensor)",
+          R"(dot.out(Tensor self, Tensor tensor, *, Tensor(a!) out) -> Tensor(a!))",
+      }},
+      {"linear", {
+          R"(linear_act(Tensor input, Tensor weight, Tensor? bias, str activation) -> Tensor)",
+          R"(linear_act_forward(Tensor input, Tensor weight, Tensor? bias, str activation, bool differentiate) -> (Tensor output, Tensor sums))",
+          R"(linear_glu(Tensor input, Tensor gate_weight, Tensor up_weight, str activation="silu") -> Tensor)",
+          R"(linear_glu_forward(Tensor input, Tensor gate_weight, Tensor up_weight, str activation, bool differentiate) -> (Tensor output, Tensor gate, Tensor up))",
       }},
       {"dropout", {
           R"(native_dropout(Tensor input, float p, bool? train) -> (Tensor, Tensor))",

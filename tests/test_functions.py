@@ -159,6 +159,15 @@ PARTICULAR = {
         for name in ("baddbmm", "baddbmm_")
     },
     "mv": {"vec": VECTOR},
+    "dot": {"input": VECTOR, "tensor": VECTOR},
+    **{
+        f"linear_act{form}": {"weight": torch.ones(4, 3), "bias": None, "activation": "gelu"}
+        for form in ("", "_forward")
+    },
+    **{
+        f"linear_glu{form}": {"gate_weight": torch.ones(4, 3), "up_weight": torch.ones(4, 3), "activation": "silu"}
+        for form in ("", "_forward")
+    },
     **{name: {"input": torch.ones(2), "mat": torch.ones(2, 3), "vec": VECTOR} for name in ("addmv", "addmv_")},
     **{name: {"normalized_shape": [3], "weight": VECTOR} for name in ("rms_norm", "_fused_rms_norm")},
 }

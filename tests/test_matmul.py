@@ -16,7 +16,7 @@ OPS = torch.ops.rusttorch
 SIZES = [
     *itertools.product((1, 2, 7, 33), (1, 8, 17), (1, 9, 40)),
     *[(5, 70, 70), (6, 64, 16), (12, 100, 31), (14, 48, 32), (70, 3, 70), (70, 70, 1), (33, 1, 33)],
-    *[(4, 2000, 9), (200, 400, 20), (40, 800, 50), (3, 100, 1100), (520, 400, 10), (40, 40, 1030)],
+    *[(4, 2000, 9), (200, 400, 20), (40, 800, 50), (3, 100, 1100), (520, 400, 10), (40, 40, 1030), (20, 800, 530)],
 ]
 
 
@@ -135,6 +135,31 @@ def test_vectors(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_dot(dtype):
+    for k in (1, 7, 8, 100, 10_000):
+        x, y = (matrix(1, k, dtype, "c", seed)[0] for seed in (0, 1))
+        for left, right in ((x, y), (x.repeat_interleave(3)[::3], y), (x, y.repeat_interleave(2)[::2])):
+            exact, sizes = left.double() @ right.double(), left.double().abs() @ right.double().abs()
+            as_right(OPS.dot(left, right), torch.dot(left, right), exact, sizes, k)
+            out = torch.empty((), dtype=dtype)
+            assert torch.equal(OPS.dot.out(left, right, out=out), OPS.dot(left, right))
+    assert was_taken("dot", dtype), rusttorch.stats()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", "ct")
+def test_long_sums(dtype, layout):
+    """Of so many terms that a number's own precision would not do."""
+    k = 200_000
+    for m, n in ((1, 5), (3, 40), (20, 3)):
+        a, b = matrix(m, k, dtype, "c").abs(), matrix(k, n, dtype, layout, 1).abs()
+        exact = a.double() @ b.double()
+        ours = OPS.mm(a, b).double()
+        if dtype != torch.float16:  # whose range they leave
+            assert ((ours - exact).abs() <= exact * max(torch.finfo(dtype).eps, 5e-6)).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_special_values(dtype):
     """Of a row and a column: they stay there. What is not read is not there."""
     for m, k, n in ((33, 17, 40), (1, 64, 40), (3, 20, 50)):
@@ -182,6 +207,9 @@ def test_bad_input_is_refused_as_by_stock():
         lambda op: op.baddbmm(y, x[None], x.t()[None]),
         lambda op: op.mv(x, y[0]),
         lambda op: op.addmv(y, x, x[0]),
+        lambda op: op.dot(x[0], y[0]),
+        lambda op: op.dot(x, x),
+        lambda op: op.dot(x[0], x[0].double()),
     ):
         same_error(lambda bad=bad: bad(rusttorch), lambda bad=bad: bad(torch))
 
@@ -241,6 +269,7 @@ DIFFERENTIABLE = {
     "addmm": (lambda *args: OPS.addmm(*args, beta=2, alpha=3), lambda: (double(5), double(3, 4), double(4, 5))),
     "baddbmm": (lambda *args: OPS.baddbmm(*args, beta=2), lambda: (double(3, 1), double(2, 3, 4), double(2, 4, 5))),
     "mv": (OPS.mv, lambda: (double(3, 4), double(4))),
+    "dot": (OPS.dot, lambda: (double(4), double(4))),
     "addmv": (lambda *args: OPS.addmv(*args, alpha=3), lambda: (double(3), double(3, 4), double(4))),
 }
 

@@ -26,6 +26,11 @@ Gradients of_mv() {
           [](const Tensor& g, const Tensor& matrix) { return call("mv", {turned(matrix), g}); }};
 }
 
+Gradients of_dot() {
+  return {[](const Tensor& g, const Tensor& right) { return g * right; },
+          [](const Tensor& g, const Tensor& left) { return g * left; }};
+}
+
 Formula of_product(const char* op, const Gradients& gradients) {
   return {op,
           {argument(0).for_gradient_of(1), argument(1).for_gradient_of(0)},
@@ -53,6 +58,7 @@ const std::vector<Formula>& matmul_formulas() {
       of_product("mm", of_matrices("mm")),
       of_product("bmm", of_matrices("bmm")),
       of_product("mv", of_mv()),
+      of_product("dot", of_dot()),
       of_sum_and_product("addmm", of_matrices("mm")),
       of_sum_and_product("baddbmm", of_matrices("bmm")),
       of_sum_and_product("addmv", of_mv()),

@@ -4,7 +4,11 @@
 
 namespace rusttorch {
 
-// out = alpha * (a @ b) + beta * added, for a [m, k], b [k, n] and out [m, n]; of 16 bits the sums are in float.
+// What becomes of a sum before it is stored.
+enum class MatmulActivation : uint8_t { none, relu, gelu, gelu_tanh, silu };
+
+// out = activation(alpha * (a @ b) + beta * added), for a [m, k], b [k, n] and out [m, n]; of 16 bits the sums are in
+// float. Where there is a gate, out = activation(gate) * (alpha * (a @ b) + beta * added).
 struct MatmulArgs {
   Dtype dtype;
   int64_t m, n, k;
@@ -15,17 +19,22 @@ struct MatmulArgs {
   const void* added;                // or nothing: then beta is not read. May be out.
   int64_t added_row, added_column;  // the latter 0 or 1
   double alpha, beta;
+  MatmulActivation activation;
+  const void* gate;  // or nothing; lies as out does
+  void* sums;        // or nothing: where the sums go as they are before activation and gate; lies as out does
 
   // Of out's rows and columns from the first to the last.
   MatmulArgs part(int64_t row, int64_t last_row, int64_t column, int64_t last_column) const {
-    const int64_t size = element_size(dtype);
+    const int64_t size = element_size(dtype), begin = (row * out_row + column) * size;
     MatmulArgs part = *this;
     part.m = last_row - row;
     part.n = last_column - column;
     advance(part.a, row * a_row * size);
     advance(part.b, column * b_column * size);
-    advance(part.out, (row * out_row + column) * size);
     advance(part.added, (row * added_row + column * added_column) * size);
+    advance(part.out, begin);
+    advance(part.gate, begin);
+    advance(part.sums, begin);
     return part;
   }
 };

@@ -1,124 +1,21 @@
-#include "../kernels/matmul.h"
+#include "matmul.h"
 
 #include <cfloat>
 #include <cmath>
+#include <cstdlib>
 
 #include "../instruction_set.h"
-#include "run.h"
-#include "stock.h"
 
 namespace rusttorch {
 namespace {
-
-class MatmulPlan;
-
-// alpha * a @ b + beta * added, of matrices, of batches of them (3 dims), or of a matrix and a column (1 dim).
-struct MatmulRequest {
-  using Plan = MatmulPlan;
-  const Tensor &a, &b;
-  int64_t a_dim, b_dim;  // how many dims they must have
-  const Tensor* added = nullptr;
-  Scalar beta = 1, alpha = 1;
-
-  Device device() const { return device_type(a); }
-};
-
-// One of the operands: the strides of a batch of matrices.
-struct Matrices {
-  int64_t batch = 1, rows = 1, columns = 1;
-  int64_t next = 0, row = 0, column = 0;
-
-  Matrices() = default;
-  explicit Matrices(const Tensor& t) {
-    const int64_t dim = t.dim();
-    if (dim == 3) batch = t.size(0), next = t.stride(0);
-    rows = t.size(dim == 1 ? 0 : -2), row = t.stride(dim == 1 ? 0 : -2);
-    if (dim > 1) columns = t.size(-1), column = t.stride(-1);
-  }
-};
-
-// The result in blocks, of which each is made by one thread. What is summed, and in which order, does not depend on
-// them.
-class Blocks {
- public:
-  // What a block has, or multiples: eight tiles of 6 rows, and whole tiles of columns for every instruction set.
-  static constexpr int64_t rows = 48, columns = 64;
-
-  // (Sixteen multiply-adds take about as long as an element of the ops that `grain` is for.)
-  Blocks(int64_t batch, const MatmulArgs& a) : batch_(batch), m_(a.m), n_(a.n), work_(a.m * a.n * a.k / 16) {
-    const int64_t wanted = std::min(divide_up(threads(), batch), divide_up(batch * work_, grain));
-    // b is packed by each thread that reads it, so its columns are shared first.
-    across_ = std::clamp<int64_t>(wanted, 1, divide_up(n_, columns));
-    down_ = std::clamp<int64_t>(divide_up(wanted, across_), 1, divide_up(m_, rows));
-  }
-
-  int64_t count() const { return batch_ * down_ * across_; }
-  int64_t work() const { return std::max<int64_t>(1, work_ / (down_ * across_)); }  // of one, in elements
-
-  struct Block {
-    int64_t batch, row, last_row, column, last_column;
-  };
-  Block operator[](int64_t k) const {
-    const auto [row, last_row] = part(m_, rows, down_, k / across_ % down_);
-    const auto [column, last_column] = part(n_, columns, across_, k % across_);
-    return {k / across_ / down_, row, last_row, column, last_column};
-  }
-
- private:
-  // The k-th of so many parts of n, in whole units.
-  static std::pair<int64_t, int64_t> part(int64_t n, int64_t unit, int64_t parts, int64_t k) {
-    const int64_t units = divide_up(n, unit);
-    return {std::min(n, units * k / parts * unit), std::min(n, units * (k + 1) / parts * unit)};
-  }
-
-  int64_t batch_, m_, n_, work_, across_, down_;
-};
-
-class MatmulPlan {
- public:
-  explicit MatmulPlan(const MatmulRequest& request) : request_(request), reason_(fit()) {}
-
-  Handed reason() const { return reason_; }
-
-  template <class R>
-  R compute() {
-    const Tensor out = empty_beside(request_.a, sizes_, request_.a.scalar_type());
-    run(out);
-    return out;
-  }
-
-  bool accepts(const Tensor& out) {
-    const Tensor &a = request_.a, &b = request_.b;
-    const bool is_added = request_.added && out.is_same(*request_.added);
-    const bool fits = is_contiguous_output(out, a.scalar_type(), sizes_, a) && !out.is_alias_of(a) &&
-                      !out.is_alias_of(b) && (is_added || !added_ || !out.is_alias_of(*request_.added));
-    if (!fits) reason_ = Handed::layout;
-    return fits;
-  }
-
-  void run(const Tensor& out);
-
- private:
-  Handed fit();
-  matmul which() const;
-  bool set_added();
-  void turn();
-  bool stock_is_faster() const;
-
-  const MatmulRequest& request_;
-  at::DimVector sizes_;  // of the result
-  Matrices a_, b_;
-  MatmulArgs args_{};
-  bool added_ = false, turned_ = false;
-  int64_t added_next_ = 0;
-  Handed reason_;
-};
 
 // Whether a number is one in what is summed in; stock refuses one that is not.
 bool fits_sums(const Scalar& s, Dtype dtype) {
   if (s.isComplex()) return false;
   return dtype == Dtype::f64 || !(std::abs(s.toDouble()) > FLT_MAX) || std::isinf(s.toDouble());
 }
+
+}  // namespace
 
 Handed MatmulPlan::fit() {
   const Tensor &a = request_.a, &b = request_.b;
@@ -130,11 +27,11 @@ Handed MatmulPlan::fit() {
   const auto dtype = dtype_of(a);
   if (!dtype || !at::isFloatingType(a.scalar_type()) || b.scalar_type() != a.scalar_type()) return Handed::dtype;
   if (!fits_sums(request_.alpha, *dtype) || !fits_sums(request_.beta, *dtype)) return Handed::dtype;
-  a_ = Matrices(a);
-  b_ = Matrices(b);
+  a_ = Matrices(a, true);
+  b_ = Matrices(b, false);
   if (a_.columns != b_.rows || a_.batch != b_.batch) return Handed::option;  // stock raises
   if (a.dim() == 3) sizes_.push_back(a_.batch);
-  sizes_.push_back(a_.rows);
+  if (a.dim() > 1) sizes_.push_back(a_.rows);
   if (b.dim() > 1) sizes_.push_back(b_.columns);
   if (a.numel() == 0 || b.numel() == 0) return Handed::size;
   args_.dtype = *dtype;
@@ -181,13 +78,14 @@ void MatmulPlan::turn() {
 
 // Few rows are multiplied by what lies in memory as it is: packing it is not repaid.
 matmul MatmulPlan::which() const {
-  const bool is_bf16 = args_.dtype == Dtype::bf16;  // whose widening costs most
-  const int64_t few = args_.k < 256 ? 4 : is_bf16 ? 8 : args_.k < 512 ? 16 : 32;
+  const int64_t few = args_.k < 128 ? 3 : args_.k < 256 ? 8 : 16;
   if (args_.m * args_.k > 1 << 20) return matmul::blocks;  // the others may copy a
   if (args_.b_row == 1 && args_.m <= few) return matmul::dots;
   if (args_.b_column == 1 && args_.m <= 4) return matmul::combinations;
   return matmul::blocks;
 }
+
+namespace {
 
 // Whether the CPU has products of such numbers of 16 bits, which oneDNN takes. (Asked of the CPU, not of what
 // ATEN_CPU_CAPABILITY says: oneDNN does not look at that.)
@@ -196,46 +94,70 @@ bool has_products_of(Dtype dtype) {
   return dtype == Dtype::bf16 ? bf16 : f16;
 }
 
-// By measurement (bench/matmul.py) on AMD's CPUs with AVX2, one core: where MKL is at its limit, and where little is
-// multiplied. On Intel's, MKL is at its limit; where CPUs multiply 16 bits themselves, oneDNN is.
+// How two factors lie: n as they are, t transposed.
+enum class Lie : uint8_t { any, nn, nt, tn };
+
+struct Between {
+  int64_t least, most = INT64_MAX;
+
+  bool has(int64_t x) const { return least <= x && x <= most; }
+};
+
+// Where stock's products of float32 take less time: of AMD's CPUs with AVX2 by measurement (bench/matmul.py under
+// RUSTTORCH_TAKE_ALL=1, on one core of a Zen 3), which gave the ratio of stock's time to ours in the last column.
+// Elsewhere ours is at 0.97 to 5.6 (few columns), and in float64 at 0.97 to 2.8.
+struct Lost {
+  Lie lie;
+  Between m, n, k;
+};
+constexpr Lost lost[] = {
+    {Lie::any, {64}, {32}, {1024}},       // 0.94 to 1.05: MKL is at its limit, and ours keeps sums
+    {Lie::nt, {33}, {2, 4}, {1}},         // 0.65 to 0.95: of a tile's 16 columns few are there
+    {Lie::nn, {8, 16}, {17, 63}, {256}},  // 0.79 to 0.90
+    {Lie::tn, {5, 64}, {16, 256}, {64}},  // 0.69 to 1.08
+};
+
+}  // namespace
+
 bool MatmulPlan::stock_is_faster() const {
-  const auto [m, n, k] = std::tuple(args_.m, args_.n, args_.k);
-  if (element_size(args_.dtype) == 2) {
-    const bool sums_rows = m <= 4 && args_.a_row == 1 && args_.b_column == 1;  // stock's one fast way in bf16
-    return has_products_of(args_.dtype) || (args_.dtype == Dtype::bf16 && sums_rows);
-  }
-  static const bool intel = __builtin_cpu_is("intel");
+  static const bool take_all = std::getenv("RUSTTORCH_TAKE_ALL");
+  if (take_all) return false;
+  if (element_size(args_.dtype) == 2) return has_products_of(args_.dtype);
+  static const bool intel = __builtin_cpu_is("intel");  // MKL is at its limit there
   if (intel || instruction_set() == InstructionSet::base) return true;
-  const bool b_is_turned = args_.b_row == 1, a_is_turned = args_.a_row == 1 && args_.a_column != 1;
-  if (m >= 8 && m <= 64 && k * n <= 256 * 256) return true;
-  if (n > 1 && n < 8 && m > 4) return true;
-  if (a_is_turned && ((k <= 128 && m <= 256) || (m >= 8 && m <= 64 && n < 3072))) return true;
-  if (args_.dtype == Dtype::f64) return m >= 128;
-  return m >= 128 && k >= 1024 && !b_is_turned;
+  if (args_.dtype == Dtype::f64) return false;
+  const bool a_is_turned = args_.a_row == 1 && args_.a_column != 1, b_is_turned = args_.b_row == 1;
+  const Lie lie = a_is_turned ? Lie::tn : b_is_turned ? Lie::nt : Lie::nn;
+  return std::any_of(std::begin(lost), std::end(lost), [&](const Lost& l) {
+    return (l.lie == Lie::any || l.lie == lie) && l.m.has(args_.m) && l.n.has(args_.n) && l.k.has(args_.k);
+  });
 }
 
-void MatmulPlan::run(const Tensor& out) {
-  const Kernel<MatmulArgs>& kernel = rusttorch::kernel(which()).on(Device::cpu);
-  const int64_t size = out.element_size();
+void MatmulPlan::prepare(const Tensor& out, const Epilogue& epilogue) {
+  kernel_ = &rusttorch::kernel(which()).on(Device::cpu);
   args_.a = (turned_ ? request_.b : request_.a).const_data_ptr();
   args_.b = (turned_ ? request_.a : request_.b).const_data_ptr();
   args_.added = added_ ? request_.added->const_data_ptr() : nullptr;
   args_.out = out.mutable_data_ptr();
   args_.out_row = args_.n;
-  // Blocks of the result, of which each is made by one thread, whatever their number.
-  const Blocks blocks(a_.batch, args_);
-  parallel(blocks.count(), blocks.work(), [&](int64_t begin, int64_t end) {
-    for (int64_t k = begin; k < end; ++k) {
-      const auto [batch, row, last_row, column, last_column] = blocks[k];
-      MatmulArgs args = args_;
-      advance(args.a, batch * a_.next * size);
-      advance(args.b, batch * b_.next * size);
-      advance(args.added, batch * added_next_ * size);
-      advance(args.out, batch * args_.m * args_.n * size);
-      kernel.run(args.part(row, last_row, column, last_column));
-    }
-  });
+  args_.activation = epilogue.activation;
+  args_.gate = epilogue.gate ? epilogue.gate->const_data_ptr() : nullptr;
+  args_.sums = epilogue.sums ? epilogue.sums->mutable_data_ptr() : nullptr;
 }
+
+void MatmulPlan::run_block(const Blocks::Block& block) const {
+  const int64_t size = element_size(args_.dtype), result = block.batch * args_.m * args_.n * size;
+  MatmulArgs args = args_;
+  advance(args.a, block.batch * a_.next * size);
+  advance(args.b, block.batch * b_.next * size);
+  advance(args.added, block.batch * added_next_ * size);
+  advance(args.out, result);
+  advance(args.gate, result);
+  advance(args.sums, result);
+  kernel_->run(args.part(block.row, block.last_row, block.column, block.last_column));
+}
+
+namespace {
 
 // Of factors of so many dims; by itself, or added to something.
 template <int64_t a_dim, int64_t b_dim>
@@ -249,6 +171,7 @@ struct Product {
 using OfMatrices = Product<2, 2>;
 using OfBatches = Product<3, 3>;
 using OfVector = Product<2, 1>;
+using OfVectors = Product<1, 1>;
 
 // Stock's, which on CUDA have overloads with an out_dtype.
 using Multiply = Tensor(const Tensor&, const Tensor&);
@@ -275,6 +198,8 @@ const Rows& matmul_rows() {
       ROW("addmv", OfVector, STOCK(addmv)),
       ROW("addmv_", OfVector, STOCK(addmv_)),
       ROW("addmv.out", OfVector, STOCK(addmv_outf)),
+      ROW("dot", OfVectors, STOCK(dot)),
+      ROW("dot.out", OfVectors, COMPOSITE_EXPLICIT(dot_outf)),
   };
   return rows;
 }

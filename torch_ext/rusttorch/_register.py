@@ -1,6 +1,7 @@
 """What torch.ops.rusttorch.* needs beside its kernels: fake tensors and vmap."""
 
 import torch
+import torch.nn.functional as F
 
 from . import _C
 
@@ -35,6 +36,16 @@ def _linear_cross_entropy_forward(x, weight, target, bias, reduction, ignore_ind
     return x.new_empty(()), *grads
 
 
+def _linear_act_forward(x, weight, bias, activation, differentiate):
+    y = F.linear(x, weight, bias)
+    return y, torch.empty_like(y) if differentiate else x.new_empty(0)
+
+
+def _linear_glu_forward(x, gate_weight, up_weight, activation, differentiate):
+    y = F.linear(x, gate_weight)
+    return y, *(torch.empty_like(y) if differentiate else x.new_empty(0) for _ in range(2))
+
+
 def _fused_rms_norm_backward(g, x, shape, rstd, weight, wanted):
     return tuple(
         torch.empty_like(t) if want and t is not None else None for t, want in zip((x, weight), wanted, strict=True)
@@ -65,12 +76,14 @@ FAKE = {
     "cross_entropy_loss_forward": _cross_entropy_loss_forward,
     "cross_entropy_loss_backward": _like_input,
     "linear_cross_entropy_forward": _linear_cross_entropy_forward,
+    "linear_act_forward": _linear_act_forward,
+    "linear_glu_forward": _linear_glu_forward,
     "_fused_rms_norm_backward": _fused_rms_norm_backward,
     "clip_grad_norm_": lambda grads, *args, **kwargs: grads[0].new_empty(()) if grads else torch.empty(()),
 }
 LISTS = ("optimizer", "foreach")  # families
 ELEMENTWISE = ("pointwise", "activation")  # families
-ONE_DEVICE = ("norm", "cross_entropy")  # families that take no number from another device
+ONE_DEVICE = ("norm", "cross_entropy", "linear")  # families that take no number from another device
 
 
 def overload(namespace, name):

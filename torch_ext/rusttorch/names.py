@@ -1,8 +1,6 @@
 """Names for what torch has and does as well, and torch.nn.functional's forms of ops: one line each, no copies.
 
-Products of more dims are made of the ops mm, bmm and addmm. linear_act is two calls, because applying the activation to
-each tile of MKL's product while it is in the cache was measured to be no faster: 0.87x to 1.03x of these two (f32, one
-core, 128 to 8192 rows, 256 to 4096 columns, gelu).
+Products of more dims are made of the ops mm, bmm and addmm.
 """
 
 import torch
@@ -58,22 +56,8 @@ def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5):
     return _C.functions.native_layer_norm(input, normalized_shape, weight, bias, eps)[0]
 
 
-ACTIVATIONS = ("relu", "sigmoid", "tanh", "gelu", "elu", "selu", "celu", "silu", "mish", "softplus", "softsign")
-
-
-def linear_act(input, weight, bias, activation):
-    """activation(input @ weight.T + bias), for input [..., K], weight [N, K] and bias [N] or None.
-
-    activation is one of "relu", "sigmoid", "tanh", "gelu", "elu", "selu", "celu", "silu", "mish", "softplus" and
-    "softsign", with its default options. Raises ValueError for another.
-    """
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"unknown activation {activation!r}: one of {', '.join(ACTIVATIONS)}")
-    return getattr(_C.functions, activation)(linear(input, weight, bias))
-
-
 FUNCTIONS = (
     *("zeros", "ones", "full", "eye", "arange", "linspace", "randn", "tensor", "from_numpy"),
     *("broadcast_shape", "broadcast_tensors", "shapes_broadcastable", "reshape", "transpose", "contiguous"),
-    *("matmul", "linear", "linear_act", "nll_loss", "dropout", "layer_norm"),
+    *("matmul", "linear", "nll_loss", "dropout", "layer_norm"),
 )

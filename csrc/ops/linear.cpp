@@ -1,0 +1,179 @@
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/celu.h>
+#include <ATen/ops/elu.h>
+#include <ATen/ops/gelu.h>
+#include <ATen/ops/linear.h>
+#include <ATen/ops/mish.h>
+#include <ATen/ops/relu.h>
+#include <ATen/ops/selu.h>
+#include <ATen/ops/sigmoid.h>
+#include <ATen/ops/silu.h>
+#include <ATen/ops/softplus.h>
+#include <ATen/ops/tanh.h>
+
+#include "decomposed.h"
+#include "matmul.h"
+
+namespace rusttorch {
+namespace {
+
+// Linear layers with what follows them in the product's last pass, on the CPU. Where the product is handed to stock,
+// and on a device, they are aten's ops one after the other (on a device cuBLAS's product).
+
+using TwoTensors = std::tuple<Tensor, Tensor>;
+using ThreeTensors = std::tuple<Tensor, Tensor, Tensor>;
+
+// As a name, as aten's op with its default options, and for the kernels, which have the ones that transformers use.
+struct Activation {
+  c10::string_view name;
+  Tensor (*op)(const Tensor&);
+  MatmulActivation kernel = MatmulActivation::none;
+};
+constexpr Activation activations[] = {
+    {"relu", [](const Tensor& x) { return at::relu(x); }, MatmulActivation::relu},
+    {"gelu", [](const Tensor& x) { return at::gelu(x); }, MatmulActivation::gelu},
+    {"gelu_tanh", [](const Tensor& x) { return at::gelu(x, "tanh"); }, MatmulActivation::gelu_tanh},
+    {"silu", [](const Tensor& x) { return at::silu(x); }, MatmulActivation::silu},
+    {"sigmoid", [](const Tensor& x) { return at::sigmoid(x); }},
+    {"tanh", [](const Tensor& x) { return at::tanh(x); }},
+    {"elu", [](const Tensor& x) { return at::elu(x); }},
+    {"selu", [](const Tensor& x) { return at::selu(x); }},
+    {"celu", [](const Tensor& x) { return at::celu(x); }},
+    {"mish", [](const Tensor& x) { return at::mish(x); }},
+    {"softplus", [](const Tensor& x) { return at::softplus(x); }},
+    {"softsign", [](const Tensor& x) { return OwnOp<"softsign", Tensor (*)(const Tensor&)>::call(x); }},
+};
+
+const Activation& activation_of(c10::string_view name) {
+  std::string all;
+  for (const Activation& activation : activations) {
+    if (activation.name == name) return activation;
+    all.append(all.empty() ? "" : ", ").append(activation.name);
+  }
+  TORCH_CHECK_VALUE(false, "unknown activation '", name, "': one of ", all);
+}
+
+// A layer's input as a matrix, and its weight turned: what a product is made of.
+struct Layer {
+  Tensor rows, turned;
+
+  Layer(const Tensor& input, const Tensor& weight) : rows(input.reshape({-1, input.size(-1)})), turned(weight.t()) {}
+
+  // (A bias that is no row of the result's would broadcast in addmm, and is refused in linear.)
+  static bool fits(const Tensor& input, const Tensor& weight, MaybeTensor bias) {
+    return input.dim() > 0 && input.numel() > 0 && weight.dim() == 2 && weight.size(1) == input.size(-1) &&
+           (!given(bias) || (bias->dim() == 1 && bias->size(0) == weight.size(0)));
+  }
+
+  MatmulRequest product(MaybeTensor bias = std::nullopt) const {
+    return {rows, turned, 2, 2, given(bias) ? &*bias : nullptr};
+  }
+};
+
+Tensor empty_result(const Tensor& input, const Tensor& weight) {
+  at::DimVector sizes(input.sizes());
+  sizes.back() = weight.size(0);
+  return empty_beside(input, sizes, input.scalar_type());
+}
+
+// -> the output, and what the activation was taken of, which the derivative reads: empty if that is not wanted.
+TwoTensors act_forward(const Tensor& input, const Tensor& weight, MaybeTensor bias, c10::string_view name,
+                       bool differentiate) {
+  const Activation& activation = activation_of(name);
+  Handed reason = Handed::option;
+  if (activation.kernel != MatmulActivation::none && Layer::fits(input, weight, bias)) {
+    const Layer layer(input, weight);
+    const MatmulRequest request = layer.product(bias);
+    MatmulPlan plan(request);
+    reason = plan.reason();
+    if (reason == Handed::no) {
+      stats<"linear_act_forward">.count(reason);
+      const Tensor out = empty_result(input, weight);
+      const Tensor sums = differentiate ? empty_result(input, weight) : empty_beside(input, {0}, input.scalar_type());
+      plan.run(out, {activation.kernel, nullptr, differentiate ? &sums : nullptr});
+      return {out, sums};
+    }
+  }
+  stats<"linear_act_forward">.count(reason);
+  Tensor sums = at::linear(input, weight, bias);
+  Tensor out = activation.op(sums);
+  return {out, differentiate ? sums : empty_beside(input, {0}, input.scalar_type())};
+}
+
+// -> the output, and both products: empty if they are not wanted.
+ThreeTensors glu_forward(const Tensor& input, const Tensor& gate_weight, const Tensor& up_weight, c10::string_view name,
+                         bool differentiate) {
+  const Activation& activation = activation_of(name);
+  TORCH_CHECK(gate_weight.sizes().equals(up_weight.sizes()), "linear_glu: gate_weight and up_weight must be of one ",
+              "shape, got ", gate_weight.sizes(), " and ", up_weight.sizes());
+  Handed reason = Handed::option;
+  if (activation.kernel != MatmulActivation::none && Layer::fits(input, gate_weight, std::nullopt)) {
+    const Layer of_gate(input, gate_weight), of_up(input, up_weight);
+    const MatmulRequest gate_request = of_gate.product(), up_request = of_up.product();
+    MatmulPlan gate_plan(gate_request), up_plan(up_request);
+    reason = gate_plan.reason() == Handed::no ? up_plan.reason() : gate_plan.reason();
+    if (reason == Handed::no) {
+      stats<"linear_glu_forward">.count(reason);
+      const Tensor out = empty_result(input, gate_weight), gate = empty_result(input, gate_weight);
+      const Tensor up =
+          differentiate ? empty_result(input, gate_weight) : empty_beside(input, {0}, input.scalar_type());
+      gate_plan.prepare(gate, {});
+      up_plan.prepare(out, {activation.kernel, &gate, differentiate ? &up : nullptr});
+      const Blocks blocks = up_plan.blocks();
+      parallel(blocks.count(), 2 * blocks.work(), [&](int64_t begin, int64_t end) {
+        for (int64_t k = begin; k < end; ++k) {
+          gate_plan.run_block(blocks[k]);
+          up_plan.run_block(blocks[k]);
+        }
+      });
+      return {out, differentiate ? gate : empty_beside(input, {0}, input.scalar_type()), up};
+    }
+  }
+  stats<"linear_glu_forward">.count(reason);
+  const Tensor gate = at::linear(input, gate_weight), up = at::linear(input, up_weight);
+  const Tensor out = activation.op(gate) * up;
+  const Tensor nothing = empty_beside(input, {0}, input.scalar_type());
+  return {out, differentiate ? gate : nothing, differentiate ? up : nothing};
+}
+
+// Whether a derivative may be asked for. (Under torch.func a tensor does not show that it is differentiated.)
+bool is_differentiated(std::initializer_list<const Tensor*> tensors) {
+  const bool wanted = c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerFrontMode) ||
+                      std::any_of(tensors.begin(), tensors.end(), [](const Tensor* t) { return t->requires_grad(); });
+  return wanted && c10::GradMode::is_enabled();
+}
+
+// (What no kernel has is differentiated in its parts.)
+Tensor act(const Tensor& input, const Tensor& weight, MaybeTensor bias, c10::string_view activation) {
+  const Activation& found = activation_of(activation);
+  if (found.kernel == MatmulActivation::none) return found.op(at::linear(input, weight, bias));
+  static const auto forward =
+      own_op<TwoTensors(const Tensor&, const Tensor&, MaybeTensor, c10::string_view, bool)>("linear_act_forward");
+  const bool differentiate = is_differentiated({&input, &weight, given(bias) ? &*bias : &weight});
+  return std::get<0>(forward.call(input, weight, bias, activation, differentiate));
+}
+
+Tensor glu(const Tensor& input, const Tensor& gate_weight, const Tensor& up_weight, c10::string_view activation) {
+  const Activation& found = activation_of(activation);
+  if (found.kernel == MatmulActivation::none) {
+    return found.op(at::linear(input, gate_weight)) * at::linear(input, up_weight);
+  }
+  static const auto forward =
+      own_op<ThreeTensors(const Tensor&, const Tensor&, const Tensor&, c10::string_view, bool)>("linear_glu_forward");
+  const bool differentiate = is_differentiated({&input, &gate_weight, &up_weight});
+  return std::get<0>(forward.call(input, gate_weight, up_weight, activation, differentiate));
+}
+
+}  // namespace
+
+const Rows& linear_rows() {
+  static const Rows rows = {
+      {.name = "linear_act", .impl = impl<&act>(), .composite = true},
+      {"linear_act_forward", impl<&act_forward>(), &stats<"linear_act_forward">},
+      {.name = "linear_glu", .impl = impl<&glu>(), .composite = true},
+      {"linear_glu_forward", impl<&glu_forward>(), &stats<"linear_glu_forward">},
+  };
+  return rows;
+}
+
+}  // namespace rusttorch
