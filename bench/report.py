@@ -189,8 +189,12 @@ def products_by_rows(lines):
         means = [statistics.geometric_mean(r["gflops"][arm] for r in cells) for arm in ("stock", "ours")]
         mean_ratio = statistics.geometric_mean(r["ratio"] for r in cells)
         where = f"{with_interval(worst)} ({worst['layout']} {worst['shape']})"
-        rows.append((dtype, m, ratio(mean_ratio), where, " to ".join(f"{g:.1f}" for g in means)))
-    head = ("dtype", "rows", "geometric mean", "worst", "GFLOP/s")
+        others = []
+        for name in ("zentorch", "numpy"):
+            found = [r["contenders"][name] for r in cells if name in r.get("contenders", {})]
+            others.append(ratio(statistics.geometric_mean(found)) if found else "")
+        rows.append((dtype, m, ratio(mean_ratio), where, " to ".join(f"{g:.1f}" for g in means), *others))
+    head = ("dtype", "rows", "geometric mean", "worst", "GFLOP/s", "of zentorch", "of NumPy")
     return [f"{machine_of(lines)}, {lines[0]['threads']} thread.", "", *table(head, rows)]
 
 
@@ -202,6 +206,11 @@ def products(lines):
         taken = "" if r["ran"] else "handed over"
         rows.append((r["dtype"], r["layout"], r["shape"], with_interval(r), rate, read, taken))
     return table(("dtype", "layout", "m x k x n", "ratio", "GFLOP/s", "GB/s of the second factor", ""), rows)
+
+
+def models(lines):
+    rows = [(r["model"], with_interval(r), f"{r['theirs_us'] / 1e3:.1f} to {r['ours_us'] / 1e3:.1f}") for r in lines]
+    return [f"{machine_of(lines)}, {lines[0]['threads']} thread.", "", *table(("model", "ratio", "ms"), rows)]
 
 
 def plot_training(train, curves, path):
@@ -313,9 +322,9 @@ def put(path, **sections):
 
 def main():
     everything = results.load(RESULTS)
-    ops, optimizer, train, curves, roof, matmul = (
+    ops, optimizer, train, curves, roof, matmul, whole = (
         [line for line in everything if line["bench"] == name]
-        for name in ("ops", "optimizer", "train", "curves", "roof", "matmul")
+        for name in ("ops", "optimizer", "train", "curves", "roof", "matmul", "models")
     )
     # The page on scale has the ops that were measured up to 2^28, at the powers of two.
     scaled = {line["op"] for line in ops if line["n"] == 1 << 28}
@@ -341,6 +350,7 @@ def main():
         families=by_family(plain),
         losses=losses(plain),
         products=products_by_rows(matmul),
+        models=models(whole),
     )
     put(
         docs / "benchmarks.md",

@@ -1,6 +1,6 @@
 // Autocast over torch.ops.rusttorch.*: what aten casts (losses, prod; on CUDA sums and softmax too) is cast here as
-// well: to float32, but for products of matrices, linear layers, addcmul, addcdiv and linear_cross_entropy. (A swapped aten op keeps
-// PyTorch's own rules.)
+// well: to float32, but for products of matrices, linear layers, addcmul, addcdiv and linear_cross_entropy. (A swapped
+// aten op keeps PyTorch's own rules.)
 
 #include <ATen/autocast_mode.h>
 #include <ATen/core/dispatch/Dispatcher.h>
@@ -57,23 +57,28 @@ void refuse(const c10::OperatorHandle& op, Stack* stack) {
 
 // Where aten casts, so do we.
 template <c10::DeviceType device>
-void register_casts(torch::Library& m) {
+std::optional<torch::CppFunction> cast_of(const std::string& family, const std::string& name) {
+  using torch::CppFunction;
+  if (device == c10::DeviceType::CUDA && name == "binary_cross_entropy") {
+    return CppFunction::makeFromBoxedFunction<&refuse>();
+  }
+  if (name == "linear_cross_entropy") return CppFunction::makeFromBoxedFunction<&linear_loss<device>>();
+  if (name == "linear_act" || name == "linear_glu") {
+    return CppFunction::makeFromBoxedFunction<&in_lower_precision<device>>();
+  }
+  // On CUDA aten casts what a cross entropy is made of.
+  const auto twin = find_op("aten", name == "cross_entropy_loss" ? "nll_loss" : name);
   const auto key = at::autocast::get_autocast_dispatch_key_from_device_type(device);
+  if (!twin || !twin->hasKernelForDispatchKey(key)) return std::nullopt;
+  if (family == "matmul") return CppFunction::makeFromBoxedFunction<&in_lower_precision<device>>();
+  if (name == "addcmul" || name == "addcdiv") return CppFunction::makeFromBoxedFunction<&in_widest<device>>();
+  return CppFunction::makeFromBoxedFunction<&in_float32<device>>();
+}
+
+template <c10::DeviceType device>
+void register_casts(torch::Library& m) {
   for_each_schema([&](const c10::FunctionSchema&, const std::string& family, const std::string& name) {
-    // On CUDA aten casts what a cross entropy is made of.
-    const auto twin = find_op("aten", name == "cross_entropy_loss" ? "nll_loss" : name);
-    if (device == c10::DeviceType::CUDA && name == "binary_cross_entropy") {
-      m.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunction<&refuse>());
-    } else if (name == "linear_act" || name == "linear_glu") {
-      m.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunction<&in_lower_precision<device>>());
-    } else if (name == "linear_cross_entropy") {
-      m.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunction<&linear_loss<device>>());
-    } else if (twin && twin->hasKernelForDispatchKey(key)) {
-      const bool promotes = name == "addcmul" || name == "addcdiv";
-      m.impl(name.c_str(), family == "matmul" ? torch::CppFunction::makeFromBoxedFunction<&in_lower_precision<device>>()
-                           : promotes         ? torch::CppFunction::makeFromBoxedFunction<&in_widest<device>>()
-                                              : torch::CppFunction::makeFromBoxedFunction<&in_float32<device>>());
-    }
+    if (auto cast = cast_of<device>(family, name)) m.impl(name.c_str(), std::move(*cast));
   });
 }
 

@@ -33,6 +33,7 @@ OF_THE_CPU = {
     "test_gpu_tool.py": "what runs these tests",
     "test_dropout.py": "the CPU's random numbers; a device has stock's dropout",
     "test_matmul.py": "the CPU's kernels; a device has cuBLAS's",
+    "test_a_linear_kernel_runs": "the CPU's kernels; a device has cuBLAS's",
     "threads": "the CPU's threads",
     "_errors": "what the CPU refuses by an exception, a device refuses by an assertion, after which it is of no use",
     "test_a_list_runs_here_or_in_stock_as_a_whole": "lists of tensors are stock's on a device",

@@ -84,7 +84,7 @@ def test_other_activations(activation):
     torch.testing.assert_close(y, f(F.linear(x, gate)).detach())
 
 
-def test_a_kernel_runs():
+def test_a_linear_kernel_runs():
     """Of what it takes; else aten's ops do."""
     x, gate, up, b = layer((3, 40), 30, torch.float16)
     rusttorch.reset_stats()

@@ -35,27 +35,26 @@ constexpr int64_t place(int64_t c) {
   return halves<T> == 1 ? c : c / 2 + c % 2 * lanes<V>;
 }
 
-// Rows of a as numbers in the order of load_half, filled up with zeros to whole steps: their distance.
+// Rows as numbers in the order of load_half, filled up with zeros to whole steps: their distance.
 template <class T, class C>
-int64_t rows_of_a(const MatmulArgs& g, const C*& rows) {
+int64_t in_steps(Block<T> x, const C*& rows) {
   using V = Vector<C>;
   constexpr int64_t step = rusttorch::step<V, T>;
-  const T* from = static_cast<const T*>(g.a);
   if constexpr (!is_narrow<T>) {
-    if (g.a_column == 1) return rows = from, g.a_row;
+    if (x.column == 1) return rows = x.from, x.row;
   }
-  const int64_t row = round_up(g.k, step);
-  C* to = scratch<C, Use::a>(g.m * row);
+  const int64_t row = round_up(x.k, step);
+  C* to = scratch<C, Use::a>(x.m * row);
   rows = to;
-  for (int64_t i = 0; i < g.m; ++i, from += g.a_row, to += row) {
+  for (int64_t i = 0; i < x.m; ++i, x.from += x.row, to += row) {
     int64_t p = 0;
-    if (g.a_column == 1) {
-      for (; p + step <= g.k; p += step) {
-        for_halves<T>([&](auto half) { store(to + p + half * lanes<V>, load_half<V, half>(from + p)); });
+    if (x.column == 1) {
+      for (; p + step <= x.k; p += step) {
+        for_halves<T>([&](auto half) { store(to + p + half * lanes<V>, load_half<V, half>(x.from + p)); });
       }
     }
     for (; p < row; ++p) {
-      to[p / step * step + place<V, T>(p % step)] = p < g.k ? widen(from[p * g.a_column]) : C(0);
+      to[p / step * step + place<V, T>(p % step)] = p < x.k ? widen(x.from[p * x.column]) : C(0);
     }
   }
   return row;
@@ -72,27 +71,32 @@ constexpr int dot_columns(int rows) {
 }
 constexpr int dot_rows = 4;
 
-// sums[r * row + c] of so many rows of a and columns of b.
+// To sums[r * row + c] of so many rows of a and columns of b.
 template <class V, class T, int rows, int columns>
 RT_INLINE void dot(const Block<T>& b, const lane_t<V>* a, int64_t a_row, lane_t<V>* to, int64_t row) {
   constexpr int64_t step = rusttorch::step<V, T>;
   // Of one row and column several sums, so that none waits for the last one's.
   constexpr bool single = rows * columns == 1;
-  constexpr int steps = single ? 8 / halves<T> : 1;  // at a time
-  constexpr int64_t ahead = 1024 / sizeof(T);        // where the hardware has found the next column
-  V sums[steps][single ? halves<T> : 1][rows][columns] = {};
-  const auto add = [&](int which, auto from_a, auto from_b) {
+  constexpr int sums_of_each = single ? 8 : 1, steps = single ? sums_of_each / halves<T> : 1;  // at a time
+  constexpr int64_t ahead = 1024 / sizeof(T);  // where the hardware has found the next column
+  V sums[sums_of_each][rows][columns] = {};
+  const auto add = [&](int which, auto of_a, auto of_b) {
     for_halves<T>([&](auto half) {
       V y[columns];
 #pragma GCC unroll 8
-      for (int c = 0; c < columns; ++c) y[c] = load_half<V, half>(from_b(c));
+      for (int c = 0; c < columns; ++c) y[c] = of_b(c, half);
 #pragma GCC unroll 4
       for (int r = 0; r < rows; ++r) {
-        const V x = load<V>(from_a(r) + half * lanes<V>);
+        const V x = of_a(r, half);
 #pragma GCC unroll 8
-        for (int c = 0; c < columns; ++c) sums[which][single ? half : 0][r][c] += x * y[c];
+        for (int c = 0; c < columns; ++c) sums[single ? which * halves<T> + half : 0][r][c] += x * y[c];
       }
     });
+  };
+  const auto add_step = [&](int which, int64_t p) {
+    add(
+        which, [&](int r, auto half) { return load<V>(a + r * a_row + p + half * lanes<V>); },
+        [&](int c, auto half) { return load_half<V, half>(b.from + c * b.row + p); });
   };
   int64_t p = 0;
 #pragma GCC unroll 1
@@ -105,33 +109,33 @@ RT_INLINE void dot(const Block<T>& b, const lane_t<V>* a, int64_t a_row, lane_t<
 #pragma GCC unroll 8
     for (int s = 0; s < steps; ++s) {
       if constexpr (single && is_narrow<T>) __builtin_prefetch(b.from + p + s * step + ahead);
-      add(
-          s, [&](int r) { return a + r * a_row + p + s * step; },
-          [&](int c) { return b.from + c * b.row + p + s * step; });
+      add_step(s, p + s * step);
     }
   }
 #pragma GCC unroll 1
-  for (; steps > 1 && p + step <= b.k; p += step) {
-    add(0, [&](int r) { return a + r * a_row + p; }, [&](int c) { return b.from + c * b.row + p; });
+  for (; steps > 1 && p + step <= b.k; p += step) add_step(0, p);
+  const int64_t rest = b.k - p;
+  if (rest == 0) {
+  } else if constexpr (!is_narrow<T>) {
+    add(
+        0, [&](int r, auto) { return load_part<V>(a + r * a_row + p, rest, 0); },
+        [&](int c, auto) { return load_part<V>(b.from + c * b.row + p, rest, 0); });
+  } else {  // (a is filled up)
+    T last[columns][step] = {};
+    for (int c = 0; c < columns; ++c) std::copy_n(b.from + c * b.row + p, rest, last[c]);
+    add(
+        0, [&](int r, auto half) { return load<V>(a + r * a_row + p + half * lanes<V>); },
+        [&](int c, auto half) { return load_half<V, half>(last[c]); });
   }
-  if (const int64_t rest = b.k - p) {
-    lane_t<V> x[rows][step] = {};
-    T y[columns][step] = {};
-    for (int r = 0; r < rows; ++r) std::copy_n(a + r * a_row + p, is_narrow<T> ? step : rest, x[r]);
-    for (int c = 0; c < columns; ++c) std::copy_n(b.from + c * b.row + p, rest, y[c]);
-    add(0, [&](int r) { return x[r]; }, [&](int c) { return y[c]; });
+  if constexpr (single) {
+#pragma GCC unroll 4
+    for (int s = 0; s < 4; ++s) sums[s][0][0] += sums[s + 4][0][0];
+    sums[0][0][0] = (sums[0][0][0] + sums[2][0][0]) + (sums[1][0][0] + sums[3][0][0]);
   }
 #pragma GCC unroll 4
   for (int r = 0; r < rows; ++r) {
 #pragma GCC unroll 8
-    for (int c = 0; c < columns; ++c) {
-      V sum = {};
-#pragma GCC unroll 8
-      for (auto& halves : sums) {
-        for (auto& half : halves) sum += half[r][c];
-      }
-      to[r * row + c] = sum_lanes(sum);
-    }
+    for (int c = 0; c < columns; ++c) to[r * row + c] += sum_lanes(sums[0][r][c]);
   }
 }
 
@@ -150,26 +154,35 @@ void dots(const MatmulArgs& g) {
   with_type<floats>(g.dtype, [&]<class T>(T) {
     using C = Compute<T>;
     using V = Vector<C>;
-    const C* a;
-    const int64_t a_row = rows_of_a<T>(g, a);
+    const int64_t high = even_part(g.m, dot_rows);
+    // Of k, for which a lies in the second cache; in the first, where it is read but once.
+    const int64_t deep = (g.n == 1 ? 1 << 14 : 1 << 16) / round_up(g.m, dot_rows);
     // Columns of b that the first cache holds, for all rows of a.
     const int64_t most = std::max<int64_t>(1, 8192 / std::max<int64_t>(1, g.k * int64_t(sizeof(T)))) * 24;
-    const int64_t row = round_up(std::min(most, g.n), lanes<V>), high = even_part(g.m, dot_rows);
-    C* const sums = scratch<C, Use::sums>(high * row);
-    std::fill_n(sums, high * row, C(0));
+    const int64_t row = round_up(std::min(most, g.n), lanes<V>);
+    C* const sums = scratch<C, Use::sums>(g.m * row);
+    const C* a;
+    int64_t a_row;
     for (int64_t j = 0; j < g.n; j += most) {
       const int64_t n = std::min(most, g.n - j);
-      const Block<T> b{static_cast<const T*>(g.b) + j * g.b_column, g.b_column, 1, n, g.k};
-      for (int64_t i = 0; i < g.m; i += high) {
-        const int64_t m = std::min(high, g.m - i);
-        switch (m) {
-          case 1: dots_of<V, T, 1>(b, a + i * a_row, a_row, sums, row); break;
-          case 2: dots_of<V, T, 2>(b, a + i * a_row, a_row, sums, row); break;
-          case 3: dots_of<V, T, 3>(b, a + i * a_row, a_row, sums, row); break;
-          default: dots_of<V, T, 4>(b, a + i * a_row, a_row, sums, row);
+      std::fill_n(sums, g.m * row, C(0));
+      for (int64_t p = 0; p < g.k; p += deep) {
+        const int64_t k = std::min(deep, g.k - p);
+        if (j == 0 || k < g.k) {
+          const T* from = static_cast<const T*>(g.a) + p * g.a_column;
+          a_row = in_steps(Block<T>{from, g.a_row, g.a_column, g.m, k}, a);
         }
-        finish<T>(g, i, j, m, n, sums, row);
+        const Block<T> b{static_cast<const T*>(g.b) + j * g.b_column + p, g.b_column, 1, n, k};
+        for (int64_t i = 0; i < g.m; i += high) {
+          switch (std::min(high, g.m - i)) {
+            case 1: dots_of<V, T, 1>(b, a + i * a_row, a_row, sums + i * row, row); break;
+            case 2: dots_of<V, T, 2>(b, a + i * a_row, a_row, sums + i * row, row); break;
+            case 3: dots_of<V, T, 3>(b, a + i * a_row, a_row, sums + i * row, row); break;
+            default: dots_of<V, T, 4>(b, a + i * a_row, a_row, sums + i * row, row);
+          }
+        }
       }
+      finish<T>(g, 0, j, g.m, n, sums, row);
     }
   });
 }

@@ -26,7 +26,7 @@ Handed MatmulPlan::fit() {
   }
   const auto dtype = dtype_of(a);
   if (!dtype || !at::isFloatingType(a.scalar_type()) || b.scalar_type() != a.scalar_type()) return Handed::dtype;
-  if (!fits_sums(request_.alpha, *dtype) || !fits_sums(request_.beta, *dtype)) return Handed::dtype;
+  if (request_.added && !(fits_sums(request_.alpha, *dtype) && fits_sums(request_.beta, *dtype))) return Handed::dtype;
   a_ = Matrices(a, true);
   b_ = Matrices(b, false);
   if (a_.columns != b_.rows || a_.batch != b_.batch) return Handed::option;  // stock raises
@@ -38,11 +38,14 @@ Handed MatmulPlan::fit() {
   args_.m = a_.rows, args_.k = a_.columns, args_.n = b_.columns;
   args_.a_row = a_.row, args_.a_column = a_.column;
   args_.b_row = b_.row, args_.b_column = b_.column;
-  const bool is_f64 = *dtype == Dtype::f64;  // else the sums, and so the numbers, are float
-  args_.alpha = is_f64 ? request_.alpha.toDouble() : double(request_.alpha.toFloat());
-  args_.beta = is_f64 ? request_.beta.toDouble() : double(request_.beta.toFloat());
-  if (args_.alpha == 0) return Handed::option;  // nothing is multiplied, not even NaN
-  if (request_.added && !set_added()) return Handed::layout;
+  args_.alpha = 1;
+  if (request_.added) {
+    const bool is_f64 = *dtype == Dtype::f64;  // else the sums, and so the numbers, are float
+    args_.alpha = is_f64 ? request_.alpha.toDouble() : double(request_.alpha.toFloat());
+    args_.beta = is_f64 ? request_.beta.toDouble() : double(request_.beta.toFloat());
+    if (args_.alpha == 0) return Handed::option;  // nothing is multiplied, not even NaN
+    if (!set_added()) return Handed::layout;
+  }
   if (args_.n == 1 && args_.m > 1) turn();
   if (args_.added_column > 1) return Handed::layout;
   return stock_is_faster() ? Handed::size : Handed::no;
@@ -79,7 +82,6 @@ void MatmulPlan::turn() {
 // Few rows are multiplied by what lies in memory as it is: packing it is not repaid.
 matmul MatmulPlan::which() const {
   const int64_t few = args_.k < 128 ? 3 : args_.k < 256 ? 8 : 16;
-  if (args_.m * args_.k > 1 << 20) return matmul::blocks;  // the others may copy a
   if (args_.b_row == 1 && args_.m <= few) return matmul::dots;
   if (args_.b_column == 1 && args_.m <= 4) return matmul::combinations;
   return matmul::blocks;

@@ -104,12 +104,12 @@ SENTENCES = {
     "mv": "The product of a matrix [M, K] and a vector [K]: [M].",
     "addmv": "beta * input + alpha * mv(mat, vec), for input that broadcasts to [M].",
     "dot": "The sum of input * tensor, of vectors [K]: a number. Of 16 bits it is summed in float32.",
-    "linear_act": "activation(linear(input, weight, bias)) in one pass: input [..., K], weight [N, K], bias [N] or None, "
-    'activation "relu", "gelu", "gelu_tanh" or "silu"; or two ops: "sigmoid", "tanh", "elu", "selu", "celu", "mish", '
-    '"softplus", "softsign": [..., N].',
+    "linear_act": "activation(linear(input, weight, bias)): input [..., K], weight [N, K], bias [N] or None: [..., N]. "
+    'In one pass for "relu", "gelu", "gelu_tanh" and "silu"; two ops for "sigmoid", "tanh", "elu", "selu", "celu", '
+    '"mish", "softplus" and "softsign".',
     "linear_act_forward": "linear_act, and the linear layer's own output, which its derivative reads.",
     "linear_glu": "activation(linear(input, gate_weight)) * linear(input, up_weight) in one pass (SwiGLU: N. Shazeer, "
-    "2020), for the activations of linear_act: input [..., K], both weights [N, K]: [..., N].",
+    "2020), for linear_act's activations: input [..., K], both weights [N, K]: [..., N].",
     "linear_glu_forward": "linear_glu, and both linear layers' outputs, which its derivative reads.",
     "native_dropout": "(dropout, which elements it keeps, as bools).",
     "dropout": f"0 with probability p, else input / (1 - p): the elements that stock keeps with this seed. {SAME}",

@@ -35,6 +35,7 @@ KEYS = {
     "train": ("loop", "threads", "against"),
     "curves": ("loop",),
     "matmul": ("dtype", "layout", "shape", "threads"),
+    "models": ("model", "threads"),
 }
 
 
