@@ -149,7 +149,7 @@ def test_training_is_as_stocks(dtype):
 
 def test_what_is_kept():
     """Of a layer without gradients nothing is made for them; one whose weights are frozen keeps no input."""
-    x, gate, up, b = layer((8, 16), 12, torch.float32)
+    x, gate, _, b = layer((8, 16), 12, torch.float32)
     kept = []
 
     def keep(t):
