@@ -4,20 +4,11 @@
 
 #include "matmul.h"
 
-#include <utility>
-
 #include "matmul_few.h"
-#include "matmul_pack.h"
+#include "matmul_tile.h"
 
 namespace rusttorch {
 namespace {
-
-// A tile of the result (BLIS' MR x NR): as many sums as there are registers, but for two vectors of b and a number of
-// a.
-template <class V>
-constexpr int tile_rows = sizeof(V) == 64 ? 14 : 6;
-template <class V>
-constexpr int64_t tile_columns = 2 * lanes<V>;
 
 // Of k, m and n at a time (BLIS' KC, MC and NC): a panel of b (depth x tile_columns) for the first cache, a block of a
 // for the second, one of b for the third.
@@ -25,67 +16,6 @@ constexpr int64_t depth = 384, block_rows = 192, block_columns = 1024;
 // Sums that are not what is stored are kept, of so much of the result at a time. (Of a deeper k, a and b are packed
 // again for each such part.)
 constexpr int64_t kept_rows = 512, kept_columns = 512;
-
-template <class C>
-struct Tile {
-  const C* a;
-  int64_t a_row;  // a(i, p) is at a[i * a_row + p]; of a group at a[p * rows + i]
-  const C* b;     // a panel
-  const C* more;  // or nothing: what is added
-  int64_t more_row;
-  C* to;
-  int64_t to_row;
-};
-
-// The micro-kernel: the products of `rows` rows of a and a packed panel of b.
-template <class V, int rows, bool group>
-__attribute__((noinline)) void multiply(int64_t k, const Tile<lane_t<V>>& tile) {
-  using C = lane_t<V>;
-  V sums[rows][2] = {};
-  const C *a = tile.a, *b = tile.b;
-  const int64_t a_row = tile.a_row;
-  // Where it goes to is on its way meanwhile.
-#pragma GCC unroll 16
-  for (int i = 0; i < rows; ++i) __builtin_prefetch(tile.to + i * tile.to_row, 1);
-#pragma GCC unroll 1
-  for (int64_t p = 0; p < k; ++p, b += tile_columns<V>) {
-    const V b0 = load<V>(b), b1 = load<V>(b + lanes<V>);
-#pragma GCC unroll 16
-    for (int i = 0; i < rows; ++i) {
-      const V x = splat<V>(group ? a[p * rows + i] : a[i * a_row + p]);
-      sums[i][0] += x * b0;
-      sums[i][1] += x * b1;
-    }
-  }
-  if (tile.more) {
-#pragma GCC unroll 16
-    for (int i = 0; i < rows; ++i) {
-      sums[i][0] += load<V>(tile.more + i * tile.more_row);
-      sums[i][1] += load<V>(tile.more + i * tile.more_row + lanes<V>);
-    }
-  }
-#pragma GCC unroll 16
-  for (int i = 0; i < rows; ++i) {
-    store(tile.to + i * tile.to_row, sums[i][0]);
-    store(tile.to + i * tile.to_row + lanes<V>, sums[i][1]);
-  }
-}
-
-// By how many rows there are, which the compiler must know.
-template <class V, bool group>
-void multiply_rows(int64_t rows, int64_t k, const Tile<lane_t<V>>& tile) {
-  [&]<int... r>(std::integer_sequence<int, r...>) {
-    static constexpr decltype(&multiply<V, 1, group>) all[] = {&multiply<V, r + 1, group>...};
-    all[rows - 1](k, tile);
-  }(std::make_integer_sequence<int, tile_rows<V>>());
-}
-
-// How many rows the next tile has of those that are left: all there may be, but two equal ones at the end.
-template <class V>
-int64_t next_rows(int64_t left) {
-  constexpr int64_t most = tile_rows<V>;
-  return left <= most ? left : left < 2 * most ? divide_up(left, 2) : most;
-}
 
 // m rows from i on, n columns from j on, k from p on.
 struct Part {
@@ -99,7 +29,8 @@ class Product {
   static constexpr int64_t width = tile_columns<V>;
 
  public:
-  explicit Product(const MatmulArgs& args) : g(args) {}
+  explicit Product(const MatmulArgs& args)
+      : args_(args), is_turned_(is_better_turned(args)), g(is_turned_ ? turned(args) : args) {}
 
   void run() const {
     const bool is_deep = g.k > depth;
@@ -123,7 +54,7 @@ class Product {
     const Block<T> block{from, g.b_row, g.b_column, part.k, part.n};
     g.b_column == 1 ? pack_neighbours<width>(block, b) : pack_others<width>(block, b);
     const bool is_deep = part.k < g.k;  // then all rows' sums are kept
-    C* const kept = scratch<C, Use::sums>((is_deep ? part.m : std::min(part.m, high)) * padded);
+    C* const kept = scratch<C, Use::sums>(((is_deep ? part.m : std::min(part.m, high)) + lanes<V>)*padded);
     for (int64_t i = 0; i < part.m; i += high) {
       Part rows = part;
       rows.i += i;
@@ -136,41 +67,71 @@ class Product {
   void tiles(const Part& part, const C* b, C* kept) const {
     const auto [i, m, j, n, p, k] = part;
     const bool groups = g.a_row == 1 && g.a_column != 1;
+    const Block<T> rows_of_part{static_cast<const T*>(g.a) + i * g.a_row + p * g.a_column, g.a_row, g.a_column, m, k};
     int64_t a_row;
-    const C* const a = rows_of_a(part, groups, a_row);
+    const C* const a = rows_of_a<T, C>(rows_of_part, groups, a_row);
     const bool first = p == 0, last = p + k == g.k;
     const int64_t padded = round_up(n, width), stored = last && is_plain() ? n / width * width : 0;
     for (int64_t c = 0; c < n; c += width, b += k * width) {
       for (int64_t r = 0, rows; r < m; r += rows) {
         rows = next_rows<V>(m - r);
         C* const before = kept + r * padded + c;
-        Tile<C> tile{a + r * a_row, a_row, b, first ? nullptr : before, padded, before, padded};
+        Tile<C, C> tile{a + r * a_row, a_row, b, width, 16 * width, first ? nullptr : before, padded, before, padded};
         if (c < stored) tile.to = static_cast<C*>(g.out) + (i + r) * g.out_row + j + c, tile.to_row = g.out_row;
         groups ? multiply_rows<V, true>(rows, k, tile) : multiply_rows<V, false>(rows, k, tile);
       }
     }
-    if (last && stored < n) finish<T>(g, i, j + stored, m, n - stored, kept + stored, padded);
+    if (last && is_turned_) {
+      finish_turned(part, kept, padded);
+    } else if (last && stored < n) {
+      finish<T>(g, i, j + stored, m, n - stored, kept + stored, padded);
+    }
   }
 
-  // The part's rows of a as numbers that are computed with, in groups where they are neighbours: as they lie, or
-  // packed.
-  const C* rows_of_a(const Part& part, bool groups, int64_t& row) const {
-    const T* from = static_cast<const T*>(g.a) + part.i * g.a_row + part.p * g.a_column;
-    if constexpr (!is_narrow<T>) {
-      if (g.a_column == 1) return row = g.a_row, from;
+  // A factor whose columns are runs (a linear layer's weight) times some rows, or of few columns: turned, it is read as
+  // it lies, where packing it would not be repaid, and whole tiles are filled. (Of 16 bits some rows were no faster.)
+  static bool is_better_turned(const MatmulArgs& g) {
+    if (g.b_row != 1 || g.b_column == 1) return false;
+    const bool some = !is_narrow<T> && g.m <= (g.k < 256 ? 32 : 128) && 8 * g.m >= 7 * round_up(g.m, width);
+    return some || (g.n <= tile_rows<V> && g.n < g.m);
+  }
+
+  // The transposed of a product is that of its factors transposed.
+  static MatmulArgs turned(MatmulArgs g) {
+    std::swap(g.m, g.n);
+    std::swap(g.a, g.b);
+    std::swap(g.a_row, g.b_column);
+    std::swap(g.a_column, g.b_row);
+    return g;
+  }
+
+  // Sums that are those of the transposed result, turned in squares.
+  void finish_turned(const Part& part, const C* kept, int64_t padded) const {
+    constexpr int64_t side = lanes<V>;
+    const int64_t row = round_up(part.m, side);
+    C* const sums = scratch<C, Use::turned>(padded * row);
+    for (int64_t i = 0; i < part.m; i += side) {
+      for (int64_t j = 0; j < part.n; j += side) {
+        bits_t<V> square[side];
+#pragma GCC unroll 16
+        for (int64_t r = 0; r < side; ++r) square[r] = bits(load<V>(kept + (i + r) * padded + j));
+        transpose<word_t<V>>(square);
+#pragma GCC unroll 16
+        for (int64_t c = 0; c < side; ++c) store(sums + (j + c) * row + i, from_bits<V>(square[c]));
+      }
     }
-    const Block<T> block{from, g.a_row, g.a_column, part.m, part.k};
-    C* const to = scratch<C, Use::a>(part.m * part.k + lanes<V>);
-    groups ? pack_groups(block, &next_rows<V>, to) : widen_rows(block, to);
-    return row = part.k, to;
+    finish<T>(args_, part.j, part.i, part.n, part.m, sums, row);
   }
 
   // Whether the sums are what is stored.
   bool is_plain() const {
-    return !is_narrow<T> && g.alpha == 1 && !g.added && !g.gate && !g.sums && g.activation == MatmulActivation::none;
+    return !is_turned_ && !is_narrow<T> && g.alpha == 1 && !g.added && !g.gate && !g.sums &&
+           g.activation == MatmulActivation::none;
   }
 
-  const MatmulArgs& g;
+  const MatmulArgs& args_;
+  const bool is_turned_;
+  const MatmulArgs g;  // of what is multiplied
 };
 
 void blocks(const MatmulArgs& g) {
@@ -180,4 +141,5 @@ void blocks(const MatmulArgs& g) {
 }  // namespace
 }  // namespace rusttorch
 
-RUSTTORCH_DEFINE_TABLE(matmul, MatmulArgs, {&blocks, floats}, {&dots, floats}, {&combinations, floats})
+RUSTTORCH_DEFINE_TABLE(matmul, MatmulArgs, {&blocks, floats}, {&dots, floats}, {&combinations, floats},
+                       {&strips, floats})

@@ -39,11 +39,13 @@ struct MatmulArgs {
   }
 };
 
-// blocks: any strides. dots: of rows of a and columns of b that are runs. combinations: of b's rows, which are runs.
+// blocks: any strides. dots: of few rows of a, and columns of b that are runs. combinations, strips: of one or two
+// rows, of some, and of b's rows that are runs.
 #define RUSTTORCH_MATMUL(X) \
   X(blocks)                 \
   X(dots)                   \
-  X(combinations)
+  X(combinations)           \
+  X(strips)
 
 }  // namespace rusttorch
 

@@ -2,7 +2,7 @@
 
 // Products of few rows: the second factor is read once, as it lies, at the speed of memory.
 
-#include "matmul_pack.h"
+#include "matmul_tile.h"
 
 namespace rusttorch {
 namespace {
@@ -259,6 +259,55 @@ void combinations(const MatmulArgs& g) {
       finish<T>(g, 0, j, g.m, n, sums, row);
     }
   });
+}
+
+// Some of b's rows at a time, and strips of their columns, which are read as they lie: few pages, and in each a run.
+template <class T>
+void strips_of(const MatmulArgs& g) {
+  using C = Compute<T>;
+  using V = Vector<C>;
+  constexpr int64_t width = tile_columns<V>, deep = 64;
+  const int64_t across = std::max(width, 4096 / g.m / width * width);  // columns, whose sums stay in the first cache
+  const int64_t ahead = 4 * width;                                     // what the hardware has not found by then
+  const bool groups = g.a_row == 1 && g.a_column != 1;
+  int64_t a_row;
+  const C* const a = rows_of_a<T, C>({static_cast<const T*>(g.a), g.a_row, g.a_column, g.m, g.k}, groups, a_row);
+  const int64_t padded = round_up(std::min(across, g.n), width);
+  C* const sums = scratch<C, Use::sums>(g.m * padded);
+  for (int64_t j = 0; j < g.n; j += across) {
+    const int64_t n = std::min(across, g.n - j);
+    for (int64_t p = 0; p < g.k; p += deep) {
+      const int64_t k = std::min(deep, g.k - p);
+      const T* b = static_cast<const T*>(g.b) + p * g.b_row + j;
+      for (int64_t c = 0; c < n; c += width) {
+        T last[deep * width];
+        const bool is_whole = n - c >= width;
+        for (int64_t q = 0; !is_whole && q < k; ++q) {
+          std::fill_n(std::copy_n(b + q * g.b_row + c, n - c, last + q * width), width - (n - c), T());
+        }
+        for (int64_t r = 0, rows; r < g.m; r += rows) {
+          rows = next_rows<V>(g.m - r);
+          C* const to = sums + r * padded + c;
+          Tile<C, T> tile{a + r * a_row + (groups ? p * rows : p),
+                          a_row,
+                          b + c,
+                          g.b_row,
+                          ahead,
+                          p ? to : nullptr,
+                          padded,
+                          to,
+                          padded};
+          if (!is_whole) tile.b = last, tile.b_row = width;
+          groups ? multiply_rows<V, true>(rows, k, tile) : multiply_rows<V, false>(rows, k, tile);
+        }
+      }
+    }
+    finish<T>(g, 0, j, g.m, n, sums, padded);
+  }
+}
+
+void strips(const MatmulArgs& g) {
+  with_type<floats>(g.dtype, [&]<class T>(T) { strips_of<T>(g); });
 }
 
 }  // namespace

@@ -22,7 +22,7 @@ constexpr int64_t round_up(int64_t n, int64_t to) { return divide_up(n, to) * to
 constexpr int64_t even_part(int64_t n, int64_t most) { return n > 0 ? divide_up(n, divide_up(n, most)) : most; }
 
 // A thread's own memory for each of its uses, which grows to what was ever needed.
-enum class Use { a, b, sums };
+enum class Use { a, b, sums, turned };
 template <class T, Use use>
 T* scratch(int64_t count) {
   struct Free {
