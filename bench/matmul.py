@@ -6,7 +6,7 @@
 Layouts are of the two factors, n as they are, t transposed: nt is a linear layer's forward, nn and tn its gradients.
 Both arms have the memory pool. A line is the median time of each, the ratio (stock's time over ours) with its interval,
 and GFLOP/s, or for one row GB/s of the second factor; and whether ours ran, or handed the call to stock. --contenders
-adds the ratios of NumPy's OpenBLAS (float32; it reads OPENBLAS_NUM_THREADS) and of zentorch, AMD's own (pip install
+adds float32's ratios of NumPy's OpenBLAS (it reads OPENBLAS_NUM_THREADS) and of zentorch, AMD's own (pip install
 --no-deps zentorch deprecated wrapt), where that can be imported. Under RUSTTORCH_TAKE_ALL=1 nothing is handed to stock:
 that is how csrc/ops/matmul.cpp's table was made.
 """
@@ -34,7 +34,7 @@ def contenders(a, b):
     if a.dtype == torch.float32:
         x, y = a.numpy(), b.numpy()
         found["numpy"] = lambda: x @ y
-    if importlib.util.find_spec("zentorch") and a.dtype != torch.float16:  # which it has no product of
+    if importlib.util.find_spec("zentorch") and a.dtype == torch.float32:  # 16 bits it takes on some CPUs
         import zentorch  # noqa: F401
 
         found["zentorch"] = lambda: torch.ops.zentorch.zentorch_mm(a, b)

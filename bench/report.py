@@ -183,7 +183,9 @@ def train_table(lines):
 def products_by_rows(lines):
     """Geometric means over layouts and sizes of the second factor, and the worst of them."""
     rows = []
-    for dtype, m in dict.fromkeys((r["dtype"], r["shape"].split("x")[0]) for r in lines):
+    dtypes = list(dict.fromkeys(r["dtype"] for r in lines))
+    groups = {(r["dtype"], r["shape"].split("x")[0]) for r in lines}
+    for dtype, m in sorted(groups, key=lambda group: (dtypes.index(group[0]), int(group[1]))):
         cells = [r for r in lines if r["dtype"] == dtype and r["shape"].split("x")[0] == m]
         worst = min(cells, key=lambda r: r["ratio"])
         means = [statistics.geometric_mean(r["gflops"][arm] for r in cells) for arm in ("stock", "ours")]
@@ -203,9 +205,23 @@ def products(lines):
     for r in lines:
         rate = f"{r['gflops']['stock']:.1f} to {r['gflops']['ours']:.1f}"
         read = f"{r['gbytes']:.1f}" if int(r["shape"].split("x")[0]) <= 4 else ""
+        others = [
+            ratio(r["contenders"][name]) if name in r.get("contenders", {}) else "" for name in ("zentorch", "numpy")
+        ]
         taken = "" if r["ran"] else "handed over"
-        rows.append((r["dtype"], r["layout"], r["shape"], with_interval(r), rate, read, taken))
-    return table(("dtype", "layout", "m x k x n", "ratio", "GFLOP/s", "GB/s of the second factor", ""), rows)
+        rows.append((r["dtype"], r["layout"], r["shape"], with_interval(r), rate, read, *others, taken))
+    head = (
+        "dtype",
+        "layout",
+        "m x k x n",
+        "ratio",
+        "GFLOP/s",
+        "GB/s of the second factor",
+        "of zentorch",
+        "of NumPy",
+        "",
+    )
+    return table(head, rows)
 
 
 def models(lines):

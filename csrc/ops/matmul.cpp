@@ -128,6 +128,8 @@ constexpr Lost lost[] = {
     {Lie::nn, {5, 12}, {17, 63}, {256}},
     {Lie::tn, {5, 12}, {17, 63}, {256}},
     {Lie::tn, {5, 12}, {2, 5}, {512}},
+    // One row, whose sums do not stay in the first cache: 0.87 to 0.98
+    {Lie::nn, {1, 1}, {16384}, {256}},
     // A small product of two factors that are packed: 0.89 to 1.06
     {Lie::tn, {13, 64}, {16, 256}, {64}},
 };
