@@ -247,7 +247,14 @@ def test_out_may_be_what_is_added():
 def test_any_number_of_threads_gives_the_same(dtype, layout):
     before = torch.get_num_threads()
     try:
-        for m, k, n in ((200, 300, 500), (2, 300, 3000), (3, 390, 3000), (300, 900, 40)):
+        for m, k, n in (
+            (200, 300, 500),
+            (2, 300, 3000),
+            (3, 390, 3000),
+            (300, 900, 40),
+            (1, 20000, 65),
+            (13, 3000, 129),
+        ):
             a, b, bias = matrix(m, k, dtype, "c"), matrix(k, n, dtype, layout, 1), matrix(1, n, dtype, "c", 2)[0]
             results = []
             rusttorch.reset_stats()

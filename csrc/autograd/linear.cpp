@@ -7,7 +7,7 @@ namespace rusttorch::autograd {
 namespace {
 
 // Leading dims as one.
-Tensor matrix(const Tensor& t) { return t.reshape_symint({-1, t.sym_size(-1)}); }
+Tensor matrix(const Tensor& t) { return t.dim() == 1 ? t.unsqueeze(0) : t.flatten(0, -2); }
 
 // The gradients of linear(input, weight, bias), from that of its result.
 Tensor by_input(const Tensor& g, const Tensor& weight, c10::SymIntArrayRef sizes) {
@@ -65,8 +65,8 @@ const std::vector<Formula>& linear_formulas() {
        .grads = of_act,
        .outputs = 2},
       {.op = "linear_glu_forward",
-       // (The input is read by either weight's gradient.)
-       .saves = {argument(0), argument(1).for_gradient_of(0), argument(2).for_gradient_of(0), result(1), result(2)},
+       .saves = {argument(0).for_gradient_of(1), argument(0).for_gradient_of(2), argument(1).for_gradient_of(0),
+                 argument(2).for_gradient_of(0), result(1), result(2)},
        .grads = of_glu,
        .outputs = 3},
   };

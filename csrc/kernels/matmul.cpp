@@ -63,7 +63,8 @@ class Product {
     }
   }
 
-  // A block of a times one of b. Its sums are kept, to be finished in long rows; or stored as they are.
+  // A block of a times one of b. Its sums are kept, to be finished in long rows; or, if they are what is stored, whole
+  // tiles of them go where they belong, and the rest is kept.
   void tiles(const Part& part, const C* b, C* kept) const {
     const auto [i, m, j, n, p, k] = part;
     const bool groups = g.a_row == 1 && g.a_column != 1;
@@ -90,6 +91,7 @@ class Product {
 
   // A factor whose columns are runs (a linear layer's weight) times some rows, or of few columns: turned, it is read as
   // it lies, where packing it would not be repaid, and whole tiles are filled. (Of 16 bits some rows were no faster.)
+  // (This is asked of a thread's part; either way the terms of a sum come in the same order.)
   static bool is_better_turned(const MatmulArgs& g) {
     if (g.b_row != 1 || g.b_column == 1) return false;
     const bool some = !is_narrow<T> && g.m <= (g.k < 256 ? 32 : 128) && 8 * g.m >= 7 * round_up(g.m, width);

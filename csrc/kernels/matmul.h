@@ -39,8 +39,8 @@ struct MatmulArgs {
   }
 };
 
-// blocks: any strides. dots: of few rows of a, and columns of b that are runs. combinations, strips: of one or two
-// rows, of some, and of b's rows that are runs.
+// blocks: any strides. dots: a few rows of a, and columns of b that are runs. combinations, strips: b's rows that are
+// runs, and a few rows of a, or some more.
 #define RUSTTORCH_MATMUL(X) \
   X(blocks)                 \
   X(dots)                   \

@@ -155,8 +155,8 @@ void dots(const MatmulArgs& g) {
     using C = Compute<T>;
     using V = Vector<C>;
     const int64_t high = even_part(g.m, dot_rows);
-    // Of k, for which a lies in the second cache; in the first, where it is read but once.
-    const int64_t deep = (g.n == 1 ? 1 << 14 : 1 << 16) / round_up(g.m, dot_rows);
+    // Of k, for which a lies in the second cache. (What is summed by itself must not depend on n: it is a thread's.)
+    const int64_t deep = (1 << 16) / round_up(g.m, dot_rows);
     // Columns of b that the first cache holds, for all rows of a.
     const int64_t most = std::max<int64_t>(1, 8192 / std::max<int64_t>(1, g.k * int64_t(sizeof(T)))) * 24;
     const int64_t row = round_up(std::min(most, g.n), lanes<V>);
@@ -270,14 +270,20 @@ void strips_of(const MatmulArgs& g) {
   const int64_t across = std::max(width, 4096 / g.m / width * width);  // columns, whose sums stay in the first cache
   const int64_t ahead = 4 * width;                                     // what the hardware has not found by then
   const bool groups = g.a_row == 1 && g.a_column != 1;
+  // Where a is packed, all at once if that is little.
+  const int64_t packed = g.m * g.k <= 1 << 18 ? g.k : deep;
   int64_t a_row;
-  const C* const a = rows_of_a<T, C>({static_cast<const T*>(g.a), g.a_row, g.a_column, g.m, g.k}, groups, a_row);
+  const C* a;
   const int64_t padded = round_up(std::min(across, g.n), width);
   C* const sums = scratch<C, Use::sums>(g.m * padded);
   for (int64_t j = 0; j < g.n; j += across) {
     const int64_t n = std::min(across, g.n - j);
     for (int64_t p = 0; p < g.k; p += deep) {
-      const int64_t k = std::min(deep, g.k - p);
+      const int64_t k = std::min(deep, g.k - p), of_packed = p % packed;
+      if (of_packed == 0) {
+        const T* from = static_cast<const T*>(g.a) + p * g.a_column;
+        a = rows_of_a<T, C>({from, g.a_row, g.a_column, g.m, std::min(packed, g.k - p)}, groups, a_row);
+      }
       const T* b = static_cast<const T*>(g.b) + p * g.b_row + j;
       for (int64_t c = 0; c < n; c += width) {
         T last[deep * width];
@@ -288,7 +294,7 @@ void strips_of(const MatmulArgs& g) {
         for (int64_t r = 0, rows; r < g.m; r += rows) {
           rows = next_rows<V>(g.m - r);
           C* const to = sums + r * padded + c;
-          Tile<C, T> tile{a + r * a_row + (groups ? p * rows : p),
+          Tile<C, T> tile{a + r * a_row + of_packed * (groups ? rows : 1),
                           a_row,
                           b + c,
                           g.b_row,

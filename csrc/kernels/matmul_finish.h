@@ -48,7 +48,8 @@ void with_activation(MatmulActivation activation, Body body) {
 template <class T, class C>
 RT_INLINE void scale_and_add(const MatmulArgs& g, int64_t i, int64_t j, int64_t n, C* sums) {
   using V = Vector<C>;
-  // In a loop of its own, so that the one below has one rounding, if the instruction set has it, in every copy of this.
+  // In a loop of its own: in one with the sum below, the compiler might join this product with it in one copy of the
+  // code and the other one in another.
   if (g.alpha != 1) {
     for (int64_t c = 0; c < n; c += lanes<V>) store(sums + c, V(load<V>(sums + c) * C(g.alpha)));
   }

@@ -127,7 +127,8 @@ void pack_groups(Block<T> x, Next next, C* to) {
       const T* from = x.from + i + p0 * x.column;
       C* group = to + i * x.k + p0 * rows;
       int64_t p = p0;
-      if (i + round_up(rows, lanes<V>) <= x.m) {
+      const int64_t written = round_up(rows, lanes<V>);
+      if (i + written <= x.m && written <= 2 * rows) {
         for (; p < std::min(last, x.k - 1); ++p, from += x.column, group += rows) {
           for (int64_t r = 0; r < rows; r += lanes<V>) store(group + r, load<V>(from + r));
         }

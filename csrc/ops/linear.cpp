@@ -17,13 +17,16 @@
 namespace rusttorch {
 namespace {
 
-// Linear layers with what follows them in the product's last pass, on the CPU. Where the product is handed to stock,
-// and on a device, they are aten's ops one after the other (on a device cuBLAS's product).
+// Linear layers with what follows them in the product's last pass, on the CPU:
+//   linear_act, linear_glu   what the kernels do not have (other activations, bias of more dims, sparse tensors, no
+//                            elements, dual numbers, ...): aten's ops one after the other; else
+//   ..._forward              has the derivative (autograd/linear.cpp). Where its product is handed to stock, and on a
+//                            device, it is aten's ops as well (there cuBLAS's product).
 
 using TwoTensors = std::tuple<Tensor, Tensor>;
 using ThreeTensors = std::tuple<Tensor, Tensor, Tensor>;
 
-// As a name, as aten's op with its default options, and for the kernels, which have the ones that transformers use.
+// As a name, as aten's op with its default options, and for the kernels, which have those that transformers use.
 struct Activation {
   c10::string_view name;
   Tensor (*op)(const Tensor&);
@@ -57,12 +60,17 @@ const Activation& activation_of(c10::string_view name) {
 struct Layer {
   Tensor rows, turned;
 
-  Layer(const Tensor& input, const Tensor& weight) : rows(input.reshape({-1, input.size(-1)})), turned(weight.t()) {}
+  Layer(const Tensor& input, const Tensor& weight)
+      : rows(input.dim() == 1 ? input.unsqueeze(0) : input.flatten(0, -2)), turned(weight.t()) {}
 
-  // (A bias that is no row of the result's would broadcast in addmm, and is refused in linear.)
-  static bool fits(const Tensor& input, const Tensor& weight, MaybeTensor bias) {
+  // Whether it is one that the kernels' ops take.
+  static bool fits(const Tensor& input, const Tensor& weight, MaybeTensor bias, MatmulActivation activation) {
+    if (activation == MatmulActivation::none) return false;
+    for (const Tensor* t : {&input, &weight, given(bias) ? &*bias : &input}) {
+      if (is_special(*t) || t->layout() != at::kStrided || t->is_nested()) return false;
+    }
     return input.dim() > 0 && input.numel() > 0 && weight.dim() == 2 && weight.size(1) == input.size(-1) &&
-           (!given(bias) || (bias->dim() == 1 && bias->size(0) == weight.size(0)));
+           weight.size(0) > 0 && (!given(bias) || (bias->dim() == 1 && bias->size(0) == weight.size(0)));
   }
 
   MatmulRequest product(MaybeTensor bias = std::nullopt) const {
@@ -76,92 +84,88 @@ Tensor empty_result(const Tensor& input, const Tensor& weight) {
   return empty_beside(input, sizes, input.scalar_type());
 }
 
+// Where no derivative is asked for.
+Tensor nothing(const Tensor& input) { return empty_beside(input, {0}, input.scalar_type()); }
+
 // -> the output, and what the activation was taken of, which the derivative reads: empty if that is not wanted.
 TwoTensors act_forward(const Tensor& input, const Tensor& weight, MaybeTensor bias, c10::string_view name,
                        bool differentiate) {
   const Activation& activation = activation_of(name);
-  Handed reason = Handed::option;
-  if (activation.kernel != MatmulActivation::none && Layer::fits(input, weight, bias)) {
-    const Layer layer(input, weight);
-    const MatmulRequest request = layer.product(bias);
-    MatmulPlan plan(request);
-    reason = plan.reason();
-    if (reason == Handed::no) {
-      stats<"linear_act_forward">.count(reason);
-      const Tensor out = empty_result(input, weight);
-      const Tensor sums = differentiate ? empty_result(input, weight) : empty_beside(input, {0}, input.scalar_type());
-      plan.run(out, {activation.kernel, nullptr, differentiate ? &sums : nullptr});
-      return {out, sums};
-    }
+  TORCH_CHECK(
+      Layer::fits(input, weight, bias, activation.kernel),
+      "linear_act_forward takes relu, gelu, gelu_tanh or silu, weight [N, K] and bias [N]; linear_act takes all");
+  const Layer layer(input, weight);
+  const MatmulRequest request = layer.product(bias);
+  MatmulPlan plan(request);
+  stats<"linear_act_forward">.count(plan.reason());
+  if (plan.reason() != Handed::no) {
+    const Tensor sums = at::linear(input, weight, bias);
+    return {activation.op(sums), differentiate ? sums : nothing(input)};
   }
-  stats<"linear_act_forward">.count(reason);
-  Tensor sums = at::linear(input, weight, bias);
-  Tensor out = activation.op(sums);
-  return {out, differentiate ? sums : empty_beside(input, {0}, input.scalar_type())};
+  const Tensor out = empty_result(input, weight);
+  const Tensor sums = differentiate ? empty_result(input, weight) : nothing(input);
+  plan.run(out, {activation.kernel, nullptr, differentiate ? &sums : nullptr});
+  return {out, sums};
 }
 
 // -> the output, and both products: empty if they are not wanted.
 ThreeTensors glu_forward(const Tensor& input, const Tensor& gate_weight, const Tensor& up_weight, c10::string_view name,
                          bool differentiate) {
   const Activation& activation = activation_of(name);
-  TORCH_CHECK(gate_weight.sizes().equals(up_weight.sizes()), "linear_glu: gate_weight and up_weight must be of one ",
-              "shape, got ", gate_weight.sizes(), " and ", up_weight.sizes());
-  Handed reason = Handed::option;
-  if (activation.kernel != MatmulActivation::none && Layer::fits(input, gate_weight, std::nullopt)) {
-    const Layer of_gate(input, gate_weight), of_up(input, up_weight);
-    const MatmulRequest gate_request = of_gate.product(), up_request = of_up.product();
-    MatmulPlan gate_plan(gate_request), up_plan(up_request);
-    reason = gate_plan.reason() == Handed::no ? up_plan.reason() : gate_plan.reason();
-    if (reason == Handed::no) {
-      stats<"linear_glu_forward">.count(reason);
-      const Tensor out = empty_result(input, gate_weight), gate = empty_result(input, gate_weight);
-      const Tensor up =
-          differentiate ? empty_result(input, gate_weight) : empty_beside(input, {0}, input.scalar_type());
-      gate_plan.prepare(gate, {});
-      up_plan.prepare(out, {activation.kernel, &gate, differentiate ? &up : nullptr});
-      const Blocks blocks = up_plan.blocks();
-      parallel(blocks.count(), 2 * blocks.work(), [&](int64_t begin, int64_t end) {
-        for (int64_t k = begin; k < end; ++k) {
-          gate_plan.run_block(blocks[k]);
-          up_plan.run_block(blocks[k]);
-        }
-      });
-      return {out, differentiate ? gate : empty_beside(input, {0}, input.scalar_type()), up};
-    }
+  for (const Tensor* weight : {&gate_weight, &up_weight}) {
+    TORCH_CHECK(Layer::fits(input, *weight, std::nullopt, activation.kernel),
+                "linear_glu_forward takes relu, gelu, gelu_tanh or silu, and weights [N, K]; linear_glu takes all");
   }
+  const Layer of_gate(input, gate_weight), of_up(input, up_weight);
+  const MatmulRequest gate_request = of_gate.product(), up_request = of_up.product();
+  MatmulPlan gate_plan(gate_request), up_plan(up_request);
+  const Handed reason = gate_plan.reason() == Handed::no ? up_plan.reason() : gate_plan.reason();
   stats<"linear_glu_forward">.count(reason);
-  const Tensor gate = at::linear(input, gate_weight), up = at::linear(input, up_weight);
-  const Tensor out = activation.op(gate) * up;
-  const Tensor nothing = empty_beside(input, {0}, input.scalar_type());
-  return {out, differentiate ? gate : nothing, differentiate ? up : nothing};
+  if (reason != Handed::no) {
+    const Tensor gate = at::linear(input, gate_weight), up = at::linear(input, up_weight);
+    const Tensor out = activation.op(gate) * up;
+    return {out, differentiate ? gate : nothing(input), differentiate ? up : nothing(input)};
+  }
+  const Tensor out = empty_result(input, gate_weight), gate = empty_result(input, gate_weight);
+  const Tensor up = differentiate ? empty_result(input, gate_weight) : nothing(input);
+  gate_plan.prepare(gate, {});
+  up_plan.prepare(out, {activation.kernel, &gate, differentiate ? &up : nullptr});
+  const Blocks blocks = up_plan.blocks();
+  parallel(blocks.count(), 2 * blocks.work(), [&](int64_t begin, int64_t end) {
+    for (int64_t k = begin; k < end; ++k) {
+      gate_plan.run_block(blocks[k]);
+      up_plan.run_block(blocks[k]);
+    }
+  });
+  return {out, differentiate ? gate : nothing(input), up};
 }
 
-// Whether a derivative may be asked for. (Under torch.func a tensor does not show that it is differentiated.)
 bool is_differentiated(std::initializer_list<const Tensor*> tensors) {
-  const bool wanted = c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerFrontMode) ||
-                      std::any_of(tensors.begin(), tensors.end(), [](const Tensor* t) { return t->requires_grad(); });
-  return wanted && c10::GradMode::is_enabled();
+  return c10::GradMode::is_enabled() &&
+         std::any_of(tensors.begin(), tensors.end(), [](const Tensor* t) { return t->requires_grad(); });
 }
 
-// (What no kernel has is differentiated in its parts.)
-Tensor act(const Tensor& input, const Tensor& weight, MaybeTensor bias, c10::string_view activation) {
-  const Activation& found = activation_of(activation);
-  if (found.kernel == MatmulActivation::none) return found.op(at::linear(input, weight, bias));
+Tensor act(const Tensor& input, const Tensor& weight, MaybeTensor bias, c10::string_view name) {
   static const auto forward =
       own_op<TwoTensors(const Tensor&, const Tensor&, MaybeTensor, c10::string_view, bool)>("linear_act_forward");
+  const Activation& activation = activation_of(name);
+  if (!Layer::fits(input, weight, bias, activation.kernel)) return activation.op(at::linear(input, weight, bias));
   const bool differentiate = is_differentiated({&input, &weight, given(bias) ? &*bias : &weight});
-  return std::get<0>(forward.call(input, weight, bias, activation, differentiate));
+  return std::get<0>(forward.call(input, weight, bias, name, differentiate));
 }
 
-Tensor glu(const Tensor& input, const Tensor& gate_weight, const Tensor& up_weight, c10::string_view activation) {
-  const Activation& found = activation_of(activation);
-  if (found.kernel == MatmulActivation::none) {
-    return found.op(at::linear(input, gate_weight)) * at::linear(input, up_weight);
-  }
+Tensor glu(const Tensor& input, const Tensor& gate_weight, const Tensor& up_weight, c10::string_view name) {
   static const auto forward =
       own_op<ThreeTensors(const Tensor&, const Tensor&, const Tensor&, c10::string_view, bool)>("linear_glu_forward");
+  const Activation& activation = activation_of(name);
+  TORCH_CHECK(gate_weight.sym_sizes() == up_weight.sym_sizes(), "linear_glu: gate_weight and up_weight must be of one ",
+              "shape, got ", gate_weight.sym_sizes(), " and ", up_weight.sym_sizes());
+  if (!Layer::fits(input, gate_weight, std::nullopt, activation.kernel) ||
+      !Layer::fits(input, up_weight, std::nullopt, activation.kernel)) {
+    return activation.op(at::linear(input, gate_weight)) * at::linear(input, up_weight);
+  }
   const bool differentiate = is_differentiated({&input, &gate_weight, &up_weight});
-  return std::get<0>(forward.call(input, gate_weight, up_weight, activation, differentiate));
+  return std::get<0>(forward.call(input, gate_weight, up_weight, name, differentiate));
 }
 
 }  // namespace

@@ -108,8 +108,8 @@ SENTENCES = {
     'In one pass for "relu", "gelu", "gelu_tanh" and "silu"; two ops for "sigmoid", "tanh", "elu", "selu", "celu", '
     '"mish", "softplus" and "softsign".',
     "linear_act_forward": "linear_act, and the linear layer's own output, which its derivative reads.",
-    "linear_glu": "activation(linear(input, gate_weight)) * linear(input, up_weight) in one pass (SwiGLU: N. Shazeer, "
-    "2020), for linear_act's activations: input [..., K], both weights [N, K]: [..., N].",
+    "linear_glu": "activation(linear(input, gate_weight)) * linear(input, up_weight) (SwiGLU: N. Shazeer, 2020), for "
+    "linear_act's activations, in one pass for the same ones: input [..., K], both weights [N, K]: [..., N].",
     "linear_glu_forward": "linear_glu, and both linear layers' outputs, which its derivative reads.",
     "native_dropout": "(dropout, which elements it keeps, as bools).",
     "dropout": f"0 with probability p, else input / (1 - p): the elements that stock keeps with this seed. {SAME}",
