@@ -86,7 +86,7 @@ def test_other_activations(activation):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.func.jvp's own
 def test_what_linear_takes_beyond_the_kernels():
-    """Weights of one dim, biases of others, nothing, sparse tensors, dual numbers: aten's ops, with their derivatives."""
+    """Weights of one dim, biases of others, nothing, sparse tensors, dual numbers: aten's ops and derivatives."""
     w, b = normal(5, 4), normal(5)
     for x, weight, bias in (
         *[(normal(3, 4), w[0], None), (normal(3, 4), w, normal(3, 1)), (normal(3, 4), w, normal(1))],

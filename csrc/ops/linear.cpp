@@ -56,6 +56,17 @@ const Activation& activation_of(c10::string_view name) {
   TORCH_CHECK_VALUE(false, "unknown activation '", name, "': one of ", all);
 }
 
+// Of a sum that stock made: our own op.
+Tensor activated(MatmulActivation activation, const Tensor& x) {
+  using OfOne = Tensor (*)(const Tensor&);
+  using Gelu = OwnOp<"gelu", Tensor (*)(const Tensor&, c10::string_view)>;
+  switch (activation) {
+    case MatmulActivation::relu: return OwnOp<"relu", OfOne>::call(x);
+    case MatmulActivation::silu: return OwnOp<"silu", OfOne>::call(x);
+    default: return Gelu::call(x, activation == MatmulActivation::gelu ? "none" : "tanh");
+  }
+}
+
 // A layer's input as a matrix, and its weight turned: what a product is made of.
 struct Layer {
   Tensor rows, turned;
@@ -100,7 +111,7 @@ TwoTensors act_forward(const Tensor& input, const Tensor& weight, MaybeTensor bi
   stats<"linear_act_forward">.count(plan.reason());
   if (plan.reason() != Handed::no) {
     const Tensor sums = at::linear(input, weight, bias);
-    return {activation.op(sums), differentiate ? sums : nothing(input)};
+    return {activated(activation.kernel, sums), differentiate ? sums : nothing(input)};
   }
   const Tensor out = empty_result(input, weight);
   const Tensor sums = differentiate ? empty_result(input, weight) : nothing(input);
@@ -123,7 +134,7 @@ ThreeTensors glu_forward(const Tensor& input, const Tensor& gate_weight, const T
   stats<"linear_glu_forward">.count(reason);
   if (reason != Handed::no) {
     const Tensor gate = at::linear(input, gate_weight), up = at::linear(input, up_weight);
-    const Tensor out = activation.op(gate) * up;
+    const Tensor out = activated(activation.kernel, gate) * up;
     return {out, differentiate ? gate : nothing(input), differentiate ? up : nothing(input)};
   }
   const Tensor out = empty_result(input, gate_weight), gate = empty_result(input, gate_weight);
