@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from pathlib import Path
 
 import pytest
 import rusttorch
@@ -112,7 +113,7 @@ def test_a_linear_kernel_runs():
     rusttorch.linear_act(x, gate, b, "gelu")
     rusttorch.linear_glu(x, gate, up)
     stats = rusttorch.stats()
-    own = torch.cpu.get_capabilities().get("avx512_fp16", False)
+    own = "avx512_fp16" in Path("/proc/cpuinfo").read_text()  # then stock is faster
     assert own or (stats["linear_act_forward"].ran, stats["linear_glu_forward"].ran) == (1, 1), stats
 
 
