@@ -48,6 +48,7 @@ drop-in: build
 MEASURE := python -m rusttorch.bench --out bench/results.jsonl
 FEW := --pairs 11 --sizes 10000 1000000
 SCALE := add mish sum mse_loss --pairs 9 --sizes 16 128 1024 8192 65536 524288 4194304 33554432 268435456
+bench: export OPENBLAS_NUM_THREADS := 1
 bench: build
 	$(MEASURE) --contenders
 	for dtype in bfloat16 float16 float64; do $(MEASURE) $(FEW) --dtype $$dtype || exit 1; done
@@ -57,8 +58,9 @@ bench: build
 	taskset -c 1 python bench/optimizer.py --out bench/results.jsonl
 	taskset -c 1 python bench/train.py --threads 1 --curves --out bench/results.jsonl
 	python bench/train.py --threads 2 --out bench/results.jsonl
-	taskset -c 1 python bench/matmul.py --out bench/results.jsonl
-	taskset -c 1 python bench/matmul.py --dtypes float32 --rows 512 --out bench/results.jsonl
+	taskset -c 1 python bench/matmul.py --dtypes float32 --rows 1 4 32 64 128 512 --contenders --out bench/results.jsonl
+	taskset -c 1 python bench/matmul.py --dtypes bfloat16 float16 --out bench/results.jsonl
+	taskset -c 1 python bench/models.py --out bench/results.jsonl
 	python bench/report.py
 	python tools/ops_page.py
 

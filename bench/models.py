@@ -9,6 +9,7 @@ tokens, decode that of the next one.
 """
 
 import argparse
+import importlib.util
 import logging
 import time
 import warnings
@@ -141,6 +142,9 @@ def main():
     parser.add_argument("--pairs", type=int, default=7, help="timed pairs of blocks for each model")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    if not importlib.util.find_spec("transformers"):
+        print("no transformers (pip install transformers): whole models are left out")
+        return
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     torch.set_num_threads(options.threads)

@@ -1,6 +1,7 @@
 """Every functional op with the arguments it is tested on. The families' own tables are in test_FAMILY.py."""
 
 import warnings
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -8,6 +9,7 @@ import rusttorch
 import torch
 
 ON_DEVICE = torch.get_default_device().type != "cpu"
+CPU_FLAGS = Path("/proc/cpuinfo").read_text()
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 INTEGERS = (torch.int32, torch.int64)
 

@@ -2,13 +2,12 @@
 
 import itertools
 import math
-from pathlib import Path
 
 import pytest
 import rusttorch
 import torch
 import torch.nn.functional as F
-from cases import DTYPES, opcheck, same_error
+from cases import CPU_FLAGS, DTYPES, opcheck, same_error
 from torch.autograd import gradcheck, gradgradcheck
 
 OPS = torch.ops.rusttorch
@@ -36,14 +35,11 @@ def ran(name):
     return rusttorch.stats().get(name, (0, {}))
 
 
-FLAGS = Path("/proc/cpuinfo").read_text()
-
-
 def was_taken(name, dtype):
     """By a kernel, where stock is not faster: of 16 bits on CPUs that multiply them themselves, of others on some."""
     calls, handed = ran(name)
     own = {torch.bfloat16: "avx512_bf16", torch.float16: "avx512_fp16"}.get(dtype)
-    return set(handed) <= {"size"} and (calls > 0 or own is None or own in FLAGS)
+    return set(handed) <= {"size"} and (calls > 0 or own is None or own in CPU_FLAGS)
 
 
 def as_right(ours, stock, exact, sizes, summed):

@@ -48,11 +48,11 @@ constexpr Activation activations[] = {
 };
 
 const Activation& activation_of(c10::string_view name) {
-  std::string all;
   for (const Activation& activation : activations) {
     if (activation.name == name) return activation;
-    all.append(all.empty() ? "" : ", ").append(activation.name);
   }
+  std::string all;
+  for (const Activation& activation : activations) all.append(all.empty() ? "" : ", ").append(activation.name);
   TORCH_CHECK_VALUE(false, "unknown activation '", name, "': one of ", all);
 }
 
