@@ -22,7 +22,8 @@ SIZES = [((1, 70), 40), ((3, 17), 33), ((7, 300), 100), ((50, 64), 17), ((130, 9
 
 
 def normal(*sizes, seed=0, dtype=torch.float64):
-    return torch.randn(*sizes, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
+    return torch.randn(*sizes, generator=generator, dtype=torch.float64).to(dtype)
 
 
 def layer(sizes, outputs, dtype):

@@ -55,12 +55,15 @@ def test_accuracy(name, case, affine, dtype, threads):
     x, normalized, parameters, grad = inputs(*case, dtype, affine, name)
     eps = torch.finfo(dtype).eps * (50 if dtype == torch.float64 else 1)  # where stock itself is the truth
     exact = run(stock, *as_double([x]), normalized, as_double(parameters), grad.double())
-    for e, s, o in zip(
-        exact, run(stock, x, normalized, parameters, grad), run(ours, x, normalized, parameters, grad), strict=True
-    ):
+    # Where the numbers of a row are close to each other, the gradient of x is a small difference of large terms.
+    spread = x.detach().double().flatten(-case[1]).var(-1, unbiased=False)
+    terms = grad.double().abs().max() * (spread.min() + 1e-5).rsqrt()
+    sizes = [terms if k == 1 else torch.ones(()) for k in range(len(exact))]
+    found = [run(f, x, normalized, parameters, grad) for f in (stock, ours)]
+    for e, s, o, size in zip(exact, *found, sizes, strict=True):
         assert o.dtype == s.dtype
         assert o.stride() == s.stride()
-        error = lambda t, e=e: (t - e).abs().max() / e.abs().max().clamp_min(1)  # noqa: E731
+        error = lambda t, e=e, size=size: (t - e).abs().max() / e.abs().max().clamp_min(size)  # noqa: E731
         assert error(o) <= 2 * error(s) + eps
 
 
