@@ -12,29 +12,30 @@ namespace {
 
 // Of k, m and n at a time (BLIS' KC, MC and NC): a panel of b (depth x tile_columns) for the first cache, a block of a
 // for the second, one of b for the third.
-constexpr int64_t depth = 384, block_rows = 192, block_columns = 1024;
+constexpr int64_t depth = vector_bytes == 64 ? 512 : 384, block_rows = 192, block_columns = 1024;
 // Sums that are not what is stored are kept, of so much of the result at a time. (Of a deeper k, a and b are packed
 // again for each such part.)
-constexpr int64_t kept_rows = 512, kept_columns = 512;
+constexpr int64_t kept_rows = 512, kept_columns = 384;
 
 // m rows from i on, n columns from j on, k from p on.
 struct Part {
   int64_t i, m, j, n, p, k;
 };
 
-template <class T>
+// Factors are packed as items, numbers or pairs of them.
+template <class T, class Item>
 class Product {
   using C = Compute<T>;
   using V = Vector<C>;
-  static constexpr int64_t width = tile_columns<V>;
+  static constexpr int64_t width = tile_columns<V>, in_item = numbers_in<Item>;
 
  public:
   explicit Product(const MatmulArgs& args)
       : args_(args), is_turned_(is_better_turned(args)), g(is_turned_ ? turned(args) : args) {}
 
   void run() const {
-    const bool is_deep = g.k > depth;
-    const int64_t high = is_deep ? kept_rows : g.m, deep = even_part(g.k, depth);
+    const bool is_deep = g.k > depth * in_item;
+    const int64_t high = is_deep ? kept_rows : g.m, deep = round_up(even_part(g.k, depth * in_item), in_item);
     const int64_t wide = even_part(g.n, is_deep || !is_plain() ? kept_columns : block_columns);
     for (int64_t i = 0; i < g.m; i += high) {
       for (int64_t j = 0; j < g.n; j += wide) {
@@ -49,7 +50,7 @@ class Product {
   // A block of b, with all of the part's rows.
   void columns(const Part& part) const {
     const int64_t padded = round_up(part.n, width), high = round_up(even_part(part.m, block_rows), tile_rows<V>);
-    C* const b = scratch<C, Use::b>(padded * part.k);
+    Item* const b = scratch<Item, Use::b>(padded * divide_up(part.k, in_item));
     const T* from = static_cast<const T*>(g.b) + part.p * g.b_row + part.j * g.b_column;
     const Block<T> block{from, g.b_row, g.b_column, part.k, part.n};
     g.b_column == 1 ? pack_neighbours<width>(block, b) : pack_others<width>(block, b);
@@ -65,21 +66,23 @@ class Product {
 
   // A block of a times one of b. Its sums are kept, to be finished in long rows; or, if they are what is stored, whole
   // tiles of them go where they belong, and the rest is kept.
-  void tiles(const Part& part, const C* b, C* kept) const {
+  void tiles(const Part& part, const Item* b, C* kept) const {
     const auto [i, m, j, n, p, k] = part;
+    const int64_t items = divide_up(k, in_item);
     const bool groups = g.a_row == 1 && g.a_column != 1;
     const Block<T> rows_of_part{static_cast<const T*>(g.a) + i * g.a_row + p * g.a_column, g.a_row, g.a_column, m, k};
     int64_t a_row;
-    const C* const a = rows_of_a<T, C>(rows_of_part, groups, a_row);
+    const Item* const a = rows_of_a<T, Item>(rows_of_part, n, groups, a_row);
     const bool first = p == 0, last = p + k == g.k;
     const int64_t padded = round_up(n, width), stored = last && is_plain() ? n / width * width : 0;
-    for (int64_t c = 0; c < n; c += width, b += k * width) {
+    for (int64_t c = 0; c < n; c += width, b += items * width) {
       for (int64_t r = 0, rows; r < m; r += rows) {
         rows = next_rows<V>(m - r);
         C* const before = kept + r * padded + c;
-        Tile<C, C> tile{a + r * a_row, a_row, b, width, 16 * width, first ? nullptr : before, padded, before, padded};
+        const C* const more = first ? nullptr : before;
+        Tile<C, Item, Item> tile{a + r * a_row, a_row, b, width, 16 * width, more, padded, before, padded};
         if (c < stored) tile.to = static_cast<C*>(g.out) + (i + r) * g.out_row + j + c, tile.to_row = g.out_row;
-        groups ? multiply_rows<V, true>(rows, k, tile) : multiply_rows<V, false>(rows, k, tile);
+        groups ? multiply_tile<V, true>(rows, n - c, items, tile) : multiply_tile<V, false>(rows, n - c, items, tile);
       }
     }
     if (last && is_turned_) {
@@ -94,7 +97,8 @@ class Product {
   // (This is asked of a thread's part; either way the terms of a sum come in the same order.)
   static bool is_better_turned(const MatmulArgs& g) {
     if (g.b_row != 1 || g.b_column == 1) return false;
-    const bool some = !is_narrow<T> && g.m <= (g.k < 256 ? 32 : 128) && 8 * g.m >= 7 * round_up(g.m, width);
+    const bool some =
+        sizeof(Item) == in_item * sizeof(T) && g.m <= (g.k < 256 ? 32 : 128) && 8 * g.m >= 7 * round_up(g.m, lanes<V>);
     return some || (g.n <= tile_rows<V> && g.n < g.m);
   }
 
@@ -137,11 +141,17 @@ class Product {
 };
 
 void blocks(const MatmulArgs& g) {
-  with_type<floats>(g.dtype, [&]<class T>(T) { Product<T>(g).run(); });
+  with_type<floats>(g.dtype, [&]<class T>(T) { Product<T, Compute<T>>(g).run(); });
+}
+
+void pairs([[maybe_unused]] const MatmulArgs& g) {
+#if defined(__AVX512F__)
+  Product<bf16, Pair>(g).run();
+#endif
 }
 
 }  // namespace
 }  // namespace rusttorch
 
 RUSTTORCH_DEFINE_TABLE(matmul, MatmulArgs, {&blocks, floats}, {&dots, floats}, {&combinations, floats},
-                       {&strips, floats})
+                       {&strips, floats}, {&pairs, Dtypes(1 << int(Dtype::bf16))})

@@ -40,12 +40,13 @@ struct MatmulArgs {
 };
 
 // blocks: any strides. dots: a few rows of a, and columns of b that are runs. combinations, strips: b's rows that are
-// runs, and a few rows of a, or some more.
+// runs, and a few rows of a, or some more. pairs: as blocks, of bfloat16 on a CPU with AVX512-BF16.
 #define RUSTTORCH_MATMUL(X) \
   X(blocks)                 \
   X(dots)                   \
   X(combinations)           \
-  X(strips)
+  X(strips)                 \
+  X(pairs)
 
 }  // namespace rusttorch
 

@@ -282,7 +282,7 @@ void strips_of(const MatmulArgs& g) {
       const int64_t k = std::min(deep, g.k - p), of_packed = p % packed;
       if (of_packed == 0) {
         const T* from = static_cast<const T*>(g.a) + p * g.a_column;
-        a = rows_of_a<T, C>({from, g.a_row, g.a_column, g.m, std::min(packed, g.k - p)}, groups, a_row);
+        a = rows_of_a<T, C>({from, g.a_row, g.a_column, g.m, std::min(packed, g.k - p)}, g.n, groups, a_row);
       }
       const T* b = static_cast<const T*>(g.b) + p * g.b_row + j;
       for (int64_t c = 0; c < n; c += width) {
@@ -294,17 +294,17 @@ void strips_of(const MatmulArgs& g) {
         for (int64_t r = 0, rows; r < g.m; r += rows) {
           rows = next_rows<V>(g.m - r);
           C* const to = sums + r * padded + c;
-          Tile<C, T> tile{a + r * a_row + of_packed * (groups ? rows : 1),
-                          a_row,
-                          b + c,
-                          g.b_row,
-                          ahead,
-                          p ? to : nullptr,
-                          padded,
-                          to,
-                          padded};
+          Tile<C, C, T> tile{a + r * a_row + of_packed * (groups ? rows : 1),
+                             a_row,
+                             b + c,
+                             g.b_row,
+                             ahead,
+                             p ? to : nullptr,
+                             padded,
+                             to,
+                             padded};
           if (!is_whole) tile.b = last, tile.b_row = width;
-          groups ? multiply_rows<V, true>(rows, k, tile) : multiply_rows<V, false>(rows, k, tile);
+          groups ? multiply_tile<V, true>(rows, n - c, k, tile) : multiply_tile<V, false>(rows, n - c, k, tile);
         }
       }
     }

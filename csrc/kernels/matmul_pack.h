@@ -1,6 +1,6 @@
 #pragma once
 
-// Of a product: its factors as the kernels read them, widened and in the order in which they are read.
+// Of a product: its factors as the kernels read them: in the order in which they are read, and widened or in pairs.
 
 #include <algorithm>
 #include <cstdlib>
@@ -48,93 +48,154 @@ struct Block {
   int64_t row, column, m, k;
 };
 
-// One row behind the other.
-template <class T, class C>
-void widen_rows(Block<T> x, C* to) {
-  using V = Vector<C>;
-  for (int64_t i = 0; i < x.m; ++i, x.from += x.row, to += x.k) {
-    int64_t p = 0;
-    if (x.column == 1) {
-      for (; p + lanes<V> <= x.k; p += lanes<V>) store(to + p, load<V>(x.from + p));
-    }
-    for (; p < x.k; ++p) to[p] = widen(x.from[p * x.column]);
+// What a product's factors are made of, an item: a number as it is computed with, or two of bfloat16 that follow each
+// other along k, whose products one operation adds (AVX512-BF16). Of an odd k the last one's second is 0.
+struct Pair {
+  bf16 first, second;
+};
+template <class Item>
+constexpr int64_t numbers_in = std::is_same_v<Item, Pair> ? 2 : 1;
+template <class V, class Item>
+using Items = std::conditional_t<std::is_same_v<Item, Pair>, bits_t<V>, V>;
+
+template <class T>
+constexpr T zeros[4 * vector_bytes] = {};
+
+// Items of neighbours, which next follow along k; one of them.
+template <class V, class Item, class T>
+RT_INLINE Items<V, Item> make_items(const T* x, const T* next) {
+  if constexpr (std::is_same_v<Item, Pair>) {
+    return bits(load<V>(next)) | bits(load<V>(x)) >> 16;  // each half of a word is a float's upper half
+  } else {
+    return load<V>(x);
+  }
+}
+template <class Item, class T>
+RT_INLINE Item make_item(const T* x, const T* next) {
+  if constexpr (std::is_same_v<Item, Pair>) {
+    return {*x, *next};
+  } else {
+    return widen(*x);
+  }
+}
+// Of numbers that are neighbours along k.
+template <class V, class Item, class T>
+RT_INLINE Items<V, Item> load_items(const T* x) {
+  if constexpr (std::is_same_v<Item, Pair>) {
+    return load<bits_t<V>>(reinterpret_cast<const char*>(x));
+  } else {
+    return load<V>(x);
   }
 }
 
-// Panels of so many columns, [panel][row][column], the last one filled up with zeros. Of columns that are neighbours: a
-// few rows at a time, along which memory is read as it lies.
-template <int64_t width, class T, class C>
-void pack_neighbours(Block<T> x, C* to) {
-  using V = Vector<C>;
-  constexpr int64_t together = 8;
-  const int64_t rest = x.k % width, whole = x.k - rest;
-  for (int64_t i = 0; i < x.m; i += together) {
-    const int64_t last = std::min(i + together, x.m);
+// One row behind the other, along k; `row` is their distance.
+template <class T, class Item>
+void pack_rows(Block<T> x, int64_t row, Item* rows) {
+  using V = Vector<Compute<T>>;
+  constexpr int64_t in_item = numbers_in<Item>;
+  for (int64_t i = 0; i < x.m; ++i, x.from += x.row, rows += row) {
+    Item* to = rows;
+    int64_t p = 0;
+    if (x.column == 1) {
+      for (; p + in_item * lanes<V> <= x.k; p += in_item * lanes<V>, to += lanes<V>) {
+        store(to, load_items<V, Item>(x.from + p));
+      }
+    }
+    for (; p < x.k; p += in_item, ++to) {
+      const T* number = x.from + p * x.column;
+      *to = make_item<Item>(number, p + 1 < x.k ? number + x.column : zeros<T>);
+    }
+  }
+}
+
+// Panels of so many columns, [panel][items of rows][column], the last one filled up with zeros. Of columns that are
+// neighbours: a few rows at a time, along which memory is read as it lies.
+template <int64_t width, class T, class Item>
+void pack_neighbours(Block<T> x, Item* to) {
+  using V = Vector<Compute<T>>;
+  constexpr int64_t in_item = numbers_in<Item>, together = 8 / in_item;
+  const int64_t items = divide_up(x.m, in_item), rest = x.k % width, whole = x.k - rest;
+  for (int64_t i = 0; i < items; i += together) {
+    const int64_t last = std::min(i + together, items);
+    const auto next = [&](int64_t q, const T* row) { return q * in_item + 1 < x.m ? row + x.row : zeros<T>; };
     for (int64_t p = 0; p < whole; p += width) {
       for (int64_t q = i; q < last; ++q) {
+        const T *row = x.from + q * in_item * x.row + p, *second = next(q, row);
+        __builtin_prefetch(row + 4 * width);
+        __builtin_prefetch(second + 4 * width);
 #pragma GCC unroll 4
         for (int64_t v = 0; v < width; v += lanes<V>) {
-          store(to + p * x.m + q * width + v, load<V>(x.from + q * x.row + p + v));
+          store(to + p * items + q * width + v, make_items<V, Item>(row + v, second + v));
         }
       }
     }
     for (int64_t q = i; rest && q < last; ++q) {
+      const T *row = x.from + q * in_item * x.row + whole, *second = next(q, row);
       for (int64_t c = 0; c < width; ++c) {
-        to[whole * x.m + q * width + c] = c < rest ? widen(x.from[q * x.row + whole + c]) : C(0);
+        to[whole * items + q * width + c] = c < rest ? make_item<Item>(row + c, second + c) : Item{};
       }
     }
   }
 }
 
 // Of any others; where rows are neighbours, in squares.
-template <int64_t width, class T, class C>
-void pack_others(Block<T> x, C* to) {
-  using V = Vector<C>;
-  constexpr int64_t side = lanes<V>;
-  for (int64_t p = 0; p < x.k; p += width, to += x.m * width) {
+template <int64_t width, class T, class Item>
+void pack_others(Block<T> x, Item* to) {
+  using V = Vector<Compute<T>>;
+  constexpr int64_t side = lanes<V>, in_item = numbers_in<Item>;
+  const int64_t items = divide_up(x.m, in_item);
+  for (int64_t p = 0; p < x.k; p += width, to += items * width) {
     const T* from = x.from + p * x.column;
     const int64_t here = std::min(width, x.k - p);
     int64_t i = 0;
-    for (; x.row == 1 && here == width && i + side <= x.m; i += side) {
+    for (; x.row == 1 && here == width && (i + side) * in_item <= x.m; i += side) {
 #pragma GCC unroll 4
       for (int64_t v = 0; v < width; v += side) {
         bits_t<V> square[side];
 #pragma GCC unroll 16
-        for (int64_t c = 0; c < side; ++c) square[c] = bits(load<V>(from + i + (v + c) * x.column));
+        for (int64_t c = 0; c < side; ++c) {
+          square[c] = __builtin_bit_cast(bits_t<V>, load_items<V, Item>(from + i * in_item + (v + c) * x.column));
+        }
         transpose<word_t<V>>(square);
 #pragma GCC unroll 16
-        for (int64_t r = 0; r < side; ++r) store(to + (i + r) * width + v, from_bits<V>(square[r]));
+        for (int64_t r = 0; r < side; ++r) store(to + (i + r) * width + v, square[r]);
       }
     }
-    for (; i < x.m; ++i) {
+    for (; i < items; ++i) {
+      const bool two = i * in_item + 1 < x.m;
       for (int64_t c = 0; c < width; ++c) {
-        to[i * width + c] = c < here ? widen(from[i * x.row + c * x.column]) : C(0);
+        const T* number = from + i * in_item * x.row + c * x.column;
+        to[i * width + c] = c < here ? make_item<Item>(number, two ? number + x.row : zeros<T>) : Item{};
       }
     }
   }
 }
 
-// Groups of rows that are neighbours, [group][column][row], of next(rows left) rows each. Some columns at a time, along
-// which memory is read as it lies. What a whole vector writes too much, the next one overwrites.
-template <class T, class C, class Next>
-void pack_groups(Block<T> x, Next next, C* to) {
-  using V = Vector<C>;
-  constexpr int64_t together = 16;
-  for (int64_t p0 = 0; p0 < x.k; p0 += together) {
-    const int64_t last = std::min(x.k, p0 + together);
+// Groups of rows that are neighbours, [group][items of columns][row], of next(rows left) rows each. Some columns at a
+// time, along which memory is read as it lies. What a whole vector writes too much, the next one overwrites.
+template <class T, class Item, class Next>
+void pack_groups(Block<T> x, Next next, Item* to) {
+  using V = Vector<Compute<T>>;
+  constexpr int64_t together = 16, in_item = numbers_in<Item>;
+  const int64_t items = divide_up(x.k, in_item);
+  for (int64_t p0 = 0; p0 < items; p0 += together) {
+    const int64_t last = std::min(items, p0 + together);
     for (int64_t i = 0, rows; i < x.m; i += rows) {
       rows = next(x.m - i);
-      const T* from = x.from + i + p0 * x.column;
-      C* group = to + i * x.k + p0 * rows;
+      const T* from = x.from + i + p0 * in_item * x.column;
+      Item* group = to + i * items + p0 * rows;
       int64_t p = p0;
       const int64_t written = round_up(rows, lanes<V>);
       if (i + written <= x.m && written <= 2 * rows) {
-        for (; p < std::min(last, x.k - 1); ++p, from += x.column, group += rows) {
-          for (int64_t r = 0; r < rows; r += lanes<V>) store(group + r, load<V>(from + r));
+        for (; p < std::min(last, items - 1); ++p, from += in_item * x.column, group += rows) {
+          for (int64_t r = 0; r < rows; r += lanes<V>) {
+            store(group + r, make_items<V, Item>(from + r, from + x.column + r));
+          }
         }
       }
-      for (; p < last; ++p, from += x.column, group += rows) {
-        for (int64_t r = 0; r < rows; ++r) group[r] = widen(from[r]);
+      for (; p < last; ++p, from += in_item * x.column, group += rows) {
+        const T* second = p * in_item + 1 < x.k ? from + x.column : zeros<T>;
+        for (int64_t r = 0; r < rows; ++r) group[r] = make_item<Item>(from + r, second + r);
       }
     }
   }

@@ -80,12 +80,39 @@ void MatmulPlan::turn() {
   turned_ = true;
 }
 
+namespace {
+
+// Whether the CPU has products of such numbers of 16 bits, which oneDNN takes. (Asked of the CPU, not of what
+// ATEN_CPU_CAPABILITY says: oneDNN does not look at that.)
+bool has_products_of(Dtype dtype) {
+  static const bool bf16 = __builtin_cpu_supports("avx512bf16"), f16 = __builtin_cpu_supports("avx512fp16");
+  return dtype == Dtype::bf16 ? bf16 : f16;
+}
+
+// Whether our kernels take them, too. (Where there is AMX, oneDNN's are many times as fast.)
+bool has_pairs(Dtype dtype) {
+  static const bool amx = __builtin_cpu_supports("amx-bf16");
+  return dtype == Dtype::bf16 && has_products_of(dtype) && !amx && instruction_set() == InstructionSet::avx512;
+}
+
+}  // namespace
+
 // Few rows are multiplied by what lies in memory as it is: packing it is not repaid. (By measurement of these kernels
-// against each other, on one core of a Zen 3: where they change places, one is as fast as the other.)
+// against each other, on one core of a Zen 3, and with AVX-512 of a Zen 4: where they change places, one is as fast as
+// the other.)
+int64_t MatmulPlan::most_dots() const {
+  const auto [n, k] = std::pair(args_.n, args_.k);
+  if (instruction_set() != InstructionSet::avx512) {
+    return k < 128 ? 3 : k < 256 ? 4 : element_size(args_.dtype) == 2 ? 16 : 13;
+  }
+  if ((n < 16 && k >= 64) || (n <= 32 && k >= 128)) return INT64_MAX;  // of a tile's columns few would be there
+  return k >= 128 ? 20 : k >= 64 ? (n <= 64 ? 12 : 5) : k >= 32 ? (n <= 32 ? 12 : 4) : 3;
+}
+
 matmul MatmulPlan::which() const {
   const auto [m, n, k] = std::tuple(args_.m, args_.n, args_.k);
-  const int64_t few = k < 128 ? 3 : k < 256 ? 4 : element_size(args_.dtype) == 2 ? 16 : 13;
-  if (args_.b_row == 1 && m <= few) return matmul::dots;
+  if (has_pairs(args_.dtype) && m > (args_.b_row == 1 ? 5 : 3)) return matmul::pairs;
+  if (args_.b_row == 1 && m <= most_dots()) return matmul::dots;
   if (args_.b_column == 1) {
     const bool is_bf16 = args_.dtype == Dtype::bf16, is_large = k * n * element_size(args_.dtype) > 32 << 20;
     if (m < (is_bf16 || is_large ? 5 : 4)) return matmul::combinations;
@@ -96,13 +123,6 @@ matmul MatmulPlan::which() const {
 
 namespace {
 
-// Whether the CPU has products of such numbers of 16 bits, which oneDNN takes. (Asked of the CPU, not of what
-// ATEN_CPU_CAPABILITY says: oneDNN does not look at that.)
-bool has_products_of(Dtype dtype) {
-  static const bool bf16 = __builtin_cpu_supports("avx512bf16"), f16 = __builtin_cpu_supports("avx512fp16");
-  return dtype == Dtype::bf16 ? bf16 : f16;
-}
-
 // How two factors lie: n as they are, t transposed.
 enum class Lie : uint8_t { any, nn, nt, tn };
 
@@ -112,14 +132,15 @@ struct Between {
   bool has(int64_t x) const { return least <= x && x <= most; }
 };
 
-// Where stock's products of float32 take less time: of AMD's CPUs with AVX2 by measurement (bench/matmul.py under
-// RUSTTORCH_TAKE_ALL=1, on one core of a Zen 3), with the ratio of stock's time to ours behind it. Elsewhere ours is at
-// 0.97 to 5 (few columns), and in float64 at 0.97 to 2.8.
+// Where stock's products take less time: of AMD's CPUs by measurement (bench/matmul.py and shapes drawn at random,
+// under RUSTTORCH_TAKE_ALL=1, on one core), with the ratio of stock's time to ours above it. Elsewhere ours is at 0.97
+// to 5 (few columns).
 struct Lost {
   Lie lie;
   Between m, n, k;
 };
-constexpr Lost lost[] = {
+// Of float32 with AVX2 (Zen 3); float64 is at 0.97 to 2.8.
+constexpr Lost lost_avx2[] = {
     // MKL is at its limit, and ours keeps sums: 0.92 to 1.03
     {Lie::any, {129}, {32}, {1024}},
     {Lie::nn, {65}, {32}, {1024}},
@@ -134,6 +155,44 @@ constexpr Lost lost[] = {
     // A small product of two factors that are packed: 0.89 to 1.06
     {Lie::tn, {13, 64}, {16, 256}, {64}},
 };
+// Of float32 and float64 with AVX-512 (Zen 4).
+constexpr Lost lost_avx512[] = {
+    // Rows of a vector or two: 0.33 to 0.9
+    {Lie::nn, {1, 3}, {2, 32}, {32}},
+    {Lie::tn, {1, 3}, {2, 32}, {32}},
+    {Lie::nn, {1, 3}, {33, 64}, {200}},
+    {Lie::tn, {1, 3}, {33, 64}, {200}},
+    {Lie::tn, {4, 5}, {2, 32}, {100}},
+    // A short k, of which nothing is left to add up when both factors are packed: 0.6 to 0.9
+    {Lie::nt, {1}, {100}, {2, 31}},
+    {Lie::nt, {9, 20}, {33}, {32, 63}},
+};
+// Of bfloat16 with AVX512-BF16 (Zen 4), where stock's are oneDNN's.
+constexpr Lost lost_pairs[] = {
+    // Few rows of a long k, which oneDNN reads as they lie: 0.75 to 0.95
+    {Lie::nt, {6, 20}, {300}, {400}},
+    {Lie::nt, {6}, {2, 64}, {1024}},
+    {Lie::nt, {21, 64}, {300}, {512}},
+    // Many rows: 0.9 to 0.97
+    {Lie::nt, {65}, {300}, {100}},
+    {Lie::nn, {129}, {1000}, {100}},
+    // A short k: 0.5 to 0.9
+    {Lie::any, {65}, {1000}, {2, 100}},
+    {Lie::nt, {1, 1}, {49}, {2, 31}},
+    // A few columns: 0.3 to 0.9
+    {Lie::nt, {4, 5}, {2, 16}, {13, 100}},
+    {Lie::nn, {1, 5}, {2, 8}, {2, 512}},
+    {Lie::tn, {1, 5}, {2, 16}, {2, 200}},
+    {Lie::nn, {4}, {2, 16}, {1024}},
+    {Lie::tn, {4}, {2, 16}, {1024}},
+};
+
+template <size_t lines>
+bool has(const Lost (&lost)[lines], Lie lie, const MatmulArgs& a) {
+  return std::any_of(std::begin(lost), std::end(lost), [&](const Lost& l) {
+    return (l.lie == Lie::any || l.lie == lie) && l.m.has(a.m) && l.n.has(a.n) && l.k.has(a.k);
+  });
+}
 
 }  // namespace
 
@@ -141,18 +200,16 @@ bool MatmulPlan::stock_is_faster() const {
   static const char* const wish = std::getenv("RUSTTORCH_TAKE_ALL");
   static const bool take_all = wish && std::strcmp(wish, "1") == 0;
   if (take_all) return false;
+  const bool a_is_turned = args_.a_row == 1 && args_.a_column != 1, b_is_turned = args_.b_row == 1;
+  const Lie lie = a_is_turned ? Lie::tn : b_is_turned ? Lie::nt : Lie::nn;
   if (element_size(args_.dtype) == 2) {
-    const bool is_long_dot = args_.m * args_.n == 1 && args_.k > 1 << 21;  // 0.72 to 0.87 where both come from memory
-    return is_long_dot || has_products_of(args_.dtype);
+    if (args_.m * args_.n == 1 && args_.k > 1 << 21) return true;  // 0.72 to 0.87 where both come from memory
+    return has_pairs(args_.dtype) ? has(lost_pairs, lie, args_) : has_products_of(args_.dtype);
   }
   static const bool intel = __builtin_cpu_is("intel");  // MKL is at its limit there
   if (intel || instruction_set() == InstructionSet::base) return true;
-  if (args_.dtype == Dtype::f64) return false;
-  const bool a_is_turned = args_.a_row == 1 && args_.a_column != 1, b_is_turned = args_.b_row == 1;
-  const Lie lie = a_is_turned ? Lie::tn : b_is_turned ? Lie::nt : Lie::nn;
-  return std::any_of(std::begin(lost), std::end(lost), [&](const Lost& l) {
-    return (l.lie == Lie::any || l.lie == lie) && l.m.has(args_.m) && l.n.has(args_.n) && l.k.has(args_.k);
-  });
+  if (instruction_set() == InstructionSet::avx512) return has(lost_avx512, lie, args_);
+  return args_.dtype == Dtype::f32 && has(lost_avx2, lie, args_);
 }
 
 void MatmulPlan::prepare(const Tensor& out, const Epilogue& epilogue) {

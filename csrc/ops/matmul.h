@@ -119,6 +119,7 @@ class MatmulPlan {
 
  private:
   Handed fit();
+  int64_t most_dots() const;
   matmul which() const;
   bool set_added();
   void turn();
