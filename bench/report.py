@@ -180,6 +180,15 @@ def train_table(lines):
     return [f"{machine_of(lines)}.", "", *table(head, rows)]
 
 
+def by_machine(lines, f):
+    """A table of each instruction set's lines, f of them, below what it was measured on."""
+    text = []
+    for name in sorted({r["machine"]["instruction_set"] for r in lines}, reverse=True):
+        here = [r for r in lines if r["machine"]["instruction_set"] == name]
+        text += [f"{machine_of(here)}, {here[0]['threads']} thread.", "", *f(here), ""]
+    return text[:-1]
+
+
 def products_by_rows(lines):
     """Geometric means over layouts and sizes of the second factor, and the worst of them."""
     rows = []
@@ -196,8 +205,7 @@ def products_by_rows(lines):
             found = [r["contenders"][name] for r in cells if name in r.get("contenders", {})]
             others.append(ratio(statistics.geometric_mean(found)) if found else "")
         rows.append((dtype, m, ratio(mean_ratio), where, " to ".join(f"{g:.1f}" for g in means), *others))
-    head = ("dtype", "rows", "geometric mean", "worst", "GFLOP/s", "of zentorch", "of NumPy")
-    return [f"{machine_of(lines)}, {lines[0]['threads']} thread.", "", *table(head, rows)]
+    return table(("dtype", "rows", "geometric mean", "worst", "GFLOP/s", "of zentorch", "of NumPy"), rows)
 
 
 def products(lines):
@@ -226,7 +234,7 @@ def products(lines):
 
 def models(lines):
     rows = [(r["model"], with_interval(r), f"{r['theirs_us'] / 1e3:.1f} to {r['ours_us'] / 1e3:.1f}") for r in lines]
-    return [f"{machine_of(lines)}, {lines[0]['threads']} thread.", "", *table(("model", "ratio", "ms"), rows)]
+    return table(("model", "ratio", "ms"), rows)
 
 
 def plot_training(train, curves, path):
@@ -365,8 +373,8 @@ def main():
         means=means,
         families=by_family(plain),
         losses=losses(plain),
-        products=products_by_rows(matmul),
-        models=models(whole),
+        products=by_machine(matmul, products_by_rows),
+        models=by_machine(whole, models),
     )
     put(
         docs / "benchmarks.md",
@@ -377,7 +385,7 @@ def main():
         overhead=overhead(plain),
         contenders=against_contenders(plain),
         shares=shares(plain),
-        products=products(matmul),
+        products=by_machine(matmul, products),
         **{name: by_size(lines) for name, lines in others.items()},
     )
     put(docs / "scale.md", scale=[f"{machine_of(scale)}.", "", *scale_table(scale)])

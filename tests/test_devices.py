@@ -107,3 +107,40 @@ def test_one_tensor_elsewhere_is_refused(name, position):
     moved = [a.to(OTHER) if k == position else a for k, a in enumerate(args)]
     with pytest.raises(RuntimeError, match="device"):
         op(*moved)
+
+
+ON_A_GPU = pytest.mark.skipif(torch.get_default_device().type != "cuda", reason="streams and graphs are a GPU's")
+
+
+@ON_A_GPU
+def test_reductions_on_streams_side_by_side():
+    """Each stream's blocks draw tickets of their own; a 65th's need none."""
+    rows = torch.rand(8, 1 << 20, generator=torch.Generator(torch.get_default_device()).manual_seed(0))
+    expected = [[rusttorch.sum(row), rusttorch.argmax(row)] for row in rows]
+    streams = [torch.cuda.Stream(priority=-(k % 2)) for k in range(70)]
+    torch.cuda.synchronize()
+    found = []
+    for _ in range(20):
+        for stream in streams:
+            with torch.cuda.stream(stream):
+                found += [[rusttorch.sum(row), rusttorch.argmax(row)] for row in rows]
+    torch.cuda.synchronize()
+    for k, pair in enumerate(found):
+        assert all(map(torch.equal, pair, expected[k % len(rows)]))
+
+
+@ON_A_GPU
+def test_reductions_in_graphs_side_by_side():
+    x = torch.rand(1 << 20, generator=torch.Generator(torch.get_default_device()).manual_seed(0))
+    expected = rusttorch.sum(x)
+    graphs, sums = [torch.cuda.CUDAGraph() for _ in range(4)], []
+    for graph in graphs:
+        with torch.cuda.graph(graph):
+            sums.append(torch.stack([rusttorch.sum(x) for _ in range(20)]))
+    streams = [torch.cuda.Stream() for _ in graphs]
+    for _ in range(20):
+        for graph, stream in zip(graphs, streams, strict=True):
+            with torch.cuda.stream(stream):
+                graph.replay()
+    torch.cuda.synchronize()
+    assert all(torch.equal(s, expected.expand(20)) for s in sums)

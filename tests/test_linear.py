@@ -240,7 +240,7 @@ def test_vmap():
 
 def test_autocast():
     x, gate, up, b = layer((9, 16), 12, torch.float32)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(x.device.type, dtype=torch.bfloat16):
         assert rusttorch.linear_act(x, gate, b, "gelu").dtype == torch.bfloat16
         assert rusttorch.linear_glu(x, gate, up).dtype == torch.bfloat16
 

@@ -187,6 +187,18 @@ template <class V>
 RT_INLINE V smallest(V m, V x) {
   return select(precedes(x, m), x, m);
 }
+#if defined(__CUDA_ARCH__)  // one instruction each, for which 0 is larger than -0
+template <>
+RT_INLINE float largest(float m, float x) {
+  asm("max.NaN.f32 %0, %0, %1;" : "+f"(m) : "f"(x));
+  return m;
+}
+template <>
+RT_INLINE float smallest(float m, float x) {
+  asm("min.NaN.f32 %0, %0, %1;" : "+f"(m) : "f"(x));
+  return m;
+}
+#endif
 
 template <class V>
 RT_INLINE V abs(V x) {

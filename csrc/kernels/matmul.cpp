@@ -144,6 +144,8 @@ void blocks(const MatmulArgs& g) {
   with_type<floats>(g.dtype, [&]<class T>(T) { Product<T, Compute<T>>(g).run(); });
 }
 
+constexpr Dtypes bfloat16 = 1 << int(Dtype::bf16);
+
 void pairs([[maybe_unused]] const MatmulArgs& g) {
 #if defined(__AVX512F__)
   Product<bf16, Pair>(g).run();
@@ -154,4 +156,4 @@ void pairs([[maybe_unused]] const MatmulArgs& g) {
 }  // namespace rusttorch
 
 RUSTTORCH_DEFINE_TABLE(matmul, MatmulArgs, {&blocks, floats}, {&dots, floats}, {&combinations, floats},
-                       {&strips, floats}, {&pairs, Dtypes(1 << int(Dtype::bf16))})
+                       {&strips, floats}, {&pairs, bfloat16}, {&dots_of_pairs, bfloat16})

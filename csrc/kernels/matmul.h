@@ -40,13 +40,15 @@ struct MatmulArgs {
 };
 
 // blocks: any strides. dots: a few rows of a, and columns of b that are runs. combinations, strips: b's rows that are
-// runs, and a few rows of a, or some more. pairs: as blocks, of bfloat16 on a CPU with AVX512-BF16.
+// runs, and a few rows of a, or some more. pairs, dots_of_pairs: as blocks and dots, of bfloat16 on a CPU with
+// AVX512-BF16.
 #define RUSTTORCH_MATMUL(X) \
   X(blocks)                 \
   X(dots)                   \
   X(combinations)           \
   X(strips)                 \
-  X(pairs)
+  X(pairs)                  \
+  X(dots_of_pairs)
 
 }  // namespace rusttorch
 

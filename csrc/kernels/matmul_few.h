@@ -7,27 +7,27 @@
 namespace rusttorch {
 namespace {
 
-// Numbers are read in steps of a vector; of bfloat16 of two, of which one gets those at even places and one those at
-// odd ones: each half of a word is a float's upper half, and one operation makes a vector of them, where widening
-// neighbours takes two.
-template <class T>
-constexpr int halves = std::is_same_v<T, bf16> ? 2 : 1;
-template <class V, class T>
-constexpr int64_t step = halves<T> * lanes<V>;
-template <class V, int half, class T>
-RT_INLINE V load_half(const T* from) {
-  if constexpr (halves<T> == 1) {
-    return load<V>(from);
+// Numbers are read in steps of a vector of items; of bfloat16 that is widened of two, of which one gets those at even
+// places and one those at odd ones: each half of a word is a float's upper half, and one operation makes a vector of
+// them, where widening neighbours takes two.
+template <class T, class Item = Compute<T>>
+constexpr int halves = std::is_same_v<T, bf16> && !std::is_same_v<Item, Pair> ? 2 : 1;
+template <class V, class T, class Item = Compute<T>>
+constexpr int64_t step = halves<T, Item> * numbers_in<Item> * lanes<V>;
+template <class V, int half, class Item, class T>
+RT_INLINE Items<V, Item> load_half(const T* from) {
+  if constexpr (halves<T, Item> == 1) {
+    return load_items<V, Item>(from);
   } else {
     const auto words = load<bits_t<V>>(&from->bits);
     return from_bits<V>(half ? words & 0xffff0000u : words << 16);
   }
 }
 // f(half) for each half of a step.
-template <class T, class F>
+template <class T, class Item = Compute<T>, class F>
 RT_INLINE void for_halves(F f) {
   f(std::integral_constant<int, 0>());
-  if constexpr (halves<T> == 2) f(std::integral_constant<int, 1>());
+  if constexpr (halves<T, Item> == 2) f(std::integral_constant<int, 1>());
 }
 // Where the number at place c of a step is found.
 template <class V, class T>
@@ -35,68 +35,78 @@ constexpr int64_t place(int64_t c) {
   return halves<T> == 1 ? c : c / 2 + c % 2 * lanes<V>;
 }
 
-// Rows as numbers in the order of load_half, filled up with zeros to whole steps: their distance.
-template <class T, class C>
-int64_t in_steps(Block<T> x, const C*& rows) {
-  using V = Vector<C>;
-  constexpr int64_t step = rusttorch::step<V, T>;
+// Rows in items, in the order of load_half and filled up with zeros to whole steps: their distance.
+template <class T, class Item>
+int64_t in_steps(Block<T> x, const Item*& rows) {
+  using V = Vector<Compute<T>>;
+  constexpr int64_t step = rusttorch::step<V, T, Item>, in_item = numbers_in<Item>;
   if constexpr (!is_narrow<T>) {
     if (x.column == 1) return rows = x.from, x.row;
   }
-  const int64_t row = round_up(x.k, step);
-  C* to = scratch<C, Use::a>(x.m * row);
+  const int64_t row = round_up(x.k, step) / in_item;
+  Item* to = scratch<Item, Use::a>(x.m * row);
   rows = to;
-  for (int64_t i = 0; i < x.m; ++i, x.from += x.row, to += row) {
-    int64_t p = 0;
-    if (x.column == 1) {
-      for (; p + step <= x.k; p += step) {
-        for_halves<T>([&](auto half) { store(to + p + half * lanes<V>, load_half<V, half>(x.from + p)); });
+  if constexpr (std::is_same_v<Item, Pair>) {
+    std::fill_n(to, x.m * row, Pair{});
+    pack_rows(x, row, to);
+    return row;
+  } else {
+    for (int64_t i = 0; i < x.m; ++i, x.from += x.row, to += row) {
+      int64_t p = 0;
+      if (x.column == 1) {
+        for (; p + step <= x.k; p += step) {
+          for_halves<T>([&](auto half) { store(to + p + half * lanes<V>, load_half<V, half, Item>(x.from + p)); });
+        }
+      }
+      for (; p < row; ++p) {
+        to[p / step * step + place<V, T>(p % step)] = p < x.k ? widen(x.from[p * x.column]) : Item(0);
       }
     }
-    for (; p < row; ++p) {
-      to[p / step * step + place<V, T>(p % step)] = p < x.k ? widen(x.from[p * x.column]) : C(0);
-    }
+    return row;
   }
-  return row;
 }
 
 // How many columns of b are read at a time beside so many rows of a: as the registers allow. Of 16 bits beside one row
 // it is one, so that memory is read as it lies: 16.4 GB/s on a CPU (Zen 3) where a loop that only reads has 19, and
 // four columns 14.8. (In the third cache four would be better, by 14 %.)
-template <class V, class T>
+template <class V, class T, class Item>
 constexpr int dot_columns(int rows) {
   if (rows == 1) return is_narrow<T> ? 1 : 8;
-  if (halves<T> == 2 && sizeof(V) < 64) return rows == 2 ? 4 : rows == 3 ? 3 : 2;
+  if (halves<T, Item> == 2 && sizeof(V) < 64) return rows == 2 ? 4 : rows == 3 ? 3 : 2;
   return sizeof(V) == 64 ? (rows == 2 ? 8 : 6) : rows == 2 ? 5 : 3;
 }
 constexpr int dot_rows = 4;
 
 // To sums[r * row + c] of so many rows of a and columns of b.
-template <class V, class T, int rows, int columns>
-RT_INLINE void dot(const Block<T>& b, const lane_t<V>* a, int64_t a_row, lane_t<V>* to, int64_t row) {
-  constexpr int64_t step = rusttorch::step<V, T>;
+template <class V, int rows, int columns, class T, class Item>
+RT_INLINE void dot(const Block<T>& b, const Item* a, int64_t a_row, lane_t<V>* to, int64_t row) {
+  constexpr int64_t step = rusttorch::step<V, T, Item>, in_item = numbers_in<Item>;
   // Of one row and column several sums, so that none waits for the last one's.
   constexpr bool single = rows * columns == 1;
-  constexpr int sums_of_each = single ? 8 : 1, steps = single ? sums_of_each / halves<T> : 1;  // at a time
+  constexpr int sums_of_each = single ? 8 : 1, steps = single ? sums_of_each / halves<T, Item> : 1;  // at a time
   constexpr int64_t ahead = 1024 / sizeof(T);  // where the hardware has found the next column
   V sums[sums_of_each][rows][columns] = {};
   const auto add = [&](int which, auto of_a, auto of_b) {
-    for_halves<T>([&](auto half) {
-      V y[columns];
+    for_halves<T, Item>([&](auto half) {
+      Items<V, Item> y[columns];
 #pragma GCC unroll 8
       for (int c = 0; c < columns; ++c) y[c] = of_b(c, half);
 #pragma GCC unroll 4
       for (int r = 0; r < rows; ++r) {
-        const V x = of_a(r, half);
+        const Items<V, Item> x = of_a(r, half);
 #pragma GCC unroll 8
-        for (int c = 0; c < columns; ++c) sums[single ? which * halves<T> + half : 0][r][c] += x * y[c];
+        for (int c = 0; c < columns; ++c) {
+          V& sum = sums[single ? which * halves<T, Item> + half : 0][r][c];
+          sum = add_products(sum, x, y[c]);
+        }
       }
     });
   };
+  const auto of_a = [&](int64_t p) {
+    return [&, p](int r, auto half) { return load_items<V, Item>(a + r * a_row + p / in_item + half * lanes<V>); };
+  };
   const auto add_step = [&](int which, int64_t p) {
-    add(
-        which, [&](int r, auto half) { return load<V>(a + r * a_row + p + half * lanes<V>); },
-        [&](int c, auto half) { return load_half<V, half>(b.from + c * b.row + p); });
+    add(which, of_a(p), [&](int c, auto half) { return load_half<V, half, Item>(b.from + c * b.row + p); });
   };
   int64_t p = 0;
 #pragma GCC unroll 1
@@ -123,9 +133,7 @@ RT_INLINE void dot(const Block<T>& b, const lane_t<V>* a, int64_t a_row, lane_t<
   } else {  // (a is filled up)
     T last[columns][step] = {};
     for (int c = 0; c < columns; ++c) std::copy_n(b.from + c * b.row + p, rest, last[c]);
-    add(
-        0, [&](int r, auto half) { return load<V>(a + r * a_row + p + half * lanes<V>); },
-        [&](int c, auto half) { return load_half<V, half>(last[c]); });
+    add(0, of_a(p), [&](int c, auto half) { return load_half<V, half, Item>(last[c]); });
   }
   if constexpr (single) {
 #pragma GCC unroll 4
@@ -140,51 +148,60 @@ RT_INLINE void dot(const Block<T>& b, const lane_t<V>* a, int64_t a_row, lane_t<
 }
 
 // b's columns are the block's rows.
-template <class V, class T, int rows>
-__attribute__((noinline)) void dots_of(Block<T> b, const lane_t<V>* a, int64_t a_row, lane_t<V>* to, int64_t row) {
-  constexpr int columns = dot_columns<V, T>(rows);
+template <class V, int rows, class T, class Item>
+__attribute__((noinline)) void dots_of(Block<T> b, const Item* a, int64_t a_row, lane_t<V>* to, int64_t row) {
+  constexpr int columns = dot_columns<V, T, Item>(rows);
   int64_t c = 0;
   for (; c + columns <= b.m; c += columns, b.from += columns * b.row) {
-    dot<V, T, rows, columns>(b, a, a_row, to + c, row);
+    dot<V, rows, columns>(b, a, a_row, to + c, row);
   }
-  for (; c < b.m; ++c, b.from += b.row) dot<V, T, rows, 1>(b, a, a_row, to + c, row);
+  for (; c < b.m; ++c, b.from += b.row) dot<V, rows, 1>(b, a, a_row, to + c, row);
+}
+
+template <class T, class Item>
+void dots_in(const MatmulArgs& g) {
+  using C = Compute<T>;
+  using V = Vector<C>;
+  const int64_t high = even_part(g.m, dot_rows);
+  // Of k, for which a lies in the second cache. (What is summed by itself must not depend on n: it is a thread's.)
+  const int64_t deep = (1 << 16) * numbers_in<Item> / round_up(g.m, dot_rows);
+  // Columns of b that the first cache holds, for all rows of a.
+  const int64_t most = std::max<int64_t>(1, 8192 / std::max<int64_t>(1, g.k * int64_t(sizeof(T)))) * 24;
+  const int64_t row = round_up(std::min(most, g.n), lanes<V>);
+  C* const sums = scratch<C, Use::sums>(g.m * row);
+  const Item* a;
+  int64_t a_row;
+  for (int64_t j = 0; j < g.n; j += most) {
+    const int64_t n = std::min(most, g.n - j);
+    std::fill_n(sums, g.m * row, C(0));
+    for (int64_t p = 0; p < g.k; p += deep) {
+      const int64_t k = std::min(deep, g.k - p);
+      if (j == 0 || k < g.k) {
+        const T* from = static_cast<const T*>(g.a) + p * g.a_column;
+        a_row = in_steps(Block<T>{from, g.a_row, g.a_column, g.m, k}, a);
+      }
+      const Block<T> b{static_cast<const T*>(g.b) + j * g.b_column + p, g.b_column, 1, n, k};
+      for (int64_t i = 0; i < g.m; i += high) {
+        switch (std::min(high, g.m - i)) {
+          case 1: dots_of<V, 1>(b, a + i * a_row, a_row, sums + i * row, row); break;
+          case 2: dots_of<V, 2>(b, a + i * a_row, a_row, sums + i * row, row); break;
+          case 3: dots_of<V, 3>(b, a + i * a_row, a_row, sums + i * row, row); break;
+          default: dots_of<V, 4>(b, a + i * a_row, a_row, sums + i * row, row);
+        }
+      }
+    }
+    finish<T>(g, 0, j, g.m, n, sums, row);
+  }
 }
 
 void dots(const MatmulArgs& g) {
-  with_type<floats>(g.dtype, [&]<class T>(T) {
-    using C = Compute<T>;
-    using V = Vector<C>;
-    const int64_t high = even_part(g.m, dot_rows);
-    // Of k, for which a lies in the second cache. (What is summed by itself must not depend on n: it is a thread's.)
-    const int64_t deep = (1 << 16) / round_up(g.m, dot_rows);
-    // Columns of b that the first cache holds, for all rows of a.
-    const int64_t most = std::max<int64_t>(1, 8192 / std::max<int64_t>(1, g.k * int64_t(sizeof(T)))) * 24;
-    const int64_t row = round_up(std::min(most, g.n), lanes<V>);
-    C* const sums = scratch<C, Use::sums>(g.m * row);
-    const C* a;
-    int64_t a_row;
-    for (int64_t j = 0; j < g.n; j += most) {
-      const int64_t n = std::min(most, g.n - j);
-      std::fill_n(sums, g.m * row, C(0));
-      for (int64_t p = 0; p < g.k; p += deep) {
-        const int64_t k = std::min(deep, g.k - p);
-        if (j == 0 || k < g.k) {
-          const T* from = static_cast<const T*>(g.a) + p * g.a_column;
-          a_row = in_steps(Block<T>{from, g.a_row, g.a_column, g.m, k}, a);
-        }
-        const Block<T> b{static_cast<const T*>(g.b) + j * g.b_column + p, g.b_column, 1, n, k};
-        for (int64_t i = 0; i < g.m; i += high) {
-          switch (std::min(high, g.m - i)) {
-            case 1: dots_of<V, T, 1>(b, a + i * a_row, a_row, sums + i * row, row); break;
-            case 2: dots_of<V, T, 2>(b, a + i * a_row, a_row, sums + i * row, row); break;
-            case 3: dots_of<V, T, 3>(b, a + i * a_row, a_row, sums + i * row, row); break;
-            default: dots_of<V, T, 4>(b, a + i * a_row, a_row, sums + i * row, row);
-          }
-        }
-      }
-      finish<T>(g, 0, j, g.m, n, sums, row);
-    }
-  });
+  with_type<floats>(g.dtype, [&]<class T>(T) { dots_in<T, Compute<T>>(g); });
+}
+
+void dots_of_pairs([[maybe_unused]] const MatmulArgs& g) {
+#if defined(__AVX512F__)
+  dots_in<bf16, Pair>(g);
+#endif
 }
 
 // sums[0..n) += a[0] * b[0] + ... of so many rows of b; each step of the sums is in the order of load_half.
@@ -199,7 +216,7 @@ RT_INLINE void add_rows(const T* b, int64_t b_row, const T* a, int64_t a_next, i
     for_halves<T>([&](auto half) {
       V sum = load<V>(to + half * lanes<V>);
 #pragma GCC unroll 8
-      for (int r = 0; r < count; ++r) sum += x[r] * load_half<V, half>(from + r * from_row);
+      for (int r = 0; r < count; ++r) sum += x[r] * load_half<V, half, C>(from + r * from_row);
       store(to + half * lanes<V>, sum);
     });
   };

@@ -39,14 +39,15 @@ RT_INLINE bits_t<V> everywhere(Pair item) {
   return bits_t<V>{} + __builtin_bit_cast(word_t<V>, item);
 }
 template <class V>
-RT_INLINE void add_products(V& sums, V a, V b) {
-  sums += a * b;
+RT_INLINE V add_products(V sums, V a, V b) {
+  return sums + a * b;
 }
 #if defined(__AVX512F__)
 // (What the compiler calls _mm512_dpbf16_ps it has only where all of the code may use AVX512-BF16.)
 template <class V>
-RT_INLINE void add_products(V& sums, bits_t<V> a, bits_t<V> b) {
+RT_INLINE V add_products(V sums, bits_t<V> a, bits_t<V> b) {
   asm("vdpbf16ps %2, %1, %0" : "+v"(sums) : "v"(a), "v"(b));
+  return sums;
 }
 #endif
 
@@ -70,7 +71,7 @@ __attribute__((noinline)) void multiply(int64_t k, const Tile<lane_t<V>, A, B>& 
     for (int i = 0; i < rows; ++i) {
       const Items<V, A> x = everywhere<V>(group ? a[p * rows + i] : a[i * a_row + p]);
 #pragma GCC unroll 2
-      for (int v = 0; v < vectors; ++v) add_products(sums[i][v], x, y[v]);
+      for (int v = 0; v < vectors; ++v) sums[i][v] = add_products(sums[i][v], x, y[v]);
     }
   }
   if (tile.more) {

@@ -30,18 +30,18 @@ struct alignas(8) ReductionState {
   char bytes[24];
 };
 
-// On a device: where there are few blocks of threads, each run is cut into parts, whose states are joined by a second
-// launch. Of columns of 2 bytes a thread takes two, so that a warp's load is 128 bytes.
+// On a device: where there are few blocks of threads, each run is cut into parts, whose states are joined. Of columns
+// of 2 bytes a thread takes two, so that a warp's load is 128 bytes.
 struct DeviceReduction : DeviceTiles {
   static constexpr int most_columns = 2;
 
   explicit DeviceReduction(const ReductionArgs& a)
       : DeviceTiles(a.outer, a.n, a.inner / columns_of(a)), columns(columns_of(a)), outputs(a.outer * a.inner) {
-    constexpr int64_t few_blocks = 1024, many_blocks = 2048;
+    constexpr int64_t few_blocks = 1024;
     constexpr int64_t steps = 32;  // elements of a thread that are worth a part
     per_part = a.n;
     if (blocks < few_blocks && a.n >= 2 * height * steps) {
-      const int64_t wanted = many_blocks / blocks, most = a.n / (height * steps);
+      const int64_t wanted = blocks == 1 ? few_blocks : 2 * few_blocks / blocks, most = a.n / (height * steps);
       per_part = (a.n / (wanted < most ? wanted : most) + 64) / 64 * 64;
     }
     parts = (a.n + per_part - 1) / per_part;

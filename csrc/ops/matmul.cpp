@@ -111,7 +111,12 @@ int64_t MatmulPlan::most_dots() const {
 
 matmul MatmulPlan::which() const {
   const auto [m, n, k] = std::tuple(args_.m, args_.n, args_.k);
-  if (has_pairs(args_.dtype) && m > (args_.b_row == 1 ? 5 : 3)) return matmul::pairs;
+  if (has_pairs(args_.dtype)) {
+    const int64_t few = k < 64 ? 5 : n > 32 ? 24 : INT64_MAX;
+    const bool is_kept = m * k <= 1 << 17;  // the first factor, in the second cache
+    if (args_.b_row == 1) return m <= few && (m <= 16 || is_kept) ? matmul::dots_of_pairs : matmul::pairs;
+    if (m > 3) return matmul::pairs;
+  }
   if (args_.b_row == 1 && m <= most_dots()) return matmul::dots;
   if (args_.b_column == 1) {
     const bool is_bf16 = args_.dtype == Dtype::bf16, is_large = k * n * element_size(args_.dtype) > 32 << 20;
@@ -169,13 +174,12 @@ constexpr Lost lost_avx512[] = {
 };
 // Of bfloat16 with AVX512-BF16 (Zen 4), where stock's are oneDNN's.
 constexpr Lost lost_pairs[] = {
-    // Few rows of a long k, which oneDNN reads as they lie: 0.75 to 0.95
-    {Lie::nt, {6, 20}, {300}, {400}},
-    {Lie::nt, {6}, {2, 64}, {1024}},
-    {Lie::nt, {21, 64}, {300}, {512}},
-    // Many rows: 0.9 to 0.97
-    {Lie::nt, {65}, {300}, {100}},
-    {Lie::nn, {129}, {1000}, {100}},
+    // Many rows: 0.88 to 0.97
+    {Lie::nt, {65}, {1000}, {100}},
+    {Lie::nt, {129}, {33}, {1024}},
+    {Lie::nn, {129}, {300}, {2048}},
+    // Columns of a tile and a half: 0.66 to 0.85
+    {Lie::nt, {129}, {33, 48}, {256}},
     // A short k: 0.5 to 0.9
     {Lie::any, {65}, {1000}, {2, 100}},
     {Lie::nt, {1, 1}, {49}, {2, 31}},

@@ -202,15 +202,16 @@ __device__ __forceinline__ void each_place(const T* const (&x)[inputs], int64_t 
 }
 
 // f(i, v) for [0, n) of runs whose elements lie `row` apart, those of thread `me` of `threads` that share them, in
-// order: by packs where the runs are contiguous, and lie to each other as packs do.
-template <class T, int inputs, class F>
+// order: by packs where the runs are contiguous, and lie to each other as packs do; else `batch` elements are on their
+// way at a time.
+template <int batch = 8, class T, int inputs, class F>
 __device__ __forceinline__ void each_pack(const T* const (&x)[inputs], int64_t n, int64_t row, int me, int threads,
                                           F f) {
   bool alike = row == 1;
   for (int l = 1; l < inputs; ++l) {
     alike &= (reinterpret_cast<uintptr_t>(x[l]) - reinterpret_cast<uintptr_t>(x[0])) % 16 == 0;
   }
-  if (!alike) return each_place<1, 1, 8 / inputs>(x, row, 0, n, me, threads, f);
+  if (!alike) return each_place<1, 1, batch / inputs>(x, row, 0, n, me, threads, f);
   const Packs<T> packs(x[0], n);
   each_place<1, 1, 1>(x, 1, 0, packs.head, me, threads, f);
   each_place<pack<T>, pack<T>, 4 / inputs>(x, 1, packs.head, packs.count, me, threads, f);

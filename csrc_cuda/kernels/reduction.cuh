@@ -10,6 +10,7 @@
 
 #include "../../csrc/kernels/reduction.h"
 #include "exp_sum.cuh"
+#include "ticket.cuh"
 
 namespace rusttorch {
 namespace {
@@ -62,21 +63,34 @@ struct Extreme {
     C value;
     int64_t index;
   };
-  using Local = State;
-  static __device__ Local begin(C first, int64_t i) { return {first, i}; }
+  // The neighbours among which the best is, from the index on: which of them it is is asked in the end.
+  struct Local {
+    C best, among[pack<T>];
+    int64_t index;
+  };
+  static __device__ Local begin(C first, int64_t i) {
+    Local l{first, {}, i};
+    for (C& c : l.among) c = first;
+    return l;
+  }
 
-  // The first of a few that is better, and only then where it is.
   template <int count>
   static __device__ __forceinline__ void take(Local& l, const C (&v)[count], int64_t i) {
-    C best = l.value;
+    C best = v[0];
 #pragma unroll
-    for (int j = 0; j < count; ++j) best = Side::better(v[j], best) ? v[j] : best;
-    if (!Side::better(best, l.value)) return;
-    l.value = best;
+    for (int j = 1; j < count; ++j) best = Side::fold::join(best, v[j]);
+    const bool is_better = Side::better(best, l.best);
+    l.best = is_better ? best : l.best;
+    l.index = is_better ? i : l.index;
 #pragma unroll
-    for (int j = count - 1; j >= 0; --j) l.index = Side::better(best, v[j]) ? l.index : i + j;
+    for (int j = 0; j < pack<T>; ++j) l.among[j] = is_better ? v[j % count] : l.among[j];
   }
-  static __device__ State join(const State& mine, int width, int height) {
+  static __device__ State join(const Local& l, int width, int height) {
+    State mine{l.among[0], l.index};
+#pragma unroll
+    for (int j = pack<T> - 1; j >= 0; --j) {
+      if (!Side::better(l.best, l.among[j])) mine = {l.among[j], l.index + j};
+    }
     return join_states<Extreme>(mine, width, height);
   }
   static __device__ State none() { return {Side::fold::template identity<C>, std::numeric_limits<int64_t>::max()}; }
@@ -190,9 +204,38 @@ struct logsumexp {
 
 namespace rusttorch {
 
-// A part of each run: the result, or the state where there are several parts. A thread takes so many columns.
+// The results of a block's outputs, of which each thread that stands before one has some of the parts. (Not inlined: it
+// would take registers from the loop before it, and so blocks from a multiprocessor.)
+template <class R, int columns>
+__device__ __noinline__ void join_parts(const ReductionArgs& a, const DeviceReduction& d) {
+  const Place me(d, a.outer, a.inner / columns);
+  constexpr int batch = sizeof(typename R::State) > 8 ? 2 : 4;  // loaded before the first is added
+#pragma unroll
+  for (int c = 0; c < columns; ++c) {
+    const int64_t output = me.run * a.inner + me.column * columns + c;
+    const auto* const states = static_cast<const typename R::State*>(a.workspace) + output;
+    typename R::State mine = R::none();
+    for (int64_t k = me.step; me.inside && k < d.parts; k += batch * d.height) {
+      typename R::State some[batch];
+#pragma unroll
+      for (int b = 0; b < batch; ++b) {
+        if (k + b * d.height < d.parts) some[b] = states[(k + b * d.height) * d.outputs];
+      }
+#pragma unroll
+      for (int b = 0; b < batch; ++b) {
+        if (k + b * d.height < d.parts) R::add(mine, some[b]);
+      }
+    }
+    mine = join_states<R>(mine, d.width, d.height);
+    if (me.inside && me.step == 0) R::write(a, mine, output);
+  }
+}
+
+// A part of each run: the result, or the state where there are several parts, which the last of their blocks joins, if
+// there are tickets. A thread takes so many columns.
 template <class R, class T, int columns>
-__global__ void __launch_bounds__(block_threads) reduce(ReductionArgs a, DeviceReduction d) {
+__global__ void __launch_bounds__(block_threads)
+    reduce(const __grid_constant__ ReductionArgs a, const __grid_constant__ DeviceReduction d, int slot) {
   const Place me(d, a.outer, a.inner / columns);
   const int64_t begin = int64_t(blockIdx.y) * d.per_part, left = a.n - begin;
   const int64_t n = !me.inside ? 0 : left < d.per_part ? left : d.per_part;
@@ -200,8 +243,13 @@ __global__ void __launch_bounds__(block_threads) reduce(ReductionArgs a, DeviceR
   typename R::Local local[columns];
 #pragma unroll
   for (int c = 0; c < columns; ++c) local[c] = R::begin(n > 0 ? widen<T>(x[c]) : Compute<T>(0), begin);
+  auto* const states = static_cast<typename R::State*>(a.workspace);
   if constexpr (columns == 1) {
-    each_pack({x}, n, a.inner, me.step, d.height, [&](int64_t i, auto& v) { R::take(local[0], v[0], begin + i); });
+    // Of 2 bytes a warp's load is half as long as of 4: twice as many are on their way where there are registers for
+    // it.
+    constexpr int batch = is_narrow<T> && sizeof(typename R::Local) <= 8 ? 16 : 8;
+    each_pack<batch>({x}, n, a.inner, me.step, d.height,
+                     [&](int64_t i, auto& v) { R::take(local[0], v[0], begin + i); });
   } else {
     const auto take = [&](int64_t i, auto& v) {
 #pragma unroll
@@ -217,33 +265,17 @@ __global__ void __launch_bounds__(block_threads) reduce(ReductionArgs a, DeviceR
     if (d.parts == 1) {
       R::write(a, whole, k);
     } else {
-      static_cast<typename R::State*>(a.workspace)[blockIdx.y * d.outputs + k] = whole;
+      states[blockIdx.y * d.outputs + k] = whole;
     }
   }
+  if (d.parts > 1 && slot != no_slot && is_last_block(slot, blockIdx.x, gridDim.y)) join_parts<R, columns>(a, d);
 }
 
-template <class R>
+// The second launch, where the first has no tickets.
+template <class R, int columns>
 __global__ void __launch_bounds__(block_threads)
-    join_parts(ReductionArgs a, DeviceTiles tiles, int64_t parts, int64_t outputs) {
-  const Place me(tiles, 1, outputs);
-  const auto* const states = static_cast<const typename R::State*>(a.workspace) + me.column;
-  typename R::State mine = R::none();
-  if (me.inside) {
-    constexpr int batch = 8;  // loaded before the first is added
-    for (int64_t k = me.step; k < parts; k += batch * tiles.height) {
-      typename R::State some[batch];
-#pragma unroll
-      for (int b = 0; b < batch; ++b) {
-        if (k + b * tiles.height < parts) some[b] = states[(k + b * tiles.height) * outputs];
-      }
-#pragma unroll
-      for (int b = 0; b < batch; ++b) {
-        if (k + b * tiles.height < parts) R::add(mine, some[b]);
-      }
-    }
-  }
-  mine = join_states<R>(mine, tiles.width, tiles.height);
-  if (me.inside && me.step == 0) R::write(a, mine, me.column);
+    reduce_parts(const __grid_constant__ ReductionArgs a, const __grid_constant__ DeviceReduction d) {
+  join_parts<R, columns>(a, d);
 }
 
 template <template <class> class R, Dtypes dtypes>
@@ -252,15 +284,15 @@ void launch_reduction(const ReductionArgs& a, cudaStream_t stream) {
     using T = decltype(t);
     static_assert(sizeof(typename R<T>::State) <= sizeof(ReductionState));
     const DeviceReduction d(a);
-    const dim3 blocks(unsigned(d.blocks), unsigned(d.parts));
-    if (is_narrow<T> && d.columns > 1) {
-      start(&reduce < R<T>, T, is_narrow<T> ? DeviceReduction::most_columns : 1 >, blocks, block_threads, stream, a, d);
-    } else {
-      start(&reduce<R<T>, T, 1>, blocks, block_threads, stream, a, d);
-    }
-    if (d.parts == 1) return;
-    const DeviceTiles tiles(1, d.parts, d.outputs);
-    start(&join_parts<R<T>>, dim3(unsigned(tiles.blocks)), block_threads, stream, a, tiles, d.parts, d.outputs);
+    const int slot = d.parts > 1 && d.blocks <= tickets_of_slot ? slot_of(stream) : no_slot;
+    const auto launch = [&]<int columns>() {
+      start(&reduce<R<T>, T, columns>, dim3(unsigned(d.blocks), unsigned(d.parts)), block_threads, stream, a, d, slot);
+      if (d.parts > 1 && slot == no_slot) {
+        start(&reduce_parts<R<T>, columns>, dim3(unsigned(d.blocks)), block_threads, stream, a, d);
+      }
+    };
+    d.columns > 1 ? launch.template operator()<is_narrow<T> ? DeviceReduction::most_columns : 1>()
+                  : launch.template operator()<1>();
   });
 }
 

@@ -9,6 +9,7 @@
 
 #include <cstring>
 #include <functional>
+#include <utility>
 
 namespace emulation {
 
@@ -42,6 +43,7 @@ void run(dim3 blocks, int threads_of_block, const void* kernel, const std::funct
 #undef __launch_bounds__
 #define __launch_bounds__(...)
 
+#define __threadfence() ((void)0)  // the fibers run one after the other
 #define __syncthreads() ::emulation::barrier(__LINE__)
 #define RUSTTORCH_ASSERT(condition) ((condition) ? void() : ::emulation::failed(#condition, __FILE__, __LINE__))
 
@@ -51,6 +53,8 @@ template <class... P, class... A>
 void start(void (*kernel)(P...), dim3 grid, int threads, cudaStream_t, A... args) {
   ::emulation::run(grid, threads, reinterpret_cast<const void*>(kernel), [&] { kernel(args...); });
 }
+
+inline unsigned atomicAdd(unsigned* to, unsigned more) { return std::exchange(*to, *to + more); }
 
 template <class State>
 State of_lane(State mine, int lane) {

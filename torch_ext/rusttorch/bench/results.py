@@ -37,10 +37,13 @@ KEYS = {
     "matmul": ("dtype", "layout", "shape", "threads"),
     "models": ("model", "threads"),
 }
+# Those that stand side by side of several machines.
+BY_INSTRUCTION_SET = ("matmul", "models")
 
 
 def key(line):
-    return line["bench"], *(line[field] for field in KEYS[line["bench"]])
+    beside = [line["machine"]["instruction_set"]] if line["bench"] in BY_INSTRUCTION_SET else []
+    return line["bench"], *(line[field] for field in KEYS[line["bench"]]), *beside
 
 
 def save(path, bench, results, **facts):
