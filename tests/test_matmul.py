@@ -251,6 +251,10 @@ def test_any_number_of_threads_gives_the_same(dtype, layout):
             (300, 900, 40),
             (1, 20000, 65),
             (13, 3000, 129),
+            (300, 1024, 16),  # a few columns of many rows
+            (600, 128, 32),
+            (253, 517, 32),
+            (20, 6553, 33),
         ):
             a, b, bias = matrix(m, k, dtype, "c"), matrix(k, n, dtype, layout, 1), matrix(1, n, dtype, "c", 2)[0]
             results = []
@@ -261,6 +265,16 @@ def test_any_number_of_threads_gives_the_same(dtype, layout):
             assert ran("addmm")[1] or all(torch.equal(results[0], other) for other in results[1:]), (m, k, n)
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_tall_factor_times_few_columns(dtype):
+    """A classifier's head over many rows."""
+    a, b = matrix(70_000, 128, dtype, "c"), matrix(128, 10, dtype, "t", 1)
+    exact = a.double() @ b.double()
+    eps = torch.finfo(torch.float32 if dtype.itemsize == 2 else dtype).eps
+    error = (OPS.mm(a, b).double() - exact).abs()
+    assert (error <= torch.finfo(dtype).eps * exact.abs() + 128 * eps * exact.abs().max()).all()
 
 
 def double(*sizes):

@@ -187,7 +187,7 @@ template <class V>
 RT_INLINE V smallest(V m, V x) {
   return select(precedes(x, m), x, m);
 }
-#if defined(__CUDA_ARCH__)  // one instruction each, for which 0 is larger than -0
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800  // one instruction each, for which 0 is larger than -0
 template <>
 RT_INLINE float largest(float m, float x) {
   asm("max.NaN.f32 %0, %0, %1;" : "+f"(m) : "f"(x));

@@ -146,11 +146,13 @@ void blocks(const MatmulArgs& g) {
 
 constexpr Dtypes bfloat16 = 1 << int(Dtype::bf16);
 
-void pairs([[maybe_unused]] const MatmulArgs& g) {
 #if defined(__AVX512F__)
-  Product<bf16, Pair>(g).run();
+void pairs(const MatmulArgs& g) { Product<bf16, Pair>(g).run(); }
+void dots_of_pairs(const MatmulArgs& g) { dots_in<bf16, Pair>(g); }
+#else  // they are not asked for
+void pairs(const MatmulArgs&) { __builtin_trap(); }
+void dots_of_pairs(const MatmulArgs&) { __builtin_trap(); }
 #endif
-}
 
 }  // namespace
 }  // namespace rusttorch

@@ -39,6 +39,9 @@ struct MatmulArgs {
   }
 };
 
+// A few rows, more than 16, are of no more numbers than this.
+constexpr int64_t few_numbers = 1 << 16;
+
 // blocks: any strides. dots: a few rows of a, and columns of b that are runs. combinations, strips: b's rows that are
 // runs, and a few rows of a, or some more. pairs, dots_of_pairs: as blocks and dots, of bfloat16 on a CPU with
 // AVX512-BF16.

@@ -163,8 +163,9 @@ void dots_in(const MatmulArgs& g) {
   using C = Compute<T>;
   using V = Vector<C>;
   const int64_t high = even_part(g.m, dot_rows);
-  // Of k, for which a lies in the second cache. (What is summed by itself must not depend on n: it is a thread's.)
-  const int64_t deep = (1 << 16) * numbers_in<Item> / round_up(g.m, dot_rows);
+  // Of k, for which a lies in the second cache. (What is summed by itself must not depend on n, nor on an m of more
+  // than 16 rows, which are a thread's: of those k is so short that it is not cut.)
+  const int64_t deep = few_numbers * numbers_in<Item> / round_up(std::min<int64_t>(g.m, 16), dot_rows);
   // Columns of b that the first cache holds, for all rows of a.
   const int64_t most = std::max<int64_t>(1, 8192 / std::max<int64_t>(1, g.k * int64_t(sizeof(T)))) * 24;
   const int64_t row = round_up(std::min(most, g.n), lanes<V>);
@@ -198,12 +199,6 @@ void dots(const MatmulArgs& g) {
   with_type<floats>(g.dtype, [&]<class T>(T) { dots_in<T, Compute<T>>(g); });
 }
 
-void dots_of_pairs([[maybe_unused]] const MatmulArgs& g) {
-#if defined(__AVX512F__)
-  dots_in<bf16, Pair>(g);
-#endif
-}
-
 // sums[0..n) += a[0] * b[0] + ... of so many rows of b; each step of the sums is in the order of load_half.
 template <class T, int count, class C>
 RT_INLINE void add_rows(const T* b, int64_t b_row, const T* a, int64_t a_next, int64_t n, C* sums) {
@@ -212,20 +207,26 @@ RT_INLINE void add_rows(const T* b, int64_t b_row, const T* a, int64_t a_next, i
   V x[count];
 #pragma GCC unroll 8
   for (int r = 0; r < count; ++r) x[r] = splat<V>(widen(a[r * a_next]));
-  const auto add = [&](const T* from, int64_t from_row, C* to) {
+  const auto add = [&](C* to, auto row) {
     for_halves<T>([&](auto half) {
       V sum = load<V>(to + half * lanes<V>);
 #pragma GCC unroll 8
-      for (int r = 0; r < count; ++r) sum += x[r] * load_half<V, half, C>(from + r * from_row);
+      for (int r = 0; r < count; ++r) sum += x[r] * row(r, half);
       store(to + half * lanes<V>, sum);
     });
   };
   int64_t j = 0;
-  for (; j + step <= n; j += step) add(b + j, b_row, sums + j);
-  if (const int64_t rest = n - j) {
+  for (; j + step <= n; j += step) {
+    add(sums + j, [&](int r, auto half) { return load_half<V, half, C>(b + r * b_row + j); });
+  }
+  const int64_t rest = n - j;
+  if (rest == 0) return;
+  if constexpr (is_narrow<T>) {
     T last[count][step] = {};
     for (int r = 0; r < count; ++r) std::copy_n(b + r * b_row + j, rest, last[r]);
-    add(last[0], step, sums + j);
+    add(sums + j, [&](int r, auto half) { return load_half<V, half, C>(last[r]); });
+  } else {
+    add(sums + j, [&](int r, auto) { return load_part<V>(b + r * b_row + j, rest, 0); });
   }
 }
 

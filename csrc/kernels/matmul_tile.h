@@ -105,8 +105,9 @@ int64_t next_rows(int64_t left) {
   return left <= most ? left : left < 2 * most ? divide_up(left, 2) : most;
 }
 
-// Whether a tile's rows evict each other from the first cache: eight lines whose distance is a multiple of 4 KB find
-// room there. (A tile of 14 rows of 1,024 floats: 75 GFLOP/s as they lie, 95 packed, on a Zen 4.)
+// Whether a tile's rows evict each other from the first cache, or b's: of lines whose distance is a multiple of 4 KB
+// eight find room there, of 2 KB sixteen. (A tile of 14 rows of 1,024 floats: 75 GFLOP/s as they lie, 95 packed, on a
+// Zen 4.)
 template <class V, class T>
 bool evict_each_other(const Block<T>& x) {
   constexpr int64_t ways = 8;

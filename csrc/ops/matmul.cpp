@@ -89,10 +89,10 @@ bool has_products_of(Dtype dtype) {
   return dtype == Dtype::bf16 ? bf16 : f16;
 }
 
-// Whether our kernels take them, too. (Where there is AMX, oneDNN's are many times as fast.)
+// Whether our kernels take them, too. (Intel's CPUs have AMX besides, with which oneDNN's are many times as fast.)
 bool has_pairs(Dtype dtype) {
-  static const bool amx = __builtin_cpu_supports("amx-bf16");
-  return dtype == Dtype::bf16 && has_products_of(dtype) && !amx && instruction_set() == InstructionSet::avx512;
+  static const bool intel = __builtin_cpu_is("intel");
+  return dtype == Dtype::bf16 && has_products_of(dtype) && !intel && instruction_set() == InstructionSet::avx512;
 }
 
 }  // namespace
@@ -105,16 +105,20 @@ int64_t MatmulPlan::most_dots() const {
   if (instruction_set() != InstructionSet::avx512) {
     return k < 128 ? 3 : k < 256 ? 4 : element_size(args_.dtype) == 2 ? 16 : 13;
   }
-  if ((n < 16 && k >= 64) || (n <= 32 && k >= 128)) return INT64_MAX;  // of a tile's columns few would be there
-  return k >= 128 ? 20 : k >= 64 ? (n <= 64 ? 12 : 5) : k >= 32 ? (n <= 32 ? 12 : 4) : 3;
+  // Of a tile's columns few would be there: more rows, as long as all of them stay in the second cache.
+  if ((n < 16 && k >= 64) || (n <= 32 && k >= 128)) return std::max<int64_t>(16, few_numbers / k);
+  return k >= 128  ? std::max<int64_t>(16, std::min<int64_t>(20, few_numbers / k))
+         : k >= 64 ? (n <= 64 ? 12 : 5)
+         : k >= 32 ? (n <= 32 ? 12 : 4)
+                   : 3;
 }
 
 matmul MatmulPlan::which() const {
   const auto [m, n, k] = std::tuple(args_.m, args_.n, args_.k);
   if (has_pairs(args_.dtype)) {
-    const int64_t few = k < 64 ? 5 : n > 32 ? 24 : INT64_MAX;
-    const bool is_kept = m * k <= 1 << 17;  // the first factor, in the second cache
-    if (args_.b_row == 1) return m <= few && (m <= 16 || is_kept) ? matmul::dots_of_pairs : matmul::pairs;
+    const int64_t few =
+        k < 64 ? 5 : std::max<int64_t>(16, n <= 32 ? few_numbers / 2 / k : std::min<int64_t>(24, 2 * few_numbers / k));
+    if (args_.b_row == 1) return m <= few ? matmul::dots_of_pairs : matmul::pairs;
     if (m > 3) return matmul::pairs;
   }
   if (args_.b_row == 1 && m <= most_dots()) return matmul::dots;
@@ -162,14 +166,13 @@ constexpr Lost lost_avx2[] = {
 };
 // Of float32 and float64 with AVX-512 (Zen 4).
 constexpr Lost lost_avx512[] = {
-    // Rows of a vector or two: 0.33 to 0.9
-    {Lie::nn, {1, 3}, {2, 32}, {32}},
-    {Lie::tn, {1, 3}, {2, 32}, {32}},
-    {Lie::nn, {1, 3}, {33, 64}, {200}},
-    {Lie::tn, {1, 3}, {33, 64}, {200}},
-    {Lie::tn, {4, 5}, {2, 32}, {100}},
+    // A row of less than a vector of a long k: 0.87 to 0.94
+    {Lie::nn, {1, 1}, {2, 12}, {600}},
+    {Lie::tn, {1, 1}, {2, 12}, {600}},
+    // Rows that are packed for a few columns: 0.64 to 0.99
+    {Lie::tn, {4, 12}, {2, 12}, {200}},
     // A short k, of which nothing is left to add up when both factors are packed: 0.6 to 0.9
-    {Lie::nt, {1}, {100}, {2, 31}},
+    {Lie::nt, {4}, {100}, {1, 31}},
     {Lie::nt, {9, 20}, {33}, {32, 63}},
 };
 // Of bfloat16 with AVX512-BF16 (Zen 4), where stock's are oneDNN's.
@@ -180,9 +183,11 @@ constexpr Lost lost_pairs[] = {
     {Lie::nn, {129}, {300}, {2048}},
     // Columns of a tile and a half: 0.66 to 0.85
     {Lie::nt, {129}, {33, 48}, {256}},
+    // Rows that do not stay in the second cache: 0.49 to 0.74
+    {Lie::nt, {17, 24}, {2}, {5000}},
     // A short k: 0.5 to 0.9
-    {Lie::any, {65}, {1000}, {2, 100}},
-    {Lie::nt, {1, 1}, {49}, {2, 31}},
+    {Lie::any, {65}, {1000}, {1, 100}},
+    {Lie::nt, {1, 1}, {49}, {1, 31}},
     // A few columns: 0.3 to 0.9
     {Lie::nt, {4, 5}, {2, 16}, {13, 100}},
     {Lie::nn, {1, 5}, {2, 8}, {2, 512}},

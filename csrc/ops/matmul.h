@@ -42,7 +42,8 @@ struct Matrices {
 // them.
 class Blocks {
  public:
-  // What a block has, or multiples: eight tiles of 6 rows, and whole tiles of columns for every instruction set.
+  // What a block has, or multiples: eight tiles of 6 rows (of 14 nearly equal ones), and whole tiles of columns for
+  // every instruction set.
   static constexpr int64_t rows = 48, columns = 64;
 
   // (Sixteen multiply-adds take about as long as an element of the ops that `grain` is for.)

@@ -29,13 +29,15 @@ inline int slot_of([[maybe_unused]] cudaStream_t stream) {
   int device;
   if (cudaStreamIsCapturing(stream, &capture) != cudaSuccess || capture != cudaStreamCaptureStatusNone ||
       cudaStreamGetId(stream, &id) != cudaSuccess || cudaGetDevice(&device) != cudaSuccess) {
+    (void)cudaGetLastError();  // which a launch would be asked for
     return no_slot;
   }
   static std::mutex mutex;
-  static std::map<std::pair<int, unsigned long long>, int> known;
+  static std::map<int, std::map<unsigned long long, int> > known;  // of each device, which has tickets of its own
   const std::lock_guard lock(mutex);
-  const int slot = known.try_emplace({device, id}, int(known.size())).first->second;
-  return slot < slots ? slot : no_slot;
+  auto& streams = known[device];
+  if (streams.size() == slots && !streams.contains(id)) return no_slot;
+  return streams.try_emplace(id, int(streams.size())).first->second;
 #endif
 }
 
