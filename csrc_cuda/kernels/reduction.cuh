@@ -207,7 +207,7 @@ namespace rusttorch {
 // The results of a block's outputs, of which each thread that stands before one has some of the parts. (Not inlined: it
 // would take registers from the loop before it, and so blocks from a multiprocessor.)
 template <class R, int columns>
-__device__ __noinline__ void join_parts(const ReductionArgs& a, const DeviceReduction& d) {
+__device__ __attribute__((noinline)) void join_parts(const ReductionArgs& a, const DeviceReduction& d) {
   const Place me(d, a.outer, a.inner / columns);
   constexpr int batch = sizeof(typename R::State) > 8 ? 2 : 4;  // loaded before the first is added
 #pragma unroll
