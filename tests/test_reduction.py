@@ -132,16 +132,25 @@ def test_sizes(size, dtype):
             compare(op, exact, x, [dim])
 
 
-@pytest.mark.parametrize("dtype", (torch.float32, torch.int64), ids=str)
-@pytest.mark.parametrize("shape", [(20_011,), (3, 20_011), (20_011, 5), (2, 9_001, 3)], ids=str)
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.int32), ids=str)
+@pytest.mark.parametrize("shape", [(20_011,), (3, 20_011), (20_011, 5), (20_011, 4), (2, 9_001, 3)], ids=str)
 def test_in_parts(shape, dtype):
-    """Runs so long that a device's threads share them."""
+    """Runs so long that a device's threads share them; the parts are joined in two ways, which the emulation takes one
+    after the other, and which give the same bits."""
     x = data(shape, dtype)
     dim = shape.index(max(shape))
-    for op, exact in ONE_DIM:
-        compare(op, exact, x, dim)
-    for op, exact in DIMS:
-        compare(op, exact, x, [dim])
+    calls = [(op, exact, dim) for op, exact in ONE_DIM] + [(op, exact, [dim]) for op, exact in DIMS]
+    for op, exact, dims in calls:
+        compare(op, exact, x, dims)
+        if x.is_floating_point() or not op.startswith(FLOATS_ONLY):
+            same_bits(lambda op=op, dims=dims: call(ops.rusttorch, op, x, dims))
+    for order in (1, math.inf) if x.is_floating_point() else ():
+        same_bits(lambda order=order: [ops.rusttorch.linalg_vector_norm(x, order, [dim])])
+
+
+def same_bits(f):
+    for first, second in zip(f(), f(), strict=True):
+        assert torch.equal(first, second)
 
 
 def test_sums_of_integers_are_exact():
