@@ -179,6 +179,7 @@ constexpr Lost lost_avx512[] = {
 constexpr Lost lost_pairs[] = {
     // Many rows: 0.88 to 0.97
     {Lie::nt, {65}, {1000}, {100}},
+    {Lie::nt, {65}, {300}, {2048}},
     {Lie::nt, {129}, {33}, {1024}},
     {Lie::nn, {129}, {300}, {2048}},
     // Columns of a tile and a half: 0.66 to 0.85
