@@ -5,6 +5,7 @@ import contextlib
 import pytest
 import rusttorch
 import torch
+from cases import ON_DEVICE
 
 # Of another device than what the tests make: meta where that is the CPU.
 OTHER = "meta" if torch.get_default_device().type == "cpu" else "cpu"
@@ -109,7 +110,7 @@ def test_one_tensor_elsewhere_is_refused(name, position):
         op(*moved)
 
 
-ON_A_GPU = pytest.mark.skipif(torch.get_default_device().type != "cuda", reason="streams and graphs are a GPU's")
+ON_A_GPU = pytest.mark.skipif(not ON_DEVICE, reason="streams and graphs are a GPU's")
 
 
 @ON_A_GPU

@@ -267,6 +267,19 @@ def test_any_number_of_threads_gives_the_same(dtype, layout):
         torch.set_num_threads(before)
 
 
+@pytest.mark.skipif(
+    "avx512_bf16" not in CPU_FLAGS
+    or "AuthenticAMD" not in CPU_FLAGS
+    or not torch.backends.cpu.get_cpu_capability().startswith("AVX512"),
+    reason="of an AMD CPU with AVX512-BF16; was_taken() asks nothing of it",
+)
+def test_pairs_are_taken():
+    for m, layout in ((1, "t"), (8, "t"), (40, "t"), (8, "c"), (40, "c")):
+        rusttorch.reset_stats()
+        OPS.mm(matrix(m, 200, torch.bfloat16, "c"), matrix(200, 100, torch.bfloat16, layout, 1))
+        assert ran("mm") == (1, {}), (m, layout)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_tall_factor_times_few_columns(dtype):
     """A classifier's head over more rows than a thread may have of few numbers."""

@@ -4,7 +4,7 @@ import pytest
 import rusttorch
 import torch
 import torch.nn.functional as F
-from cases import opcheck, same_error
+from cases import ON_DEVICE, opcheck, same_error
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 SHAPES = [
@@ -55,10 +55,12 @@ def test_accuracy(name, case, affine, dtype, threads):
     x, normalized, parameters, grad = inputs(*case, dtype, affine, name)
     eps = torch.finfo(dtype).eps * (50 if dtype == torch.float64 else 1)  # where stock itself is the truth
     exact = run(stock, *as_double([x]), normalized, as_double(parameters), grad.double())
-    # Where the numbers of a row are close to each other, the gradient of x is a small difference of large terms.
-    spread = x.detach().double().flatten(-case[1]).var(-1, unbiased=False)
-    terms = grad.double().abs().max() * (spread.min() + 1e-5).rsqrt()
-    sizes = [terms if k == 1 else torch.ones(()) for k in range(len(exact))]
+    sizes = [torch.ones(())] * len(exact)
+    if ON_DEVICE and case == ((5, 2), 1) and dtype == torch.float32:
+        # The gradient of x is a small difference of large terms where a row's two numbers are close to each other:
+        # on an H100 ours erred by 4.0e-6, stock's by 1.3e-6. It is judged by the size of the terms.
+        spread = x.detach().double().var(-1, unbiased=False)
+        sizes[1] = grad.double().abs().max() * (spread.min() + 1e-5).rsqrt()
     found = [run(f, x, normalized, parameters, grad) for f in (stock, ours)]
     for e, s, o, size in zip(exact, *found, sizes, strict=True):
         assert o.dtype == s.dtype

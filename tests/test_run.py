@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import rusttorch as package
+from cases import ON_DEVICE
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": os.path.dirname(os.path.dirname(os.path.abspath(package.__file__)))}
 SCRIPT = """
@@ -99,7 +100,10 @@ def test_a_report_at_ctrl_c(script):
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=120)
     assert "rusttorch A/B over" in said and "KeyboardInterrupt" in said
-    assert process.returncode != 0, said  # 130 or -2; a Python 3.12.3 had 1
+    ends = (
+        (130, -signal.SIGINT, 1) if ON_DEVICE else (130, -signal.SIGINT)
+    )  # 1: on the H100's machine; why is not known
+    assert process.returncode in ends, said
 
 
 def test_info():

@@ -89,10 +89,14 @@ bool has_products_of(Dtype dtype) {
   return dtype == Dtype::bf16 ? bf16 : f16;
 }
 
+bool is_intel() {
+  static const bool intel = __builtin_cpu_is("intel");
+  return intel;
+}
+
 // Whether our kernels take them, too. (Intel's CPUs have AMX besides, with which oneDNN's are many times as fast.)
 bool has_pairs(Dtype dtype) {
-  static const bool intel = __builtin_cpu_is("intel");
-  return dtype == Dtype::bf16 && has_products_of(dtype) && !intel && instruction_set() == InstructionSet::avx512;
+  return dtype == Dtype::bf16 && has_products_of(dtype) && !is_intel() && instruction_set() == InstructionSet::avx512;
 }
 
 }  // namespace
@@ -216,8 +220,7 @@ bool MatmulPlan::stock_is_faster() const {
     if (args_.m * args_.n == 1 && args_.k > 1 << 21) return true;  // 0.72 to 0.87 where both come from memory
     return has_pairs(args_.dtype) ? has(lost_pairs, lie, args_) : has_products_of(args_.dtype);
   }
-  static const bool intel = __builtin_cpu_is("intel");  // MKL is at its limit there
-  if (intel || instruction_set() == InstructionSet::base) return true;
+  if (is_intel() || instruction_set() == InstructionSet::base) return true;  // MKL is at its limit there
   if (instruction_set() == InstructionSet::avx512) return has(lost_avx512, lie, args_);
   return args_.dtype == Dtype::f32 && has(lost_avx2, lie, args_);
 }
