@@ -131,7 +131,7 @@ class Build(cpp_extension.BuildExtension):
 
 
 def torch_sources():
-    folders = [ROOT / "csrc", ROOT / "csrc" / "ops", ROOT / "csrc" / "autograd"]
+    folders = [ROOT / "csrc", *(ROOT / "csrc" / room for room in ("ops", "autograd", "data"))]
     return sorted(str(f.relative_to(ROOT)) for folder in folders for f in folder.glob("*.cpp"))
 
 

@@ -3,9 +3,10 @@
     python bench/models.py [--models NAME ...] [--threads 1] [--pairs 7] [--out bench/results.jsonl]
 
 The models are transformers' (pip install transformers), with random weights: speed does not depend on them. Training is
-a step of AdamW over 512 tokens, of 8,192 words, through 4 layers, d 256 (ViT: 8 images of 96 x 96), in float32 or in
-bfloat16 autocast. GPT-2 (124M) and a Llama (246M) generate, in the dtype that is named: prefill is the forward of 64
-tokens, decode that of the next one.
+a step of AdamW, clipped, in float32 or in bfloat16 autocast: over 512 tokens, of 8,192 words, through 4 layers, d 256;
+ViT over 8 images of 96 x 96; ResNet-18, ConvNeXt (2, 2, 6 and 2 blocks of 48 to 384 channels) and MobileNetV2 over 8 of
+224 x 224. GPT-2 (124M) and a Llama (246M) generate, in the dtype that is named: prefill is the forward of 64 tokens,
+decode that of the next one. In a row with fuse_ our model has gone through that.
 """
 
 import argparse
@@ -64,17 +65,43 @@ def vit():
     return ViTForImageClassification(ViTConfig(image_size=96, intermediate_size=1024, **SMALL))
 
 
+def resnet18():
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    widths = [64, 128, 256, 512]
+    return ResNetForImageClassification(ResNetConfig(hidden_sizes=widths, depths=[2] * 4, layer_type="basic"))
+
+
+def convnext():
+    from transformers import ConvNextConfig, ConvNextForImageClassification
+
+    widths = [48, 96, 192, 384]
+    return ConvNextForImageClassification(ConvNextConfig(hidden_sizes=widths, depths=[2, 2, 6, 2]))
+
+
+def mobilenet_v2():
+    from transformers import MobileNetV2Config, MobileNetV2ForImageClassification
+
+    return MobileNetV2ForImageClassification(MobileNetV2Config())
+
+
 def text():
     x = torch.randint(WORDS, (1, TOKENS))
     return {"input_ids": x, "labels": x}
 
 
-def images():
-    return {"pixel_values": torch.randn(8, 3, 96, 96), "labels": torch.randint(2, (8,))}
+def images(size=96):
+    return {"pixel_values": torch.randn(8, 3, size, size), "labels": torch.randint(2, (8,))}
 
 
-def training(make, inputs, autocast=None):
+def large_images():
+    return images(224)
+
+
+def training(make, inputs, autocast=None, fuse=False):
     model, batch = make(), inputs()
+    if fuse:
+        rusttorch.fuse_(model, **batch)
     optimizer = torch.optim.AdamW(model.parameters())
 
     def step():
@@ -82,6 +109,7 @@ def training(make, inputs, autocast=None):
         with torch.autocast("cpu", autocast, enabled=autocast is not None):
             loss = model(**batch).loss
         loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
 
     return step
@@ -112,8 +140,20 @@ MODELS = {
     "Llama, training": (training, small_llama, text),
     "BERT, training": (training, bert, text),
     "ViT, training": (training, vit, images),
+    "ResNet-18, training": (training, resnet18, large_images),
+    "ConvNeXt, training": (training, convnext, large_images),
+    "MobileNetV2, training": (training, mobilenet_v2, large_images),
+    "ResNet-18, training, fuse_": (training, resnet18, large_images),
+    "MobileNetV2, training, fuse_": (training, mobilenet_v2, large_images),
     "GPT-2, training, bfloat16": (training, small_gpt2, text, BF16),
     "Llama, training, bfloat16": (training, small_llama, text, BF16),
+    "BERT, training, bfloat16": (training, bert, text, BF16),
+    "GPT-2, training, fuse_": (training, small_gpt2, text),
+    "Llama, training, fuse_": (training, small_llama, text),
+    "BERT, training, fuse_": (training, bert, text),
+    "GPT-2, training, bfloat16, fuse_": (training, small_gpt2, text, BF16),
+    "Llama, training, bfloat16, fuse_": (training, small_llama, text, BF16),
+    "BERT, training, bfloat16, fuse_": (training, bert, text, BF16),
     **{f"GPT-2 124M, prefill, {str(dtype)[6:]}": (prefill, gpt2, dtype) for dtype in (F32, BF16, F16)},
     **{f"GPT-2 124M, decode, {str(dtype)[6:]}": (decode, gpt2, dtype) for dtype in (F32, BF16, F16)},
     **{f"Llama 246M, decode, {str(dtype)[6:]}": (decode, large_llama, dtype) for dtype in (F32, BF16, F16)},
@@ -124,6 +164,7 @@ def compared(name, pairs):
     torch.manual_seed(0)
     make, *arguments = MODELS[name]
     step = make(*arguments)
+    ours = make(*arguments, fuse=True) if name.endswith("fuse_") else step
 
     def swap(arm):
         rusttorch.enable() if arm == "ours" else rusttorch.disable()
@@ -131,7 +172,7 @@ def compared(name, pairs):
     start = time.perf_counter()
     step()
     slow = time.perf_counter() - start > 2
-    found = measure.compare((step, (), {}), (step, (), {}), 2 if slow else pairs, swap)
+    found = measure.compare((step, (), {}), (ours, (), {}), 2 if slow else pairs, swap)
     return {"model": name, **found}
 
 

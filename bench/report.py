@@ -93,6 +93,8 @@ def by_family(lines):
     rows = []
     for family in dict.fromkeys(row.family for row in ROWS):
         cells = [line for line in lines if line["family"] == family]
+        if not cells:  # not measured with the rest
+            continue
         at_sizes = [around(cells, n) for n in SIZES]
         means = [f"{mean(c, 'name'):.2f} / {mean(c, 'use'):.2f}" if c else "" for c in at_sizes]
         rows.append((family, str(len({line["op"] for line in cells})), *means))

@@ -1,11 +1,12 @@
 """Whole training steps, stock torch against rusttorch, through rusttorch.AB.
 
-    python bench/train.py [--loops mlp cnn gpt] [--against default fused tcmalloc ...] [--threads 1 2] [--curves]
+    python bench/train.py [--loops mlp cnn gpt gru] [--against default fused tcmalloc ...] [--threads 1 2] [--curves]
         [--out bench/results.jsonl]
 
 mlp: an MLP on scikit-learn's handwritten digits, Adam. cnn: a small CNN with BatchNorm and MaxPool on the same images,
 Adam. gpt: a GPT of 4 layers, d 256, on the characters of the Python standard library's sources, AdamW, gradients
-clipped. The swapped arm has rusttorch's ops and its memory pool; what each of the two is worth is in its line too.
+clipped. gru: two layers of 256 gated recurrent units on these, the same way. The swapped arm has rusttorch's ops and
+its memory pool; what each of the two is worth is in its line too.
 
 Stock is torch with its default optimizer, or with fused=True, or torch.compile with its default optimizer, which then
 is compared with swapped and torch.compile together as well; or torch with tcmalloc preloaded (in both arms), which is
@@ -20,7 +21,7 @@ import itertools
 import multiprocessing
 import os
 import resource
-import sysconfig
+import sys
 from pathlib import Path
 from unittest import mock
 
@@ -30,46 +31,19 @@ import torch.nn.functional as F
 from rusttorch.bench import results
 from torch import nn
 
-CONTEXT = 128  # characters
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
+from gpt import GPT, batch, characters
 
 
-class Attention(nn.Module):
-    def __init__(self, width, heads):
+class RecurrentModel(nn.Module):
+    def __init__(self, vocabulary, width=256, layers=2, dropout=0.1):
         super().__init__()
-        self.heads = heads
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.tokens, self.dropout = nn.Embedding(vocabulary, width), nn.Dropout(dropout)
+        self.layers = nn.GRU(width, width, layers, batch_first=True, dropout=dropout)
+        self.head = nn.Linear(width, vocabulary)
 
     def forward(self, x):
-        n, length, width = x.shape
-        q, k, v = self.qkv(x).view(n, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return self.out(y.transpose(1, 2).reshape(n, length, width))
-
-
-class Block(nn.Module):
-    def __init__(self, width, heads, dropout):
-        super().__init__()
-        self.attention = nn.Sequential(nn.LayerNorm(width), Attention(width, heads), nn.Dropout(dropout))
-        self.mlp = nn.Sequential(
-            *(nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU()),
-            *(nn.Linear(4 * width, width), nn.Dropout(dropout)),
-        )
-
-    def forward(self, x):
-        x = x + self.attention(x)
-        return x + self.mlp(x)
-
-
-class GPT(nn.Module):
-    def __init__(self, vocabulary, width=256, layers=4, heads=4, dropout=0.1):
-        super().__init__()
-        self.tokens, self.positions = nn.Embedding(vocabulary, width), nn.Embedding(CONTEXT, width)
-        self.blocks = nn.Sequential(*(Block(width, heads, dropout) for _ in range(layers)))
-        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, vocabulary))
-
-    def forward(self, x):
-        x = self.tokens(x) + self.positions.weight[: x.shape[1]]
-        return self.head(self.blocks(x)).flatten(0, 1)
+        return self.head(self.dropout(self.layers(self.tokens(x))[0])).flatten(0, 1)
 
 
 def digits():
@@ -77,15 +51,6 @@ def digits():
 
     data = load_digits()
     return torch.tensor(data.data, dtype=torch.float32) / 16, torch.tensor(data.target)
-
-
-def characters():
-    """The standard library's top-level sources, as numbers."""
-    folder = Path(sysconfig.get_path("stdlib"))
-    text = "".join(path.read_text(encoding="utf-8", errors="ignore") for path in sorted(folder.glob("*.py"))[:60])
-    vocabulary = sorted(set(text))
-    number = {c: i for i, c in enumerate(vocabulary)}
-    return torch.tensor([number[c] for c in text]), len(vocabulary)
 
 
 class Loop:
@@ -144,13 +109,13 @@ class CNN(Digits):
 
 
 class Text(Loop):
-    batch, rounds, clip = 8, 10, 1.0
+    model_kind, batch, rounds, clip = GPT, 8, 10, 1.0
     text, vocabulary = None, None
 
     def make_model(self):
         if Text.text is None:
             Text.text, Text.vocabulary = characters()
-        return GPT(self.vocabulary)
+        return self.model_kind(len(self.vocabulary))
 
     def make_optimizer(self, parameters, fused):
         return torch.optim.AdamW(parameters, lr=3e-4, fused=fused)
@@ -158,12 +123,14 @@ class Text(Loop):
     @classmethod
     def batches(cls, generator):
         while True:
-            at = torch.randint(len(cls.text) - CONTEXT - 1, (cls.batch, 1), generator=generator)
-            window = cls.text[at + torch.arange(CONTEXT + 1)]
-            yield window[:, :-1], window[:, 1:].flatten()
+            yield batch(cls.text, cls.batch, generator)
 
 
-LOOPS = {"mlp": MLP, "cnn": CNN, "gpt": Text}
+class RecurrentText(Text):
+    model_kind, batch, rounds = RecurrentModel, 32, 10
+
+
+LOOPS = {"mlp": MLP, "cnn": CNN, "gpt": Text, "gru": RecurrentText}
 # name: what stock's and swapped's models are made with; None: one model for both
 AGAINST = {
     "default": None,

@@ -43,13 +43,6 @@ void in_lower_precision(const c10::OperatorHandle& op, Stack* stack) {
   call_as(op, stack, at::autocast::get_lower_precision_fp_from_device_type(device), device);
 }
 
-// A linear layer, in the lower precision, and a loss, which autocast gives in float32.
-template <c10::DeviceType device>
-void linear_loss(const c10::OperatorHandle& op, Stack* stack) {
-  in_lower_precision<device>(op, stack);
-  stack->back() = stack->back().toTensor().to(at::kFloat);
-}
-
 // Where aten refuses, so do we, in its words.
 void refuse(const c10::OperatorHandle& op, Stack* stack) {
   find_op("aten", op.schema().name().substr(sizeof("rusttorch::") - 1))->callBoxed(stack);
@@ -62,15 +55,15 @@ std::optional<torch::CppFunction> cast_of(const std::string& family, const std::
   if (device == c10::DeviceType::CUDA && name == "binary_cross_entropy") {
     return CppFunction::makeFromBoxedFunction<&refuse>();
   }
-  if (name == "linear_cross_entropy") return CppFunction::makeFromBoxedFunction<&linear_loss<device>>();
-  if (name == "linear_act" || name == "linear_glu") {
+  if (name == "linear_act" || name == "linear_glu" || name == "linear_cross_entropy") {
     return CppFunction::makeFromBoxedFunction<&in_lower_precision<device>>();
   }
   // On CUDA aten casts what a cross entropy is made of.
   const auto twin = find_op("aten", name == "cross_entropy_loss" ? "nll_loss" : name);
   const auto key = at::autocast::get_autocast_dispatch_key_from_device_type(device);
   if (!twin || !twin->hasKernelForDispatchKey(key)) return std::nullopt;
-  if (family == "matmul") return CppFunction::makeFromBoxedFunction<&in_lower_precision<device>>();
+  if (family == "matmul" || family == "attention")
+    return CppFunction::makeFromBoxedFunction<&in_lower_precision<device>>();
   if (name == "addcmul" || name == "addcdiv") return CppFunction::makeFromBoxedFunction<&in_widest<device>>();
   return CppFunction::makeFromBoxedFunction<&in_float32<device>>();
 }

@@ -14,13 +14,29 @@
   X(loss)                                    \
   X(cross_entropy)                           \
   X(norm)                                    \
+  X(rope)                                    \
+  X(batch_norm)                              \
+  X(group_norm)                              \
   X(matmul)                                  \
   X(linear)                                  \
+  X(convolution)                             \
   X(dropout)                                 \
+  X(pool)                                    \
+  X(resize)                                  \
+  X(embedding)                               \
+  X(embedding_bag)                           \
+  X(scatter)                                 \
+  X(attention)                               \
+  X(recurrent)                               \
   X(foreach)
 
 #define RUSTTORCH_FAMILIES(X)          \
   RUSTTORCH_DIFFERENTIABLE_FAMILIES(X) \
+  X(color)                             \
+  X(crop)                              \
+  X(filter)                            \
+  X(image)                             \
+  X(warp)                              \
   X(optimizer)
 
 // The tables of kernels that a device has too, and what their kernels are given:
@@ -35,7 +51,26 @@
   X(softmax, SoftmaxArgs)            \
   X(cross_entropy, CrossEntropyArgs) \
   X(norm, NormArgs)                  \
+  X(rope, RopeArgs)                  \
+  X(pool, PoolArgs)                  \
+  X(batch_norm, BatchNormArgs)       \
   X(optimizer, OptimizerArgs)
 
-// And those that a device has not: stock's draws its own random numbers there, and products are cuBLAS's.
-#define RUSTTORCH_CPU_TABLES(X) X(dropout, DropoutArgs) X(matmul, MatmulArgs)
+// And those that a device has not: stock's draws its own random numbers there, products are cuBLAS's and convolutions
+// cuDNN's; of attention, resizing, embedding and scattering there are no kernels yet, so that stock's run. Recurrent
+// layers are cuDNN's, too. Images are where they were decoded, and batches of them are changed there.
+#define RUSTTORCH_CPU_TABLES(X)   \
+  X(attention, AttentionArgs)     \
+  X(convolution, ConvolutionArgs) \
+  X(dropout, DropoutArgs)         \
+  X(embedding, RowsArgs)          \
+  X(image, ImageArgs)             \
+  X(matmul, MatmulArgs)           \
+  X(recurrent, RecurrentArgs)     \
+  X(resize, ResizeArgs)           \
+  X(scatter, ScatterArgs)         \
+  X(color, ColorArgs)             \
+  X(normalize, NormalizeArgs)     \
+  X(warp, WarpArgs)               \
+  X(crop, CropArgs)               \
+  X(filter, FilterArgs)

@@ -41,6 +41,12 @@ class Functionalize final : public c10::OperatorKernel {
       if (arguments[i].isTensor() && fz::isFunctionalTensor(arguments[i].toTensor())) {
         fz::sync(arguments[i].toTensor());
         inner.back() = fz::from_functional_tensor(arguments[i].toTensor());
+      } else if (arguments[i].isTensorList()) {
+        fz::sync(arguments[i].toTensorList());
+        inner.back() = fz::from_functional_tensor(arguments[i].toTensorList());
+      } else if (arguments[i].isOptionalTensorList()) {
+        fz::sync(arguments[i].toOptionalTensorList());
+        inner.back() = fz::from_functional_tensor(arguments[i].toOptionalTensorList());
       }
     }
     {

@@ -9,13 +9,15 @@
 namespace rusttorch {
 namespace {
 
+thread_local bool enabled_in_this_thread = false;
+
 class Pool final : public c10::Allocator {
  public:
   Pool() : arena(size_t(sysconf(_SC_PHYS_PAGES)) * size_t(sysconf(_SC_PAGESIZE))), stock_(c10::GetCPUAllocator()) {}
 
   c10::DataPtr allocate(size_t n) override {
     void* p = nullptr;
-    if (enabled && n > 0) p = arena.allocate(n);
+    if ((enabled || enabled_in_this_thread) && n > 0) p = arena.allocate(n);
     if (p) {
       c10::profiledCPUMemoryReporter().New(p, n);
     } else {
@@ -65,6 +67,7 @@ void enable_pool(bool on) {
   the_pool().enabled = on;
 }
 bool pool_is_enabled() { return the_pool().enabled; }
+void use_pool_in_this_thread() { enabled_in_this_thread = pool_is_available(); }
 Arena& pool() { return the_pool().arena; }
 
 }  // namespace rusttorch

@@ -14,6 +14,8 @@ namespace rusttorch {
 bool pool_is_available();
 void enable_pool(bool on);
 bool pool_is_enabled();
+// From now on what this thread allocates is the pool's, enabled or not, if the pool is available.
+void use_pool_in_this_thread();
 Arena& pool();
 
 }  // namespace rusttorch

@@ -5,6 +5,7 @@
 #include <torch/csrc/utils/pybind.h>
 #include <torch/csrc/utils/python_arg_parser.h>
 
+#include "data/python.h"
 #include "form.h"
 #include "memory.h"
 #include "ops/decomposed.h"
@@ -71,22 +72,23 @@ std::string default_text(const c10::Argument& argument, bool python) {
   const IValue& value = *argument.default_value();
   if (python && value.isBool()) return value.toBool() ? "True" : "False";
   if (value.isNone()) return "None";
-  if (value.isIntList() && value.toIntList().empty()) return "None";
+  if (value.isIntList()) return value.toIntList().empty() ? "None" : std::to_string(value.toIntList()[0]);  // all equal
   if (value.isString()) return "\"" + value.toStringRef() + "\"";
   return c10::str(value);
 }
 
-// One or several dims. (r.intlist needs fmt, which torch does not export.)
-std::vector<int64_t> integers(PyObject* object) {
-  if (!object) return {};  // left out: every such argument's default
+// Several numbers; or one, for each of the places that there are. (r.intlist needs fmt, which torch does not export.)
+std::vector<int64_t> integers(PyObject* object, const c10::Argument& argument) {
+  const auto& value = argument.default_value();
+  if (!object) return value && value->isIntList() ? value->toIntVector() : std::vector<int64_t>();
   const py::handle handle(object);
   if (py::isinstance<py::sequence>(handle)) return handle.cast<std::vector<int64_t>>();
-  return {handle.cast<int64_t>()};
+  return std::vector<int64_t>(size_t(argument.N().value_or(1)), handle.cast<int64_t>());
 }
 
-IValue list(torch::PythonArgs& r, int i, const c10::Type& type) {
+IValue list(torch::PythonArgs& r, int i, const c10::Argument& argument, const c10::Type& type) {
   if (type.isSubtypeOf(*c10::ListType::ofTensors())) return r.tensorlist(i);
-  return integers(r.args[i]);
+  return integers(r.args[i], argument);
 }
 
 // A functional (or in-place) overload, and the overload that takes out=.
@@ -214,7 +216,7 @@ class Function {
       case c10::TypeKind::BoolType: return r.toBool(i);
       case c10::TypeKind::FloatType: return r.toDouble(i);
       case c10::TypeKind::StringType: return std::string(r.stringView(i));
-      case c10::TypeKind::ListType: return list(r, i, *type);
+      case c10::TypeKind::ListType: return list(r, i, argument, *type);
       case c10::TypeKind::MemoryFormatType: return int64_t(r.memoryformat(i));
       case c10::TypeKind::ScalarTypeType: return int64_t(r.scalartype(i));
       default: return r.toInt64(i);
@@ -267,13 +269,17 @@ bool takes_lists(const c10::FunctionSchema& schema) {
   return schema.arguments()[0].real_type()->isSubtypeOf(*c10::ListType::ofTensors());
 }
 
-// What torch's argument parser has no type for: lists of tensors that are returned, and lists of flags.
+// What torch's argument parser has no type for: lists of tensors that are returned, of flags, of indices, and of
+// floats.
 bool has_no_function(const c10::FunctionSchema& schema) {
   const auto is_list = [](const auto& value) { return value.type()->kind() == c10::TypeKind::ListType; };
-  const auto is_flags = [](const auto& argument) { return argument.type()->str() == "bool[]"; };
+  const auto is_untyped = [](const auto& argument) {
+    const std::string type = argument.type()->str();
+    return type == "bool[]" || type == "Tensor?[]" || type == "float[]?";
+  };
   const auto &arguments = schema.arguments(), &returns = schema.returns();
   return std::any_of(returns.begin(), returns.end(), is_list) ||
-         std::any_of(arguments.begin(), arguments.end(), is_flags);
+         std::any_of(arguments.begin(), arguments.end(), is_untyped);
 }
 
 // Every name of the table, as a builtin: of one module where it takes lists of tensors, else of the other.
@@ -334,4 +340,5 @@ PYBIND11_MODULE(_C, m) {
   });
   auto functions = m.def_submodule("functions"), lists = m.def_submodule("lists");
   add_functions(functions, lists);
+  add_data(m);
 }

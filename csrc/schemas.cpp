@@ -150,6 +150,14 @@ const std::vector<Family>& families() {
           R"(log_sigmoid_backward.grad_input(Tensor grad_output, Tensor self, Tensor buffer, *, Tensor(a!) grad_input) -> Tensor(a!))",
           R"(softsign(Tensor self) -> Tensor)",
           R"(squareplus(Tensor self, Scalar b=4) -> Tensor)",
+          R"(swiglu(Tensor gate, Tensor up) -> Tensor)",
+          R"(swiglu.packed(Tensor input) -> Tensor)",
+          R"(swiglu_backward(Tensor grad_output, Tensor gate, Tensor up) -> (Tensor, Tensor))",
+          R"(swiglu_backward.packed(Tensor grad_output, Tensor input) -> Tensor)",
+          R"(geglu(Tensor gate, Tensor up, *, str approximate="none") -> Tensor)",
+          R"(geglu.packed(Tensor input, *, str approximate="none") -> Tensor)",
+          R"(geglu_backward(Tensor grad_output, Tensor gate, Tensor up, *, str approximate="none") -> (Tensor, Tensor))",
+          R"(geglu_backward.packed(Tensor grad_output, Tensor input, *, str approximate="none") -> Tensor)",
       }},
       {"reduction", {
           R"(sum(Tensor self, *, ScalarType? dtype=None) -> Tensor)",
@@ -259,8 +267,8 @@ const std::vector<Family>& families() {
           R"(cross_entropy_loss(Tensor self, Tensor target, Tensor? weight=None, int reduction=1, SymInt ignore_index=-100, float label_smoothing=0.) -> Tensor)",
           R"(cross_entropy_loss_forward(Tensor self, Tensor target, Tensor? weight, int reduction, SymInt ignore_index, float label_smoothing, bool differentiate) -> (Tensor loss, Tensor slope))",
           R"(cross_entropy_loss_backward(Tensor grad_output, Tensor slope, Tensor target, int reduction, SymInt ignore_index) -> Tensor)",
-          R"(linear_cross_entropy(Tensor input, Tensor linear_weight, Tensor target, Tensor? linear_bias=None, int reduction=1, SymInt ignore_index=-100, float label_smoothing=0.) -> Tensor)",
-          R"(linear_cross_entropy_forward(Tensor input, Tensor linear_weight, Tensor target, Tensor? linear_bias, int reduction, SymInt ignore_index, float label_smoothing, bool differentiate) -> (Tensor loss, Tensor grad_input, Tensor grad_weight, Tensor grad_bias))",
+          R"(linear_cross_entropy(Tensor input, Tensor linear_weight, Tensor target, Tensor? linear_bias=None, int reduction=1, SymInt ignore_index=-100, float label_smoothing=0., *, float z_loss=0., float? softcap=None) -> Tensor)",
+          R"(linear_cross_entropy_forward(Tensor input, Tensor linear_weight, Tensor target, Tensor? linear_bias, int reduction, SymInt ignore_index, float label_smoothing, bool differentiate, float z_loss=0., float? softcap=None) -> (Tensor loss, Tensor grad_input, Tensor grad_weight, Tensor grad_bias))",
       }},
       {"norm", {
           R"(native_layer_norm(Tensor input, SymInt[] normalized_shape, Tensor? weight, Tensor? bias, float eps) -> (Tensor, Tensor, Tensor))",
@@ -268,6 +276,29 @@ const std::vector<Family>& families() {
           R"(_fused_rms_norm(Tensor input, int[] normalized_shape, Tensor? weight, float? eps) -> (Tensor, Tensor))",
           R"(_fused_rms_norm_backward(Tensor grad_out, Tensor input, int[] normalized_shape, Tensor rstd, Tensor? weight, bool[2] output_mask) -> (Tensor, Tensor))",
           R"(rms_norm(Tensor input, SymInt[] normalized_shape, Tensor? weight=None, float? eps=None) -> Tensor)",
+          R"(rms_norm.offset(Tensor input, SymInt[] normalized_shape, Tensor? weight=None, float? eps=None, *, float offset) -> Tensor)",
+          R"(add_rms_norm(Tensor input, Tensor residual, SymInt[] normalized_shape, Tensor? weight=None, float? eps=None, *, float offset=0.) -> (Tensor, Tensor))",
+          R"(_fused_add_rms_norm(Tensor input, Tensor? residual, int[] normalized_shape, Tensor? weight, float? eps, float offset) -> (Tensor output, Tensor sum, Tensor rstd))",
+          R"(_fused_add_rms_norm_backward(Tensor grad_output, Tensor? grad_sum, Tensor sum, int[] normalized_shape, Tensor rstd, Tensor? weight, float offset, bool[2] output_mask) -> (Tensor, Tensor))",
+          R"(add_layer_norm(Tensor input, Tensor residual, SymInt[] normalized_shape, Tensor? weight=None, Tensor? bias=None, float eps=1e-05) -> (Tensor, Tensor))",
+          R"(_fused_add_layer_norm(Tensor input, Tensor residual, int[] normalized_shape, Tensor? weight, Tensor? bias, float eps) -> (Tensor output, Tensor sum, Tensor mean, Tensor rstd))",
+          R"(_fused_add_layer_norm_backward(Tensor grad_output, Tensor? grad_sum, Tensor sum, int[] normalized_shape, Tensor mean, Tensor rstd, Tensor? weight, Tensor? bias, bool[3] output_mask) -> (Tensor, Tensor, Tensor))",
+      }},
+      {"rope", {
+          R"(rope(Tensor q, Tensor k, Tensor cos, Tensor sin, *, bool interleaved=False) -> (Tensor, Tensor))",
+          R"(rope_(Tensor(a!) q, Tensor(b!) k, Tensor cos, Tensor sin, *, bool interleaved=False) -> ())",
+          R"(rope_backward(Tensor grad_q, Tensor grad_k, Tensor cos, Tensor sin, *, bool interleaved=False) -> (Tensor, Tensor))",
+      }},
+      {"batch_norm", {
+          R"(native_batch_norm(Tensor input, Tensor? weight, Tensor? bias, Tensor? running_mean, Tensor? running_var, bool training, float momentum, float eps) -> (Tensor, Tensor, Tensor))",
+          R"(native_batch_norm_backward(Tensor grad_out, Tensor input, Tensor? weight, Tensor? running_mean, Tensor? running_var, Tensor? save_mean, Tensor? save_invstd, bool train, float eps, bool[3] output_mask) -> (Tensor, Tensor, Tensor))",
+          R"(batch_norm_relu(Tensor input, Tensor? weight, Tensor? bias, Tensor(a!)? running_mean, Tensor(b!)? running_var, bool training, float momentum, float eps, float? maximum=None) -> Tensor)",
+          R"(batch_norm_relu_forward(Tensor input, Tensor? weight, Tensor? bias, Tensor? running_mean, Tensor? running_var, bool training, float eps, float? maximum=None) -> (Tensor output, Tensor mean, Tensor invstd, Tensor var))",
+          R"(batch_norm_relu_backward(Tensor grad_output, Tensor input, Tensor? weight, Tensor? bias, Tensor? running_mean, Tensor? running_var, Tensor? save_mean, Tensor? save_invstd, bool train, float eps, bool[3] output_mask, float? maximum=None) -> (Tensor, Tensor, Tensor))",
+      }},
+      {"group_norm", {
+          R"(native_group_norm(Tensor input, Tensor? weight, Tensor? bias, SymInt N, SymInt C, SymInt HxW, int group, float eps) -> (Tensor, Tensor, Tensor))",
+          R"(native_group_norm_backward(Tensor grad_out, Tensor input, Tensor mean, Tensor rstd, Tensor? weight, SymInt N, SymInt C, SymInt HxW, int group, bool[3] output_mask) -> (Tensor, Tensor, Tensor))",
       }},
       {"matmul", {
           R"(mm(Tensor self, Tensor mat2) -> Tensor)",
@@ -294,10 +325,103 @@ const std::vector<Family>& families() {
           R"(linear_glu(Tensor input, Tensor gate_weight, Tensor up_weight, str activation="silu") -> Tensor)",
           R"(linear_glu_forward(Tensor input, Tensor gate_weight, Tensor up_weight, str activation, bool differentiate) -> (Tensor output, Tensor gate, Tensor up))",
       }},
+      {"convolution", {
+          R"(convolution(Tensor input, Tensor weight, Tensor? bias, SymInt[] stride, SymInt[] padding, SymInt[] dilation, bool transposed, SymInt[] output_padding, SymInt groups) -> Tensor)",
+          R"(convolution_backward(Tensor grad_output, Tensor input, Tensor weight, SymInt[]? bias_sizes, SymInt[] stride, SymInt[] padding, SymInt[] dilation, bool transposed, SymInt[] output_padding, SymInt groups, bool[3] output_mask) -> (Tensor, Tensor, Tensor))",
+      }},
       {"dropout", {
           R"(native_dropout(Tensor input, float p, bool? train) -> (Tensor, Tensor))",
           R"(native_dropout_backward(Tensor grad_output, Tensor mask, float scale) -> Tensor)",
           R"(dropout(Tensor input, float p, bool train) -> Tensor)",
+      }},
+      {"pool", {
+          R"(max_pool2d_with_indices(Tensor self, int[2] kernel_size, int[2] stride=[], int[2] padding=0, int[2] dilation=1, bool ceil_mode=False) -> (Tensor, Tensor))",
+          R"(max_pool2d_with_indices.out(Tensor self, int[2] kernel_size, int[2] stride=[], int[2] padding=0, int[2] dilation=1, bool ceil_mode=False, *, Tensor(a!) out, Tensor(b!) indices) -> (Tensor(a!), Tensor(b!)))",
+          R"(max_pool2d_with_indices_backward(Tensor grad_output, Tensor self, int[2] kernel_size, int[2] stride, int[2] padding, int[2] dilation, bool ceil_mode, Tensor indices) -> Tensor)",
+          R"(max_pool2d_with_indices_backward.grad_input(Tensor grad_output, Tensor self, int[2] kernel_size, int[2] stride, int[2] padding, int[2] dilation, bool ceil_mode, Tensor indices, *, Tensor(a!) grad_input) -> Tensor(a!))",
+          R"(avg_pool2d(Tensor self, int[2] kernel_size, int[2] stride=[], int[2] padding=0, bool ceil_mode=False, bool count_include_pad=True, int? divisor_override=None) -> Tensor)",
+          R"(avg_pool2d.out(Tensor self, int[2] kernel_size, int[2] stride=[], int[2] padding=0, bool ceil_mode=False, bool count_include_pad=True, int? divisor_override=None, *, Tensor(a!) out) -> Tensor(a!))",
+          R"(avg_pool2d_backward(Tensor grad_output, Tensor self, int[2] kernel_size, int[2] stride, int[2] padding, bool ceil_mode, bool count_include_pad, int? divisor_override) -> Tensor)",
+          R"(avg_pool2d_backward.grad_input(Tensor grad_output, Tensor self, int[2] kernel_size, int[2] stride, int[2] padding, bool ceil_mode, bool count_include_pad, int? divisor_override, *, Tensor(a!) grad_input) -> Tensor(a!))",
+          R"(_adaptive_avg_pool2d(Tensor self, SymInt[2] output_size) -> Tensor)",
+          R"(_adaptive_avg_pool2d_backward(Tensor grad_output, Tensor self) -> Tensor)",
+          R"(adaptive_max_pool2d(Tensor self, int[2] output_size) -> (Tensor, Tensor))",
+          R"(adaptive_max_pool2d.out(Tensor self, int[2] output_size, *, Tensor(a!) out, Tensor(b!) indices) -> (Tensor(a!), Tensor(b!)))",
+          R"(adaptive_max_pool2d_backward(Tensor grad_output, Tensor self, Tensor indices) -> Tensor)",
+          R"(adaptive_max_pool2d_backward.grad_input(Tensor grad_output, Tensor self, Tensor indices, *, Tensor(a!) grad_input) -> Tensor(a!))",
+      }},
+      {"resize", {
+          R"(upsample_nearest2d(Tensor self, SymInt[2] output_size, float? scales_h=None, float? scales_w=None) -> Tensor)",
+          R"(upsample_nearest2d.out(Tensor self, SymInt[2] output_size, float? scales_h=None, float? scales_w=None, *, Tensor(a!) out) -> Tensor(a!))",
+          R"(upsample_nearest2d_backward(Tensor grad_output, SymInt[2] output_size, SymInt[4] input_size, float? scales_h=None, float? scales_w=None) -> Tensor)",
+          R"(upsample_nearest2d_backward.grad_input(Tensor grad_output, SymInt[2] output_size, SymInt[4] input_size, float? scales_h=None, float? scales_w=None, *, Tensor(a!) grad_input) -> Tensor(a!))",
+          R"(_upsample_nearest_exact2d(Tensor self, SymInt[2] output_size, float? scales_h=None, float? scales_w=None) -> Tensor)",
+          R"(_upsample_nearest_exact2d.out(Tensor self, SymInt[2] output_size, float? scales_h=None, float? scales_w=None, *, Tensor(a!) out) -> Tensor(a!))",
+          R"(_upsample_nearest_exact2d_backward(Tensor grad_output, SymInt[2] output_size, SymInt[4] input_size, float? scales_h=None, float? scales_w=None) -> Tensor)",
+          R"(_upsample_nearest_exact2d_backward.grad_input(Tensor grad_output, SymInt[2] output_size, SymInt[4] input_size, float? scales_h=None, float? scales_w=None, *, Tensor(a!) grad_input) -> Tensor(a!))",
+          R"(upsample_bilinear2d(Tensor self, SymInt[2] output_size, bool align_corners, float? scales_h=None, float? scales_w=None) -> Tensor)",
+          R"(upsample_bilinear2d.out(Tensor self, SymInt[2] output_size, bool align_corners, float? scales_h=None, float? scales_w=None, *, Tensor(a!) out) -> Tensor(a!))",
+          R"(upsample_bilinear2d_backward(Tensor grad_output, SymInt[2] output_size, SymInt[4] input_size, bool align_corners, float? scales_h=None, float? scales_w=None) -> Tensor)",
+          R"(upsample_bilinear2d_backward.grad_input(Tensor grad_output, SymInt[2] output_size, SymInt[4] input_size, bool align_corners, float? scales_h=None, float? scales_w=None, *, Tensor(a!) grad_input) -> Tensor(a!))",
+          R"(upsample_bicubic2d(Tensor self, SymInt[2] output_size, bool align_corners, float? scales_h=None, float? scales_w=None) -> Tensor)",
+          R"(upsample_bicubic2d.out(Tensor self, SymInt[2] output_size, bool align_corners, float? scales_h=None, float? scales_w=None, *, Tensor(a!) out) -> Tensor(a!))",
+          R"(upsample_bicubic2d_backward(Tensor grad_output, SymInt[2] output_size, SymInt[4] input_size, bool align_corners, float? scales_h=None, float? scales_w=None) -> Tensor)",
+          R"(upsample_bicubic2d_backward.grad_input(Tensor grad_output, SymInt[2] output_size, SymInt[4] input_size, bool align_corners, float? scales_h=None, float? scales_w=None, *, Tensor(a!) grad_input) -> Tensor(a!))",
+          R"(_upsample_bilinear2d_aa(Tensor self, SymInt[2] output_size, bool align_corners, float? scales_h=None, float? scales_w=None) -> Tensor)",
+          R"(_upsample_bilinear2d_aa.out(Tensor self, SymInt[2] output_size, bool align_corners, float? scales_h=None, float? scales_w=None, *, Tensor(a!) out) -> Tensor(a!))",
+          R"(_upsample_bilinear2d_aa_backward(Tensor grad_output, SymInt[2] output_size, SymInt[4] input_size, bool align_corners, float? scales_h=None, float? scales_w=None) -> Tensor)",
+          R"(_upsample_bilinear2d_aa_backward.grad_input(Tensor grad_output, SymInt[2] output_size, SymInt[4] input_size, bool align_corners, float? scales_h=None, float? scales_w=None, *, Tensor(a!) grad_input) -> Tensor(a!))",
+          R"(_upsample_bicubic2d_aa(Tensor self, SymInt[2] output_size, bool align_corners, float? scales_h=None, float? scales_w=None) -> Tensor)",
+          R"(_upsample_bicubic2d_aa.out(Tensor self, SymInt[2] output_size, bool align_corners, float? scales_h=None, float? scales_w=None, *, Tensor(a!) out) -> Tensor(a!))",
+          R"(_upsample_bicubic2d_aa_backward(Tensor grad_output, SymInt[2] output_size, SymInt[4] input_size, bool align_corners, float? scales_h=None, float? scales_w=None) -> Tensor)",
+          R"(_upsample_bicubic2d_aa_backward.grad_input(Tensor grad_output, SymInt[2] output_size, SymInt[4] input_size, bool align_corners, float? scales_h=None, float? scales_w=None, *, Tensor(a!) grad_input) -> Tensor(a!))",
+      }},
+      {"embedding", {
+          R"(embedding_dense_backward(Tensor grad_output, Tensor indices, SymInt num_weights, SymInt padding_idx, bool scale_grad_by_freq) -> Tensor)",
+      }},
+      {"embedding_bag", {
+          R"(_embedding_bag(Tensor weight, Tensor indices, Tensor offsets, bool scale_grad_by_freq=False, int mode=0, bool sparse=False, Tensor? per_sample_weights=None, bool include_last_offset=False, int padding_idx=-1) -> (Tensor, Tensor, Tensor, Tensor))",
+          R"(_embedding_bag_forward_only(Tensor weight, Tensor indices, Tensor offsets, bool scale_grad_by_freq=False, int mode=0, bool sparse=False, Tensor? per_sample_weights=None, bool include_last_offset=False, int padding_idx=-1) -> (Tensor, Tensor, Tensor, Tensor))",
+          R"(_embedding_bag_dense_backward(Tensor grad, Tensor indices, Tensor offset2bag, Tensor bag_size, Tensor maximum_indices, SymInt num_weights, bool scale_grad_by_freq, int mode, Tensor? per_sample_weights, int padding_idx=-1) -> Tensor)",
+          R"(_embedding_bag_per_sample_weights_backward(Tensor grad, Tensor weight, Tensor indices, Tensor offsets, Tensor offset2bag, int mode, int padding_idx=-1) -> Tensor)",
+      }},
+      {"scatter", {
+          R"(index_add(Tensor self, int dim, Tensor index, Tensor source, *, Scalar alpha=1) -> Tensor)",
+          R"(index_add_(Tensor(a!) self, int dim, Tensor index, Tensor source, *, Scalar alpha=1) -> Tensor(a!))",
+          R"(index_add.out(Tensor self, int dim, Tensor index, Tensor source, *, Scalar alpha=1, Tensor(a!) out) -> Tensor(a!))",
+          R"(scatter_add(Tensor self, int dim, Tensor index, Tensor src) -> Tensor)",
+          R"(scatter_add_(Tensor(a!) self, int dim, Tensor index, Tensor src) -> Tensor(a!))",
+          R"(scatter_add.out(Tensor self, int dim, Tensor index, Tensor src, *, Tensor(a!) out) -> Tensor(a!))",
+          R"(_index_put_impl(Tensor self, Tensor?[] indices, Tensor values, bool accumulate=False, bool unsafe=False) -> Tensor)",
+          R"(_index_put_impl_(Tensor(a!) self, Tensor?[] indices, Tensor values, bool accumulate=False, bool unsafe=False) -> Tensor(a!))",
+      }},
+      {"attention", {
+          R"(scaled_dot_product_attention(Tensor query, Tensor key, Tensor value, Tensor? attn_mask=None, float dropout_p=0.0, bool is_causal=False, *, float? scale=None, bool enable_gqa=False) -> Tensor)",
+          R"(_scaled_dot_product_flash_attention_for_cpu(Tensor query, Tensor key, Tensor value, float dropout_p=0.0, bool is_causal=False, *, Tensor? attn_mask=None, float? scale=None) -> (Tensor output, Tensor logsumexp))",
+          R"(_scaled_dot_product_flash_attention_for_cpu_backward(Tensor grad_out, Tensor query, Tensor key, Tensor value, Tensor out, Tensor logsumexp, float dropout_p, bool is_causal, *, Tensor? attn_mask=None, float? scale=None) -> (Tensor grad_query, Tensor grad_key, Tensor grad_value))",
+          R"(attention_forward(Tensor query, Tensor key, Tensor value, Tensor? attn_mask=None, float dropout_p=0.0, bool is_causal=False, *, float? scale=None) -> (Tensor output, Tensor logsumexp, Tensor random))",
+          R"(attention_backward(Tensor grad_out, Tensor query, Tensor key, Tensor value, Tensor out, Tensor logsumexp, Tensor random, Tensor? attn_mask, float dropout_p, bool is_causal, *, float? scale=None) -> (Tensor grad_query, Tensor grad_key, Tensor grad_value))",
+          R"(attention_kept(Tensor random, SymInt[] sizes, float dropout_p) -> Tensor)",
+      }},
+      {"recurrent", {
+          R"(gru.input(Tensor input, Tensor hx, Tensor[] params, bool has_biases, int num_layers, float dropout, bool train, bool bidirectional, bool batch_first) -> (Tensor, Tensor))",
+          R"(gru.data(Tensor data, Tensor batch_sizes, Tensor hx, Tensor[] params, bool has_biases, int num_layers, float dropout, bool train, bool bidirectional) -> (Tensor, Tensor))",
+          R"(gru_cell(Tensor input, Tensor hx, Tensor w_ih, Tensor w_hh, Tensor? b_ih=None, Tensor? b_hh=None) -> Tensor)",
+          R"(lstm.input(Tensor input, Tensor[] hx, Tensor[] params, bool has_biases, int num_layers, float dropout, bool train, bool bidirectional, bool batch_first) -> (Tensor, Tensor, Tensor))",
+          R"(lstm.data(Tensor data, Tensor batch_sizes, Tensor[] hx, Tensor[] params, bool has_biases, int num_layers, float dropout, bool train, bool bidirectional) -> (Tensor, Tensor, Tensor))",
+          R"(lstm_cell(Tensor input, Tensor[] hx, Tensor w_ih, Tensor w_hh, Tensor? b_ih=None, Tensor? b_hh=None) -> (Tensor, Tensor))",
+          R"(rnn_tanh.input(Tensor input, Tensor hx, Tensor[] params, bool has_biases, int num_layers, float dropout, bool train, bool bidirectional, bool batch_first) -> (Tensor, Tensor))",
+          R"(rnn_tanh.data(Tensor data, Tensor batch_sizes, Tensor hx, Tensor[] params, bool has_biases, int num_layers, float dropout, bool train, bool bidirectional) -> (Tensor, Tensor))",
+          R"(rnn_tanh_cell(Tensor input, Tensor hx, Tensor w_ih, Tensor w_hh, Tensor? b_ih=None, Tensor? b_hh=None) -> Tensor)",
+          R"(rnn_relu.input(Tensor input, Tensor hx, Tensor[] params, bool has_biases, int num_layers, float dropout, bool train, bool bidirectional, bool batch_first) -> (Tensor, Tensor))",
+          R"(rnn_relu.data(Tensor data, Tensor batch_sizes, Tensor hx, Tensor[] params, bool has_biases, int num_layers, float dropout, bool train, bool bidirectional) -> (Tensor, Tensor))",
+          R"(rnn_relu_cell(Tensor input, Tensor hx, Tensor w_ih, Tensor w_hh, Tensor? b_ih=None, Tensor? b_hh=None) -> Tensor)",
+          R"(rnn_layer_forward(Tensor input, Tensor hx, Tensor? cx, Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh, Tensor? weight_hr, Tensor? batch_sizes, str mode, bool reverse, bool differentiate) -> (Tensor output, Tensor hn, Tensor cn, Tensor reserve))",
+          R"(rnn_layer_backward(Tensor? grad_output, Tensor? grad_hn, Tensor? grad_cn, Tensor input, Tensor hx, Tensor? cx, Tensor weight_ih, Tensor weight_hh, Tensor? weight_hr, Tensor? batch_sizes, Tensor reserve, str mode, bool reverse, bool[8] output_mask) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor))",
+      }},
+      {"image", {
+          R"(images_to_batch(Tensor[] images, SymInt[2] size, *, Tensor? boxes=None, Tensor? flips=None, str interpolation="bilinear", bool antialias=True, float[]? mean=None, float[]? std=None, ScalarType? dtype=None, MemoryFormat? memory_format=None) -> Tensor)",
+          R"(images_to_batch.out(Tensor[] images, SymInt[2] size, *, Tensor? boxes=None, Tensor? flips=None, str interpolation="bilinear", bool antialias=True, float[]? mean=None, float[]? std=None, ScalarType? dtype=None, MemoryFormat? memory_format=None, Tensor(a!) out) -> Tensor(a!))",
       }},
       {"optimizer", {
           R"(_fused_adam_(Tensor(a!)[] self, Tensor(b!)[] grads, Tensor(c!)[] exp_avgs, Tensor(d!)[] exp_avg_sqs, Tensor(e!)[] max_exp_avg_sqs, Tensor[] state_steps, *, float lr, float beta1, float beta2, float weight_decay, float eps, bool amsgrad, bool maximize, Tensor? grad_scale=None, Tensor? found_inf=None) -> ())",
@@ -325,6 +449,21 @@ const std::vector<Family>& families() {
           R"(clip_grad_norm_(Tensor(a!)[] grads, float max_norm, float norm_type=2.0, bool error_if_nonfinite=False) -> Tensor)",
           R"(clip_grad_value_(Tensor(a!)[] grads, float clip_value) -> ())",
       }},
+      {"color", {
+          R"(color_images(Tensor images, Tensor steps, Tensor factors) -> Tensor)",
+          R"(color_images_(Tensor(a!) images, Tensor steps, Tensor factors) -> Tensor(a!))",
+          R"(normalize_images(Tensor images, Tensor mean, Tensor std) -> Tensor)",
+      }},
+      {"warp", {
+          R"(warp_images(Tensor images, Tensor matrix, int[2] output_size, bool bilinear=True, Tensor? box=None, Tensor? fill=None) -> Tensor)",
+      }},
+      {"crop", {
+          R"(crop_images(Tensor images, Tensor corner, Tensor mirrored, int[2] size, Tensor? fill=None) -> Tensor)",
+      }},
+      {"filter", {
+          R"(blur_images(Tensor images, Tensor across, Tensor down) -> Tensor)",
+          R"(sharpen_images(Tensor images, Tensor factors) -> Tensor)",
+      }},
   };
   // clang-format on
   return table;
@@ -335,7 +474,8 @@ const std::vector<Family>& families() {
 TORCH_LIBRARY(rusttorch, m) {
   for (const auto& family : rusttorch::families()) {
     for (const char* schema : family.schemas) {
-      const bool random = std::string_view(schema).starts_with("native_dropout(");
+      const bool random = std::string_view(schema).starts_with("native_dropout(") ||
+                          std::string_view(schema).starts_with("attention_forward(");
       random ? m.def(schema, {at::Tag::pt2_compliant_tag, at::Tag::nondeterministic_seeded})
              : m.def(schema, {at::Tag::pt2_compliant_tag});
     }

@@ -1,5 +1,6 @@
 """Every functional op with the arguments it is tested on. The families' own tables are in test_FAMILY.py."""
 
+import os
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,6 +10,8 @@ import rusttorch
 import torch
 
 ON_DEVICE = torch.get_default_device().type != "cpu"
+# What tools/emulate.py runs: a device's kernels, on CPU tensors.
+EMULATED = "RUSTTORCH_EMULATION_REPORT" in os.environ
 CPU_FLAGS = Path("/proc/cpuinfo").read_text()
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 INTEGERS = (torch.int32, torch.int64)
@@ -102,6 +105,14 @@ def _squareplus(x, b=4):
     return torch.where(x < 0, b / 2 / (root - x), (root + x) / 2)
 
 
+def _swiglu(gate, up):
+    return torch.nn.functional.silu(gate) * up
+
+
+def _geglu(gate, up, *, approximate="none"):
+    return torch.nn.functional.gelu(gate, approximate=approximate) * up
+
+
 # Ops that aten does not have, in its terms.
 OWN = {
     "l1_loss_backward": _gradient(torch.ops.aten.l1_loss),
@@ -111,6 +122,8 @@ OWN = {
     "kl_div_backward": _gradient(torch.ops.aten.kl_div),
     "softsign": lambda x: x / (x.abs() + 1),
     "squareplus": _squareplus,
+    "swiglu": _swiglu,
+    "geglu": _geglu,
     "fused_multiply_add": lambda a, b, c: torch.addcmul(c, a, b),
     "add_scalar": torch.ops.aten.add.Scalar,
     "mul_scalar": torch.ops.aten.mul.Scalar,
@@ -153,6 +166,8 @@ REFERENCE = {
     "gelu_backward": _gelu_backward,
     "gelu_backward-approximate=tanh": _gelu_tanh_backward,
     "mish_backward": _mish_backward,
+    "geglu": lambda gate, up: _gelu(gate) * up,
+    "geglu-approximate=tanh": lambda gate, up: _gelu_tanh(gate) * up,
     "hardsigmoid": lambda x: (x + 3).clamp(0, 6) / 6,
     "hardswish": lambda x: x * ((x + 3).clamp(0, 6) / 6),
     "hardsigmoid_backward": lambda g, x: g / 6 * (x.abs() < 3),

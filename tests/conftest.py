@@ -20,6 +20,9 @@ if importlib.util.find_spec("hypothesis"):
 if importlib.util.find_spec("expecttest") is None:
     torch.library.opcheck = lambda *args, **kwargs: pytest.skip("torch.library.opcheck needs expecttest")
 
+# Whose models it fuses: what the Makefile installs, and a machine with a GPU may lack.
+collect_ignore = [] if importlib.util.find_spec("transformers") else ["test_fuse_transformers.py"]
+
 DEVICE = torch.device(os.environ.get("RUSTTORCH_DEVICE", "cpu"))
 if "RUSTTORCH_DEVICE" in os.environ:
     torch.set_default_device(DEVICE)
@@ -31,8 +34,25 @@ OF_THE_CPU = {
     "test_compat.py": "the CPU's constructors",
     "test_fuzz.py": "classes and indices that are none: an assertion on a device, after which it is of no use",
     "test_gpu_tool.py": "what runs these tests",
+    "test_csv.py": "files into the CPU's tensors",
+    "test_image.py": "images are where they were decoded",
+    "test_loader.py": "the CPU's threads",
+    "test_tabular.py": "functions of torch's ops",
+    "test_examples.py": "scripts for the CPU",
     "test_dropout.py": "the CPU's random numbers; a device has stock's dropout",
     "test_matmul.py": "the CPU's kernels; a device has cuBLAS's",
+    "test_attention.py": "the CPU's kernels; a device has stock's",
+    "[attention_": "the CPU's kernels; a device has stock's",
+    **{
+        f"test_{name}.py": "batches of images are changed on the CPU only"
+        for name in ("color", "warp", "crop", "filter", "transforms")
+    },
+    "_images]": "batches of images are changed on the CPU only",
+    "_images_]": "batches of images are changed on the CPU only",
+    "images_to_batch": "images are where they were decoded",
+    "test_recurrent.py": "the CPU's kernels; a device has cuDNN's",
+    "[rnn_layer_forward]": "the CPU's kernels; a device has cuDNN's",
+    "[_fused_add_": "the CPU's kernels; on a device sums and their norms are made of other ops",
     "test_a_linear_kernel_runs": "the CPU's kernels; a device has cuBLAS's",
     "threads": "the CPU's threads",
     "_errors": "what the CPU refuses by an exception, a device refuses by an assertion, after which it is of no use",
@@ -46,6 +66,7 @@ OF_THE_CPU = {
     "test_inputs_of_16_bits_may_be_changed": "what stock keeps of them on the CPU; on a device it keeps the tensor",
     "test_labels_changed_after_forward": "labels out of range: an assertion on a device, after which it is of no use",
     "test_members_that_share_memory": "lists of tensors are stock's on a device, where the members race",
+    "test_indices_from_elsewhere": "a device asks the windows that have an element, as stock's max_pool2d does there",
     "a view that is negated when it is read": "torch.optim's steps refuse it on a device",
     "test_long_sum_errs_no_more_than_stock[(1000003,)]": "a device's long rows are stock's, and err by chance",
     "unscaled[Adagrad]": "torch has no fused Adagrad for CUDA",

@@ -32,8 +32,10 @@ from drop_in_judge import Reference, difference, identical, outcome
 # What differs: pattern of entries, kinds of check: why.
 STRIDES = "strides of a gradient, where input and target have different ones"
 REGAINED = "a second derivative regains the probabilities from the gradient, where stock has their logarithms"
+TURNED = "strides of a gradient, where that of the result lies transposed"
 ROUNDING = "what is left of a sum that cancels is rounding, in stock too"
 ZERO = "the sign of a zero"
+KEPT = "with dropout, query and key are kept, where stock keeps what it scaled: to change them is an error"
 UNWRITTEN = "what nobody has written"
 EXPLAINED = {
     ("nn.functional.cross_entropy", "backward"): REGAINED,
@@ -43,12 +45,29 @@ EXPLAINED = {
     ("nn.functional.rms_norm", "backward"): ROUNDING,
     ("new_empty*", "forward"): UNWRITTEN,
     ("empty_like", "vmap"): UNWRITTEN,
+    ("empty_permuted", "forward"): UNWRITTEN,
     ("mm", "out"): "out= its own input, which stock makes smaller before it reads it: it reads what lies behind",
     ("pca_lowrank", "result_changed"): ROUNDING,
+    ("*batch_norm*", "result_changed"): ROUNDING,  # the gradient of a sum of what has a mean of zero
+    ("nn.BatchNorm*", "result_changed"): ROUNDING,
+    ("nn.functional.instance_norm", "result_changed"): ROUNDING,
     ("_foreach_sigmoid", "backward inplace_backward neg_view"): ROUNDING,
     ("_foreach_m??imum", "forward_mode zero_tangent"): ROUNDING,
     ("nn.MultiheadAttention", "backward"): ROUNDING,
+    ("nn.LSTM", "backward neg_view"): ROUNDING,
+    ("nn.LSTM", "input_changed result_changed"): "stock's LSTM of oneDNN keeps results and biases: to change them ends",
+    ("nn.LSTMCell", "backward"): TURNED,
+    ("nn.functional.scaled_dot_product_attention", "forward"): ZERO,
+    ("nn.functional.scaled_dot_product_attention", "backward"): "with dropout, gradients lie as the projections do",
+    ("nn.functional.scaled_dot_product_attention", "result_changed"): ROUNDING,
+    ("nn.functional.scaled_dot_product_attention", "input_changed"): KEPT,
+    ("nn.Transformer*", "backward neg_view"): "stock's flash attention has no second derivative",
     ("nn.Transformer*", "result_changed"): ROUNDING,
+    ("nn.GRU*", "backward"): TURNED,
+    ("nn.RNN", "backward"): TURNED,
+    ("nn.RNNCell", "backward input_changed neg_view"): ZERO,
+    ("nn.GRUCell", "zero_tensor"): ZERO,
+    ("native_batch_norm", "mixed"): "parameters of too few elements are refused; stock reads beyond their end",
     ("native_layer_norm", "scalar"): ZERO,
     ("*softm*", "zero_tensor"): ZERO,
     ("*cross_entropy", "zero_tensor"): ZERO,

@@ -197,6 +197,66 @@ def test_linear_cross_entropy(bias):
         torch.testing.assert_close(again, stock)
 
 
+def capped_and_z(x, w, b, target, reduction, smoothing, z_loss, softcap):
+    """As a user of stock writes them."""
+    logits = F.linear(x, w, b)
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    loss = F.cross_entropy(logits, target, reduction=reduction, label_smoothing=smoothing)
+    kept = target != IGNORED
+    z = z_loss * logits.logsumexp(-1).masked_fill(~kept, 0).square().sum()
+    return loss + (z / kept.sum() if reduction == "mean" else z)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("z_loss", (0.0, 0.01))
+@pytest.mark.parametrize("softcap", (None, 2.5, 30.0))
+def test_z_loss_and_softcap(softcap, z_loss, dtype):
+    generator = torch.Generator(torch.get_default_device()).manual_seed(0)
+    normal = lambda *s: torch.randn(s, generator=generator, dtype=torch.float64).to(dtype)  # noqa: E731
+    x, w, b = normal(70, 12), normal(1003, 12), normal(1003)
+    target = torch.randint(1003, (70,), generator=generator)
+    target[::7] = IGNORED
+    for bias, reduction, smoothing in ((b, "mean", 0.0), (None, "sum", 0.1)):
+        options = {"reduction": reduction, "label_smoothing": smoothing, "z_loss": z_loss, "softcap": softcap}
+        leaves = [t.detach().requires_grad_() for t in ((x, w) if bias is None else (x, w, b))]
+        wide = [t.detach().double().requires_grad_() for t in leaves]
+        ours = rusttorch.linear_cross_entropy(leaves[0], leaves[1], target, *leaves[2:], **options)
+        stock, exact = (
+            capped_and_z(*of, *[None] * (3 - len(of)), target, reduction, smoothing, z_loss, softcap)
+            for of in (leaves, wide)
+        )
+        assert ours.dtype == torch.promote_types(dtype, torch.float32)
+        eps = torch.finfo(dtype).eps * (50 if dtype == torch.float64 else 8)  # where stock itself is the truth
+        assert (ours.double() - exact).abs() <= 2 * (stock.double() - exact).abs() + eps * exact.abs()
+        of_all = [torch.autograd.grad(loss, of) for loss, of in ((ours, leaves), (stock, leaves), (exact, wide))]
+        for mine, theirs, right in zip(*of_all, strict=True):
+            error, allowed = ((g.double() - right).norm() for g in (mine, theirs))
+            assert error <= 2 * allowed + eps * right.norm()
+        with torch.no_grad():
+            again = rusttorch.linear_cross_entropy(leaves[0], leaves[1], target, *leaves[2:], **options)
+        assert torch.equal(again, ours)
+
+
+def test_z_loss_and_softcap_derivatives():
+    x, w, b = (torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((5, 3), (7, 3), (7,)))
+    target = torch.tensor([0, 6, IGNORED, 2, 2])
+    for options in ({"z_loss": 0.1}, {"softcap": 1.5}, {"z_loss": 0.1, "softcap": 1.5, "label_smoothing": 0.1}):
+        f = lambda x, w, b: rusttorch.linear_cross_entropy(x, w, target, b, **options)  # noqa: B023, E731
+        assert torch.autograd.gradcheck(f, (x, w, b))
+        assert torch.autograd.gradgradcheck(f, (x, w, b))
+    op = torch.ops.rusttorch.linear_cross_entropy_forward.default
+    opcheck(op, (x, w, target, b, 1, IGNORED, 0.0, True, 0.1, 1.5))
+    compiled = torch.compile(f, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x, w, b), f(x, w, b))
+    for bad in (0.0, -1.0):
+        with pytest.raises(RuntimeError, match="softcap must be above 0"):
+            rusttorch.linear_cross_entropy(x, w, target, softcap=bad)
+    for bad in (-0.1, 1.5, torch.nan):
+        with pytest.raises(RuntimeError, match="label_smoothing must be between"):
+            rusttorch.linear_cross_entropy(x, w, target, label_smoothing=bad)
+
+
 def test_linear_cross_entropy_errors():
     x, w = torch.randn(7, 12), torch.randn(30, 12)
     with pytest.raises(IndexError, match="out of bounds"):

@@ -11,8 +11,16 @@ from rusttorch import _build
 ROOT = Path(__file__).resolve().parent.parent
 # Families of kernels that a device has no table of:
 STOCK_S = {
+    "convolution": "cuDNN runs, through aten",
     "dropout": "stock's kernel runs, with the device's own random numbers",
     "matmul": "cuBLAS runs, through aten",
+    "resize": "stock's kernels run",
+    "embedding": "stock's kernels run",
+    "scatter": "stock's kernels run",
+    "attention": "stock's kernels run",
+    "recurrent": "cuDNN runs, through aten",
+    "image": "none: images are where they were decoded",
+    **dict.fromkeys(("color", "normalize", "warp", "crop", "filter"), "batches of images are changed on the CPU only"),
 }
 KEYS = ("CPU", "CUDA") if _build.CUDA else ("CPU",)
 

@@ -69,6 +69,9 @@ def norms_and_losses():
     target = torch.tensor([0, 5, 1, 2])
     options = (1, -100, 0.0)
     ops = torch.ops.rusttorch
+    images, by_images = torch.randn(4, 6, 5, 3), torch.randn(4, 6, 5, 3)
+    running = torch.zeros(6), torch.ones(6)
+    of_groups = torch.zeros(4, 2), torch.ones(4, 2)
     y = x.softmax(1)
     loss, slope = ops.cross_entropy_loss_forward(x, target, weight, *options, True)
     return {
@@ -79,6 +82,16 @@ def norms_and_losses():
         ),
         "_fused_rms_norm": (ops._fused_rms_norm, (x, [6], weight, 1e-5)),
         "_fused_rms_norm_backward": (ops._fused_rms_norm_backward, (g, x, [6], rstd, weight, [True, True])),
+        "native_batch_norm": (ops.native_batch_norm, (images, weight, bias, *running, True, 0.1, 1e-5)),
+        "native_batch_norm_backward": (
+            ops.native_batch_norm_backward,
+            (by_images, images, weight, None, None, *running, True, 1e-5, [True, True, True]),
+        ),
+        "native_group_norm": (ops.native_group_norm, (images, weight, bias, 4, 6, 15, 2, 1e-5)),
+        "native_group_norm_backward": (
+            ops.native_group_norm_backward,
+            (by_images, images, *of_groups, weight, 4, 6, 15, 2, [True, True, True]),
+        ),
         "rms_norm": (ops.rms_norm, (x, [6], weight, 1e-5)),
         "_softmax_backward_data": (ops._softmax_backward_data, (g, y, 1, torch.float32)),
         "_log_softmax_backward_data": (ops._log_softmax_backward_data, (g, y, 1, torch.float32)),

@@ -129,6 +129,21 @@ def test_opcheck():
     opcheck(ops.native_dropout_backward, (x, mask, 2.0))
 
 
+def test_compiled_draws_differ():
+    """Torch's compiler merges equal calls of a graph that is differentiated, but not random ones."""
+    x = torch.randn(1, 2, 8, 16, requires_grad=True)
+    for draw in (
+        lambda: rusttorch.dropout(x, 0.5, True),
+        lambda: torch.ops.rusttorch.native_dropout(x, 0.5, True)[0],
+        lambda: torch.ops.rusttorch.attention_forward(x, x, x, None, 0.5)[0],
+        lambda: F.scaled_dot_product_attention(x, x, x, dropout_p=0.5),
+    ):
+        torch._dynamo.reset()
+        with rusttorch.use():
+            one, other = torch.compile(lambda draw=draw: (draw(), draw()), fullgraph=True, backend="aot_eager")()
+        assert not torch.equal(one, other)
+
+
 def test_compile():
     def f(x):
         return F.dropout(x, 0.5) * 2

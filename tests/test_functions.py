@@ -57,7 +57,8 @@ def test_every_form_of_aten_s_is_there():
 
 
 def test_every_op_has_a_function_with_a_docstring():
-    lists = ("List[Tensor]", "List[bool]")  # rusttorch.optim and rusttorch.foreach have those; flags are for autograd
+    # rusttorch.optim and rusttorch.foreach have the first; flags are for autograd, and indices have Python's own form.
+    lists = ("List[Tensor]", "List[bool]", "List[Optional[Tensor]]")
     ops = {op.name.partition(".")[0]: overload("rusttorch", op.name)._schema.arguments for op in rusttorch.ops()}
     names = {name for name, arguments in ops.items() if not any(str(a.type) in lists for a in arguments)}
     assert all(name in getattr(rusttorch, name).__doc__ for name in names)
@@ -121,6 +122,7 @@ def arguments_of(name):
     values |= {
         "List[int]": [1],
         "List[SymInt]": [3],
+        "List[Tensor]": [x],
         "ScalarType": torch.float32,
         "MemoryFormat": torch.contiguous_format,
     }
@@ -137,7 +139,20 @@ def arguments_of(name):
     return given | PARTICULAR.get(name, {})
 
 
+PLANES, POOLED = torch.linspace(0.1, 0.9, 16).reshape(1, 4, 4), torch.ones(1, 2, 2)
+WINDOWS = {"kernel_size": [2, 2], "stride": [2, 2], "padding": [0, 0]}
+HEADS = torch.linspace(0.1, 0.9, 48).reshape(2, 3, 4, 2)
+ENTRIES = torch.tensor([0, 2, 2, 1])  # of an embedding
+CHOICES = torch.tensor([[[5, 7], [13, 15]]])
 CLASSES, VECTOR = torch.tensor([0, 2]), torch.linspace(0.1, 0.9, 3)
+RESIZES = {
+    **{name: {} for name in ("upsample_nearest2d", "_upsample_nearest_exact2d")},
+    **{
+        name: {"align_corners": False}
+        for name in ("upsample_bilinear2d", "upsample_bicubic2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa")
+    },
+}
+PICTURES = {"images": torch.linspace(0.1, 0.9, 96).reshape(2, 3, 4, 4)}
 # Of those whose arguments must fit each other.
 PARTICULAR = {
     **{name: {"min": 0.2} for name in ("clamp", "clamp_")},
@@ -149,8 +164,17 @@ PARTICULAR = {
         f"linear_cross_entropy{form}": {"target": CLASSES, "linear_weight": torch.ones(4, 3), "linear_bias": None}
         for form in ("", "_forward")
     },
+    "convolution": {
+        **{"input": torch.ones(1, 2, 4), "weight": torch.ones(2, 1, 3), "bias": None, "groups": 2},
+        **{"stride": [1], "padding": [1], "dilation": [1], "transposed": False, "output_padding": [0]},
+    },
     "native_dropout_backward": {"mask": torch.tensor([True, False, True])},
     "native_layer_norm": {"normalized_shape": [3], "weight": VECTOR, "bias": VECTOR},
+    **{
+        name: {**dict.fromkeys(("weight", "bias", "running_mean", "running_var"), VECTOR), "training": False}
+        for name in ("native_batch_norm", "batch_norm_relu", "batch_norm_relu_forward")
+    },
+    "native_group_norm": {"weight": VECTOR, "bias": VECTOR, "N": 2, "C": 3, "HxW": 1, "group": 1},
     "mm": {"mat2": torch.ones(3, 2)},
     **{name: {"mat1": torch.ones(2, 4), "mat2": torch.ones(4, 3)} for name in ("addmm", "addmm_")},
     "bmm": {"input": torch.ones(2, 2, 3), "mat2": torch.ones(2, 3, 4)},
@@ -169,7 +193,125 @@ PARTICULAR = {
         for form in ("", "_forward")
     },
     **{name: {"input": torch.ones(2), "mat": torch.ones(2, 3), "vec": VECTOR} for name in ("addmv", "addmv_")},
-    **{name: {"normalized_shape": [3], "weight": VECTOR} for name in ("rms_norm", "_fused_rms_norm")},
+    **{name: {"input": PLANES[None], "output_size": [3, 5], **options} for name, options in RESIZES.items()},
+    **{
+        f"{name}_backward": {"grad_output": torch.ones(1, 1, 3, 5), "output_size": [3, 5], "input_size": [1, 1, 4, 4]}
+        | options
+        for name, options in RESIZES.items()
+    },
+    **{name: {"input": PLANES, **WINDOWS} for name in ("max_pool2d_with_indices", "avg_pool2d")},
+    **{name: {"input": PLANES, "output_size": [2, 2]} for name in ("_adaptive_avg_pool2d", "adaptive_max_pool2d")},
+    "max_pool2d_with_indices_backward": {
+        **{"grad_output": POOLED, "input": PLANES, **WINDOWS},
+        **{"dilation": [1, 1], "ceil_mode": False, "indices": CHOICES},
+    },
+    "avg_pool2d_backward": {
+        **{"grad_output": POOLED, "input": PLANES, **WINDOWS},
+        **{"ceil_mode": False, "count_include_pad": True, "divisor_override": None},
+    },
+    "_adaptive_avg_pool2d_backward": {"grad_output": POOLED, "input": PLANES},
+    **{
+        name: {"dim": 0, "index": torch.tensor([1, 0, 1]), "source": torch.randn(3, 3)}
+        for name in ("index_add", "index_add_")
+    },
+    **{
+        name: {"dim": 0, "index": torch.tensor([[1, 0, 1]]), "src": torch.randn(1, 3)}
+        for name in ("scatter_add", "scatter_add_")
+    },
+    **{
+        name: {"query": HEADS, "key": HEADS, "value": HEADS, "dropout_p": 0.0, "is_causal": True}
+        for name in ("scaled_dot_product_attention", "_scaled_dot_product_flash_attention_for_cpu", "attention_forward")
+    },
+    **{
+        name: {
+            **{"grad_out": HEADS, "query": HEADS, "key": HEADS, "value": HEADS, "out": HEADS},
+            **{"logsumexp": HEADS[..., 0], "attn_mask": None, "dropout_p": 0.0, "is_causal": True, **random},
+        }
+        for name, random in (
+            ("attention_backward", {"random": torch.empty(0, dtype=torch.int32)}),
+            ("_scaled_dot_product_flash_attention_for_cpu_backward", {}),
+        )
+    },
+    "attention_kept": {"random": torch.ones(6, 625, dtype=torch.int32), "sizes": [2, 3, 4, 4], "dropout_p": 0.5},
+    **{
+        name: {"weight": torch.randn(3, 4), "indices": ENTRIES, "offsets": torch.tensor([0, 2])}
+        for name in ("_embedding_bag", "_embedding_bag_forward_only")
+    },
+    "_embedding_bag_dense_backward": {
+        **{"grad": torch.randn(2, 4), "indices": ENTRIES, "offset2bag": torch.tensor([0, 0, 1, 1])},
+        **{"bag_size": torch.tensor([2, 2]), "maximum_indices": torch.tensor([0, 0]), "num_weights": 3},
+        **{"scale_grad_by_freq": False, "mode": 0, "per_sample_weights": None},
+    },
+    "_embedding_bag_per_sample_weights_backward": {
+        **{"grad": torch.randn(2, 4), "weight": torch.randn(3, 4), "indices": ENTRIES},
+        **{"offsets": torch.tensor([0, 2]), "offset2bag": torch.tensor([0, 0, 1, 1]), "mode": 0},
+    },
+    "embedding_dense_backward": {
+        **{"grad_output": torch.randn(4, 3), "indices": ENTRIES},
+        **{"num_weights": 3, "padding_idx": -1, "scale_grad_by_freq": False},
+    },
+    **{
+        name: {
+            "input": torch.ones(3, 2, 4),
+            "hx": [torch.ones(1, 2, 5)] * 2 if name == "lstm" else torch.ones(1, 2, 5),
+            "params": weights,
+        }
+        | {"has_biases": False, "num_layers": 1, "dropout": 0.0, "train": True}
+        | {"bidirectional": False, "batch_first": False}
+        for name, hx, weights in (
+            ("gru", torch.ones(1, 2, 5), [torch.ones(15, 4), torch.ones(15, 5)]),
+            ("lstm", [torch.ones(1, 2, 5)] * 2, [torch.ones(20, 4), torch.ones(20, 5)]),
+            *((name, torch.ones(1, 2, 5), [torch.ones(5, 4), torch.ones(5, 5)]) for name in ("rnn_tanh", "rnn_relu")),
+        )
+    },
+    **{
+        f"{name}_cell": {
+            "input": torch.ones(2, 4),
+            "hx": [torch.ones(2, 5)] * 2 if name == "lstm" else torch.ones(2, 5),
+        }
+        | {"w_ih": torch.ones(rows, 4), "w_hh": torch.ones(rows, 5)}
+        for name, hx, rows in (
+            ("gru", torch.ones(2, 5), 15),
+            ("lstm", [torch.ones(2, 5)] * 2, 20),
+            ("rnn_tanh", torch.ones(2, 5), 5),
+            ("rnn_relu", torch.ones(2, 5), 5),
+        )
+    },
+    "rnn_layer_forward": {
+        **{"input": torch.ones(3, 2, 4), "hx": torch.ones(2, 5), "cx": None, "bias_ih": None, "bias_hh": None},
+        **{"weight_ih": torch.ones(15, 4), "weight_hh": torch.ones(15, 5), "weight_hr": None, "batch_sizes": None},
+        **{"mode": "gru", "reverse": False, "differentiate": True},
+    },
+    "rnn_layer_backward": {
+        **{"grad_output": torch.ones(3, 2, 5), "grad_hn": None, "grad_cn": None},
+        **{"input": torch.ones(3, 2, 4), "hx": torch.ones(2, 5), "cx": None},
+        **{"weight_ih": torch.ones(5, 4), "weight_hh": torch.ones(5, 5), "weight_hr": None, "batch_sizes": None},
+        **{"reserve": torch.ones(30), "mode": "rnn_relu", "reverse": False, "output_mask": [True] * 8},
+    },
+    **{
+        name: PICTURES | {"steps": torch.ones(2, 1, dtype=torch.int64), "factors": torch.full((2, 1), 0.5)}
+        for name in ("color_images", "color_images_")
+    },
+    "normalize_images": PICTURES | {"mean": VECTOR, "std": VECTOR},
+    "warp_images": PICTURES | {"matrix": torch.eye(3).expand(2, 3, 3), "output_size": [3, 5]},
+    "crop_images": PICTURES
+    | {"corner": torch.ones(2, 2, dtype=torch.int64), "mirrored": torch.ones(2, 2) > 0, "size": [2, 3]},
+    "blur_images": PICTURES | {"across": torch.ones(2, 3), "down": torch.ones(2, 1)},
+    "sharpen_images": PICTURES | {"factors": torch.ones(2)},
+    "adaptive_max_pool2d_backward": {"grad_output": POOLED, "input": PLANES, "indices": CHOICES},
+    **{
+        name: {"normalized_shape": [3], "weight": VECTOR}
+        for name in ("rms_norm", "_fused_rms_norm", "add_rms_norm", "_fused_add_rms_norm", "add_layer_norm")
+    },
+    "_fused_add_layer_norm": {"normalized_shape": [3], "weight": VECTOR, "bias": VECTOR},
+    **{
+        f"rope{form}": dict(zip(names, (PLANES[None], PLANES[None], PLANES[0, :, :2], PLANES[0, :, 2:]), strict=True))
+        for form, names in (
+            ("", ("q", "k", "cos", "sin")),
+            ("_", ("q", "k", "cos", "sin")),
+            ("_backward", ("grad_q", "grad_k", "cos", "sin")),
+        )
+    },
 }
 
 

@@ -158,7 +158,7 @@ def test_opcheck(dtype):
     ops = torch.ops.rusttorch
     opcheck(ops.native_layer_norm, (x, [8], w, b, 1e-5))
     opcheck(ops._fused_rms_norm, (x, [8], w, 1e-5))
-    opcheck(ops.rms_norm, (x, [8], w, 1e-5))
+    opcheck(ops.rms_norm.default, (x, [8], w, 1e-5))
 
 
 def test_compile():

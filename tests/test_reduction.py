@@ -277,6 +277,21 @@ def test_dtype():
     assert rusttorch.prod(x.int(), 1).equal(x.int().prod(1))
 
 
+@pytest.mark.parametrize("of", (torch.bool, torch.uint8, torch.int32, torch.int64, torch.float32), ids=str)
+@pytest.mark.parametrize("asked", (torch.bool, torch.int32, torch.int64, torch.float32), ids=str)
+def test_dtypes_that_are_asked_for(of, asked):
+    x = torch.tensor([[0, 1, 1], [1, 0, 1]]).to(of)
+    for f in (
+        lambda m: m.sum(x, dtype=asked),
+        lambda m: m.sum(x, 1, dtype=asked),
+        lambda m: m.prod(x, dtype=asked),
+        lambda m: m.prod(x, 1, dtype=asked),
+        lambda m: m.cumsum(x, 1, dtype=torch.int16 if asked == torch.bool else asked),  # stock has none of bools
+    ):
+        ours, stock = f(rusttorch), f(torch)
+        assert ours.dtype == stock.dtype and ours.equal(stock)
+
+
 @pytest.mark.parametrize("dim", [0, -1])
 @pytest.mark.parametrize("case", [c for c in DIFFERENTIABLE if c.args], ids=str)
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of a variance of one number

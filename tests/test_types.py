@@ -23,6 +23,7 @@ VALUES = {
     "MemoryFormat": "torch.contiguous_format",
     "List[int]": "[0]",
     "List[SymInt]": "[0]",
+    "List[Tensor]": "[x]",
 }
 
 

@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[1]
 HOST_SOURCES = [
     *sorted(str(f.relative_to(ROOT)) for f in (ROOT / "csrc" / "ops").glob("*.cpp")),
     *("csrc/swap.cpp", "csrc/form.cpp", "csrc/schemas.cpp", "csrc/tables.cpp", "csrc/instruction_set.cpp"),
-    "csrc_cuda/register.cpp",
+    *("csrc/memory.cpp", "csrc/arena.cpp", "csrc_cuda/register.cpp"),
 ]
 # In the place of what is not compiled here: the CPU's kernels, and python.cpp.
 STAND_INS = f"""
@@ -64,7 +64,10 @@ def spills_too_much(kernel, stored):
 # Kernels that write as much as they read, whatever they are made for; elementwise where it takes several at a time.
 WRITERS = re.compile(
     r"::(softmax_forward|softmax_backward|norm_forward|norm_backward|cross_entropy_slope|cross_entropy_backward|scan_rows|"
-    r"optimizer_step)<|::elementwise<.*, [248]>"
+    r"optimizer_step|pool_planes_backward)<|"
+    r"::(elementwise|pool_windows|pool_large_windows|pool_channels_backward)<.*, [248]>|"
+    r"::channel_(normalize|gradient)<(float, 4|double, 2|__\w+, 8),|"
+    r"::rope_turn<\w+, (4, float|2, double|8),"
 )
 
 

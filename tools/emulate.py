@@ -18,8 +18,13 @@ from cuda_check import cuda_home
 
 ROOT = Path(__file__).parents[1]
 BUILD = ROOT / "build" / "emulation"
-FAMILIES = re.findall(r"^  X\((\w+), \w+\)", (ROOT / "csrc" / "families.h").read_text(), re.MULTILINE)
-TESTS = [name for name in (*FAMILIES, "functions") if (ROOT / "tests" / f"test_{name}.py").exists()]
+DEVICE_TABLES = (
+    (ROOT / "csrc" / "families.h").read_text().split("#define RUSTTORCH_DEVICE_TABLES")[1].split("#define")[0]
+)
+FAMILIES = re.findall(r"X\((\w+), \w+\)", DEVICE_TABLES)
+TESTS = [
+    name for name in (*FAMILIES, "gated", "group_norm", "functions") if (ROOT / "tests" / f"test_{name}.py").exists()
+]
 # Tests that are about something else:
 LEFT_OUT = {
     "opcheck": "the dispatcher",
@@ -28,10 +33,21 @@ LEFT_OUT = {
     "vmap": "a number beside a tensor, which is stock's on a device",
     "test_long": "16M elements, which the emulation walks for minutes; test_in_parts takes the same kernels",
     "threads": "the CPU's threads",
+    "attention_": "the CPU's kernels; a device has stock's",
+    "rnn_layer_forward": "the CPU's kernels; a device has cuDNN's",
+    **dict.fromkeys(
+        (f"{name}_images" for name in ("color", "normalize", "warp", "crop", "blur", "sharpen")), "no device has them"
+    ),
+    "images_to_batch": "no device has it",
+    "_fused_add_": "the CPU's kernels; on a device sums and their norms are made of other ops",
     "errors": "what a device refuses by an assertion, the CPU refuses by an exception",
+    "indices_from_elsewhere": "a device asks the windows that have an element, as stock's max_pool2d does there",
+    "zeros_over_a_divisor": "which are 0 in one of stock's CPU kernels, and -0 on a device as in the other",
 }
 
 
+# Kernels for memory that is not aligned, which no tensor brings there: linear_cross_entropy allocates what it caps.
+UNREACHED = re.compile(r"softcap_formula, \w+, 1>")
 NONE_CHOSEN = 5  # what pytest exits with
 
 
@@ -84,7 +100,7 @@ def main():
         reports, passed = zip(*pool.map(test, TESTS), strict=True)
     count, missing, ran = read(reports)
     kernels = kernels_of(next((BUILD / "rusttorch").glob("_C*.so")))
-    left = [name for at, name in kernels.items() if at not in ran]
+    left = [name for at, name in kernels.items() if at not in ran and not UNREACHED.search(name)]
     print(
         f"{count - len(missing)} launchers of {count} ran, {len(ran)} kernels of {len(kernels)}",
         *(f"did not run: {name}" for name in missing + left),

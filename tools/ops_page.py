@@ -33,6 +33,7 @@ DTYPES = {
     torch.int32: "i32",
     torch.int64: "i64",
     torch.bool: "bool",
+    torch.uint8: "u8",
 }
 ROWS, COLUMNS = SHAPE = 16, 4000
 # What the bench calls an op that torch has another name for.
@@ -41,11 +42,19 @@ BENCH_NAMES = {
     "_log_softmax": "log_softmax",
     "cross_entropy_loss": "cross_entropy",
     "native_layer_norm": "layer_norm",
-    "_fused_rms_norm_backward": lambda x: r._fused_rms_norm_backward(
-        x, x, [COLUMNS], normalized(x)[1], None, [True, False]
-    ),
-    "dropout": lambda x: r.dropout(x, 0.5, True),
     "native_dropout": "dropout",
+    "max_pool2d_with_indices": "max_pool2d(2)",
+    "avg_pool2d": "avg_pool2d(2)",
+    "upsample_nearest2d": "interpolate(nearest)",
+    "upsample_bilinear2d": "interpolate(bilinear)",
+    "upsample_bicubic2d": "interpolate(bicubic)",
+    "_upsample_bilinear2d_aa": "interpolate(bilinear, antialias)",
+    "_upsample_bicubic2d_aa": "interpolate(bicubic, antialias)",
+    "embedding_dense_backward": "embedding backward",
+    "_embedding_bag": "embedding_bag(max)",
+    "_embedding_bag_dense_backward": "embedding_bag(max), the backward",
+    "_index_put_impl": "index_put(accumulate)",
+    "scaled_dot_product_attention": "attention",
     "clone": "contiguous",
 }
 
@@ -57,6 +66,45 @@ def class_of_rows():
 def normalized(x):
     """A row's mean and reciprocal of its deviation, as layer norm keeps them."""
     return torch.zeros(ROWS, 1, dtype=x.dtype), torch.ones(ROWS, 1, dtype=x.dtype)
+
+
+def wide(x):
+    return x.float() if x.element_size() == 2 else x
+
+
+def plane(x):
+    return x.view(1, ROWS, 40, -1)
+
+
+WINDOWS = ([2, 2], [2, 2], [0, 0])  # kernel_size, stride, padding
+
+
+CONVOLUTION = ([1], [1], [1], False, [0], ROWS)  # each row with a filter of its own
+
+
+def images(x):
+    """A convolution's gradient, input and weight."""
+    return x[None], x[None], x[:, None, :3]
+
+
+FLASH = "_scaled_dot_product_flash_attention_for_cpu"
+
+
+NO_STATES = torch.empty(0, dtype=torch.int32)
+
+
+def heads(x, count=3):
+    """Query, key and value, and what else is like them."""
+    return (x.view(1, ROWS, -1, 50),) * count
+
+
+def sums(x):
+    """Each query's, as attention keeps them."""
+    return torch.zeros(1, ROWS, COLUMNS // 50, dtype=torch.promote_types(x.dtype, torch.float32))
+
+
+def pictures(x):
+    return x[:, :3072].reshape(ROWS, 3, 32, 32)
 
 
 def optimizer_lists(x, count):
@@ -71,6 +119,78 @@ ADAGRAD = {"lr": 0.1, "lr_decay": 0, "weight_decay": 0, "eps": 1e-8, "maximize":
 
 def foreach(name, *rest):
     return lambda x: overload("rusttorch", name)([x], *rest)
+
+
+RESIZES = {
+    **dict.fromkeys(("upsample_nearest2d", "_upsample_nearest_exact2d"), ()),
+    **dict.fromkeys(
+        ("upsample_bilinear2d", "upsample_bicubic2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa"), (False,)
+    ),
+}
+
+
+def narrow(x):
+    return x.view(COLUMNS, ROWS)
+
+
+def resized(name, *options):
+    return lambda x: overload("rusttorch", name)(plane(x), [80, 200], *options)
+
+
+def resized_back(name, *options):
+    def call(x):
+        size = plane(x).shape
+        return overload("rusttorch", f"{name}_backward")(plane(x), size[2:], [*size[:2], 20, 50], *options)
+
+    return call
+
+
+def sequence(x, gates):
+    """Of 16 steps: 40 sequences of 100 inputs, their states of 8 units, and two weights."""
+    rows, flat = 8 * gates, x.flatten()
+    return (
+        x.view(16, 40, 100),
+        flat[:320].view(40, 8),
+        flat[: rows * 100].view(rows, 100),
+        flat[: rows * 8].view(rows, 8),
+    )
+
+
+def gates_of(name):
+    return {"gru": 3, "lstm": 4}.get(name.removesuffix("_cell"), 1)
+
+
+def states_of(name, states):
+    return [states, states] if name.startswith("lstm") else states
+
+
+def recurrent(name):
+    def call(x):
+        inputs, states, *weights = sequence(x, gates_of(name))
+        op = overload("rusttorch", f"{name}.input")
+        return op(inputs, states_of(name, states[None]), weights, False, 1, 0.0, False, False, False)
+
+    return call
+
+
+def recurrent_cell(name):
+    def call(x):
+        inputs, states, *weights = sequence(x, gates_of(name))
+        return overload("rusttorch", f"{name}_cell")(inputs[0], states_of(name, states), *weights)
+
+    return call
+
+
+def recurrent_layer(name):
+    def call(x):
+        inputs, states, *weights = sequence(x, 1)
+        if name == "rnn_layer_forward":
+            return r.rnn_layer_forward(inputs, states, None, *weights, *[None] * 4, "rnn_tanh", False, False)
+        given = (inputs, states, None, *weights, None, None, x.flatten()[:5120])
+        wanted = [True, True, False, True, True, False, False, False]
+        return r.rnn_layer_backward(None, None, None, *given, "rnn_tanh", False, wanted)
+
+    return call
 
 
 r = torch.ops.rusttorch
@@ -88,10 +208,39 @@ CALLS = {
         x, x, [COLUMNS], *normalized(x), None, None, [True, False, False]
     ),
     "rms_norm": lambda x: r.rms_norm(x, [COLUMNS]),
+    "native_batch_norm": lambda x: r.native_batch_norm(x, *[None] * 4, True, 0.1, 1e-5),
+    "native_group_norm": lambda x: r.native_group_norm(x, None, None, ROWS, COLUMNS, 1, 1, 1e-5),
+    "native_group_norm_backward": lambda x: r.native_group_norm_backward(
+        x, x, *normalized(x), None, ROWS, COLUMNS, 1, 1, [True, False, False]
+    ),
+    "batch_norm_relu": lambda x: r.batch_norm_relu(x, *[None] * 4, True, 0.1, 1e-5),
+    "batch_norm_relu_forward": lambda x: r.batch_norm_relu_forward(x, *[None] * 4, True, 1e-5),
+    "batch_norm_relu_backward": lambda x: r.batch_norm_relu_backward(
+        x, x, *[None] * 4, *r.native_batch_norm(x, *[None] * 4, True, 0.1, 1e-5)[1:], True, 1e-5, [True] * 3
+    ),
+    "native_batch_norm_backward": lambda x: r.native_batch_norm_backward(
+        x, x, *[None] * 3, *r.native_batch_norm(x, *[None] * 4, True, 0.1, 1e-5)[1:], True, 1e-5, [True] * 3
+    ),
     "_fused_rms_norm": lambda x: r._fused_rms_norm(x, [COLUMNS], None, 1e-5),
     "_fused_rms_norm_backward": lambda x: r._fused_rms_norm_backward(
         x, x, [COLUMNS], normalized(x)[1], None, [True, False]
     ),
+    "add_rms_norm": lambda x: r.add_rms_norm(x, x, [COLUMNS]),
+    "_fused_add_rms_norm": lambda x: r._fused_add_rms_norm(x, x, [COLUMNS], None, None, 0.0),
+    "_fused_add_rms_norm_backward": lambda x: r._fused_add_rms_norm_backward(
+        x, x, x, [COLUMNS], normalized(wide(x))[1], None, 0.0, [True, False]
+    ),
+    "add_layer_norm": lambda x: r.add_layer_norm(x, x, [COLUMNS]),
+    "_fused_add_layer_norm": lambda x: r._fused_add_layer_norm(x, x, [COLUMNS], None, None, 1e-5),
+    "_fused_add_layer_norm_backward": lambda x: r._fused_add_layer_norm_backward(
+        x, x, x, [COLUMNS], *normalized(wide(x)), None, None, [True, False, False]
+    ),
+    "rope": lambda x: r.rope(plane(x), plane(x), *(x[k, :2000].view(40, 50) for k in (0, 1))),
+    "rope_backward": lambda x: r.rope_backward(plane(x), plane(x), *(x[k, :2000].view(40, 50) for k in (0, 1))),
+    "swiglu_backward": lambda x: r.swiglu_backward(x, x, x),
+    "geglu_backward": lambda x: r.geglu_backward(x, x, x),
+    "convolution": lambda x: r.convolution(*images(x)[1:], None, *CONVOLUTION),
+    "convolution_backward": lambda x: r.convolution_backward(*images(x), None, *CONVOLUTION, [True, True, False]),
     "mm": lambda x: r.mm(x[:4], x.t()),
     "addmm": lambda x: r.addmm(x[0, :ROWS], x[:4], x.t()),
     "bmm": lambda x: r.bmm(x[None, :4], x.t()[None]),
@@ -101,6 +250,55 @@ CALLS = {
     "dropout": lambda x: r.dropout(x, 0.5, True),
     "native_dropout": lambda x: r.native_dropout(x, 0.5, True),
     "native_dropout_backward": lambda x: r.native_dropout_backward(x, torch.ones(SHAPE, dtype=torch.bool), 2.0),
+    "max_pool2d_with_indices": lambda x: r.max_pool2d_with_indices(plane(x), *WINDOWS),
+    "max_pool2d_with_indices_backward": lambda x: r.max_pool2d_with_indices_backward(
+        plane(x)[..., ::2, ::2], plane(x), *WINDOWS, [1, 1], False, torch.zeros(1, ROWS, 20, 50, dtype=torch.int64)
+    ),
+    "avg_pool2d": lambda x: r.avg_pool2d(plane(x), *WINDOWS),
+    "avg_pool2d_backward": lambda x: r.avg_pool2d_backward(
+        plane(x)[..., ::2, ::2], plane(x), *WINDOWS, False, True, None
+    ),
+    "_adaptive_avg_pool2d": lambda x: r._adaptive_avg_pool2d(plane(x), [20, 50]),
+    "_adaptive_avg_pool2d_backward": lambda x: r._adaptive_avg_pool2d_backward(plane(x)[..., ::2, ::2], plane(x)),
+    "adaptive_max_pool2d": lambda x: r.adaptive_max_pool2d(plane(x), [20, 50]),
+    "adaptive_max_pool2d_backward": lambda x: r.adaptive_max_pool2d_backward(
+        plane(x)[..., ::2, ::2], plane(x), torch.zeros(1, ROWS, 20, 50, dtype=torch.int64)
+    ),
+    **{name: resized(name, *options) for name, options in RESIZES.items()},
+    **{f"{name}_backward": resized_back(name, *options) for name, options in RESIZES.items()},
+    "index_add": lambda x: r.index_add(narrow(x).clone(), 0, torch.arange(COLUMNS), narrow(x)),
+    "scatter_add": lambda x: r.scatter_add(
+        narrow(x).clone(), 0, torch.arange(COLUMNS)[:, None].expand(COLUMNS, ROWS), narrow(x)
+    ),
+    "_index_put_impl": lambda x: r._index_put_impl(x.clone(), [class_of_rows() % ROWS], x, True),
+    **{
+        name: lambda x, name=name: getattr(r, name)(x, class_of_rows() % ROWS, torch.arange(0, ROWS, 4), False, 2)
+        for name in ("_embedding_bag", "_embedding_bag_forward_only")
+    },
+    "_embedding_bag_dense_backward": lambda x: r._embedding_bag_dense_backward(
+        x, *[class_of_rows()] * 2, torch.ones(ROWS, dtype=torch.int64), x.long(), COLUMNS, False, 0, None
+    ),
+    "_embedding_bag_per_sample_weights_backward": lambda x: r._embedding_bag_per_sample_weights_backward(
+        x, x, *[class_of_rows() % ROWS] * 3, 0
+    ),
+    "embedding_dense_backward": lambda x: r.embedding_dense_backward(x, class_of_rows(), COLUMNS, -1, False),
+    "scaled_dot_product_attention": lambda x: r.scaled_dot_product_attention(*heads(x)),
+    FLASH: lambda x: getattr(r, FLASH)(*heads(x)),
+    f"{FLASH}_backward": lambda x: getattr(r, f"{FLASH}_backward")(*heads(x, 5), sums(x), 0.0, False),
+    "attention_backward": lambda x: r.attention_backward(*heads(x, 5), sums(x), NO_STATES, None, 0.0, False),
+    "attention_kept": lambda x: r.attention_kept(torch.zeros(2, 625, dtype=torch.int32), [1, 2, 3, len(x)], 0.5),
+    "attention_forward": lambda x: r.attention_forward(*heads(x)),
+    **{name: recurrent(name) for name in ("gru", "lstm", "rnn_tanh", "rnn_relu")},
+    **{f"{name}_cell": recurrent_cell(name) for name in ("gru", "lstm", "rnn_tanh", "rnn_relu")},
+    **{name: recurrent_layer(name) for name in ("rnn_layer_forward", "rnn_layer_backward")},
+    "color_images": lambda x: r.color_images(pictures(x), torch.ones(ROWS, 1, dtype=torch.int64), torch.ones(ROWS, 1)),
+    "normalize_images": lambda x: r.normalize_images(pictures(x), torch.ones(3), torch.ones(3)),
+    "warp_images": lambda x: r.warp_images(pictures(x), torch.eye(3).expand(ROWS, 3, 3), [32, 32]),
+    "crop_images": lambda x: r.crop_images(
+        pictures(x), torch.ones(ROWS, 2, dtype=torch.int64), torch.ones(ROWS, 2) > 0, [32, 32]
+    ),
+    "blur_images": lambda x: r.blur_images(pictures(x), torch.ones(ROWS, 3), torch.ones(ROWS, 3)),
+    "sharpen_images": lambda x: r.sharpen_images(pictures(x), torch.ones(ROWS)),
     "_fused_adam_": lambda x: r._fused_adam_(*optimizer_lists(x, 4), [], [torch.tensor(1.0)], **ADAM),
     "_fused_adamw_": lambda x: r._fused_adamw_(*optimizer_lists(x, 4), [], [torch.tensor(1.0)], **ADAM),
     "_fused_sgd_": lambda x: r._fused_sgd_(*optimizer_lists(x, 3), **SGD, is_first_step=False),
@@ -152,7 +350,7 @@ def dtypes(base, cases):
             if "loss" in base and not dtype.is_floating_point:
                 continue  # stock's smooth_l1_loss of integers divides by zero, and ends the process
             shapes = [() if letter == "s" else SHAPE for letter in case.domain]
-            drawn = torch.int64 if dtype == torch.bool else dtype
+            drawn = torch.int64 if dtype in (torch.bool, torch.uint8) else dtype
             tensors = [values(*of, drawn, 0).to(dtype) for of in zip(case.domain, shapes, strict=True)]
             calls.append(lambda case=case, tensors=tensors: run(case.overload("rusttorch"), case, tensors))
         if base in CALLS:

@@ -35,11 +35,12 @@ def text():
     public = {
         "ab": ("AB", "Report"),
         "foreach": ("clip_grad_norm_", "clip_grad_value_", "ema_update_"),
+        "fuse": ("fuse_", "unfuse_"),
         "names": names.FUNCTIONS,
         "resolve": ("families",),
         "swap": ("OpStats", "disable", "enable", "is_enabled", "ops", "reset_stats", "stats", "use"),
     }
-    lines += ["from . import memory as memory, names as names, optim as optim"]
+    lines += ["from . import data as data, memory as memory, names as names, nn as nn, optim as optim"]
     for module, those in public.items():
         lines += [f"from .{module} import {', '.join(f'{name} as {name}' for name in those)}"]
     lines += ["", "__version__: str", ""]

@@ -1,5 +1,6 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/exp.h>
 #include <ATen/ops/log_sigmoid.h>
@@ -38,6 +39,44 @@ Tensor gelu_second(const Tensor& x, bool tanh) {
 Tensor mish_second(const Tensor& x) {
   const Tensor s = at::sigmoid(x), t = at::tanh(at::softplus(x)), w = 1 - t * t;
   return w * s * (2 + x * ((1 - s) - 2 * t * s));
+}
+
+Tensor silu_second(const Tensor& x) {
+  const Tensor s = at::sigmoid(x);
+  return s * (1 - s) * (2 + x * (1 - 2 * s));
+}
+
+// What swiglu and geglu take of the gate: with geglu's argument `approximate`, at that position, or silu.
+struct Activation {
+  std::optional<c10::IValue> approximate;
+
+  Tensor of(const Tensor& x) const { return approximate ? call("gelu", {x, *approximate}) : call("silu", {x}); }
+  Tensor backward(const Tensor& g, const Tensor& x) const {
+    return approximate ? call("gelu_backward", {g, x, *approximate}) : call("silu_backward", {g, x});
+  }
+  Tensor second(const Tensor& x) const {
+    return approximate ? gelu_second(x, approximate->toStringRef() == "tanh") : silu_second(x);
+  }
+};
+
+// The gradients of what grad_gate = g up f'(gate) and grad_up = g f(gate) are made of, from theirs, v and w, of which
+// one may be undefined: of g, gate and up.
+Grads of_gated_backward(const Activation& f, const Tensor& g, const Tensor& gate, const Tensor& up, const Tensor& v,
+                        const Tensor& w) {
+  Grads grads(3);
+  if (v.defined()) grads = {f.backward(v * up, gate), v * g * up * f.second(gate), f.backward(v * g, gate)};
+  if (w.defined()) {
+    grads[0] = sum(grads[0], w * f.of(gate));
+    grads[1] = sum(grads[1], f.backward(w * g, gate));
+  }
+  return grads;
+}
+
+// The same of packed halves.
+Grads of_packed_backward(const Activation& f, const Call& c, const Tensor& g) {
+  const auto halves = c.tensor(1).chunk(2, -1), grads = g.chunk(2, -1);
+  const Grads by = of_gated_backward(f, c.tensor(0), halves[0], halves[1], grads[0], grads[1]);
+  return {by[0], at::cat({by[1], by[2]}, -1)};
 }
 
 Grads of_log_sigmoid_backward(const Call& c, const Tensor& g) {
@@ -113,10 +152,7 @@ const std::vector<Formula>& activation_formulas() {
       {"silu_backward",
        {argument(0).for_gradient_of(1), argument(1)},
        [](const Call& c, const Tensor& g) {
-         return of_backward(c, g, 1, call("silu_backward", {g, c.tensor(1)}), [](const Tensor& x) {
-           const Tensor s = at::sigmoid(x);
-           return s * (1 - s) * (2 + x * (1 - 2 * s));
-         });
+         return of_backward(c, g, 1, call("silu_backward", {g, c.tensor(1)}), silu_second);
        }},
       {"mish",
        {argument(0)},
@@ -182,6 +218,42 @@ const std::vector<Formula>& activation_formulas() {
          return {call("log_sigmoid_backward", {g, c.tensor(0), at::empty({0}, g.options())})};
        }},
       {"log_sigmoid_backward", {argument(0).for_gradient_of(1), argument(1)}, of_log_sigmoid_backward},
+      {"swiglu",
+       {argument(0), argument(1)},
+       [](const Call& c, const Tensor& g) { return call_all("swiglu_backward", {g, c.tensor(0), c.tensor(1)}); }},
+      {.op = "swiglu_backward",
+       .saves = {argument(0), argument(1), argument(2)},
+       .grads =
+           [](const Call& c, const Tensor&) {
+             return of_gated_backward({}, c.tensor(0), c.tensor(1), c.tensor(2), c.grad(0), c.grad(1));
+           },
+       .outputs = 2},
+      {"swiglu.packed",
+       {argument(0)},
+       [](const Call& c, const Tensor& g) { return call_all("swiglu_backward.packed", {g, c.tensor(0)}); }},
+      {"swiglu_backward.packed",
+       {argument(0), argument(1)},
+       [](const Call& c, const Tensor& g) { return of_packed_backward({}, c, g); }},
+      {"geglu",
+       {argument(0), argument(1)},
+       [](const Call& c, const Tensor& g) {
+         return call_all("geglu_backward", {g, c.tensor(0), c.tensor(1), c.argument(2)});
+       }},
+      {.op = "geglu_backward",
+       .saves = {argument(0), argument(1), argument(2)},
+       .grads =
+           [](const Call& c, const Tensor&) {
+             return of_gated_backward({c.argument(3)}, c.tensor(0), c.tensor(1), c.tensor(2), c.grad(0), c.grad(1));
+           },
+       .outputs = 2},
+      {"geglu.packed",
+       {argument(0)},
+       [](const Call& c, const Tensor& g) {
+         return call_all("geglu_backward.packed", {g, c.tensor(0), c.argument(1)});
+       }},
+      {"geglu_backward.packed",
+       {argument(0), argument(1)},
+       [](const Call& c, const Tensor& g) { return of_packed_backward({c.argument(2)}, c, g); }},
   };
   return formulas;
 }

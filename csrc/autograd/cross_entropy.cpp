@@ -3,9 +3,11 @@
 #include <ATen/TensorSubclassLikeUtils.h>
 #include <ATen/core/Reduction.h>
 #include <ATen/ops/full_like.h>
+#include <ATen/ops/logsumexp.h>
 #include <ATen/ops/ones_like.h>
 #include <ATen/ops/scalar_tensor.h>
 #include <ATen/ops/softmax.h>
+#include <ATen/ops/tanh.h>
 #include <ATen/ops/zeros_like.h>
 #include <c10/core/GradMode.h>
 
@@ -34,8 +36,16 @@ Grads of_linear(const Call& c, const Tensor& g) {
   const Tensor &x = c.tensor(0), &w = c.tensor(1), &target = c.tensor(2);
   Tensor logits = x.mm(w.t());
   if (c.given(3)) logits = logits + c.tensor(3);
+  const bool capped = c.given(9);
+  if (capped) logits = at::tanh(logits / c.number(9)) * c.number(9);
   const Tensor q = targets(logits, target, Tensor(), c.integer(5), c.number(6));
-  Tensor d = g * (q.sum(-1, true) * at::softmax(logits, -1) - q);
+  Tensor Q = q.sum(-1, true);
+  if (const double z_loss = c.number(8); z_loss != 0) {
+    const Tensor lse = at::logsumexp(logits, -1, true);
+    Q = Q + (2 * z_loss * lse).masked_fill(target.unsqueeze(-1) == c.integer(5), 0);
+  }
+  Tensor d = g * (Q * at::softmax(logits, -1) - q);
+  if (capped) d = d * (1 - (logits / c.number(9)).square());
   if (c.integer(4) == at::Reduction::Mean) d = d / count_targets(target, c.integer(5));
   return {c.want(0, [&] { return d.mm(w); }), c.want(1, [&] { return d.t().mm(x); }), Tensor(),
           c.want(3, [&] { return d.sum(0); })};
@@ -123,10 +133,12 @@ const std::vector<Formula>& cross_entropy_formulas() {
         result(3).for_gradient_of(3)},
        [](const Call& c, const Tensor& g) -> Grads {
          if (c10::GradMode::is_enabled() || !c.flag(7)) return of_linear(c, g);
-         Tensor up = g.to(at::toOpMathType(g.scalar_type()));
-         if (c.integer(4) == at::Reduction::Mean) up = up / count_targets(c.tensor(2), c.integer(5));
-         return {c.want(0, [&] { return up * c.result(1); }), c.want(1, [&] { return up * c.result(2); }), Tensor(),
-                 c.want(3, [&] { return up * c.result(3); })};
+         const bool of_sum = c.integer(4) == at::Reduction::Mean && c.tensor(0).scalar_type() == at::kHalf;
+         const Tensor up = of_sum ? g / count_targets(c.tensor(2), c.integer(5)) : g;
+         const bool as_it_is = !of_sum && c.last_to_read_results() && is_one(g);
+         const auto times = [&](const Tensor& grad) { return as_it_is ? grad.variable_data() : up * grad; };
+         return {c.want(0, [&] { return times(c.result(1)); }), c.want(1, [&] { return times(c.result(2)); }), Tensor(),
+                 c.want(3, [&] { return times(c.result(3)); })};
        }},
   };
   return formulas;

@@ -48,6 +48,9 @@ void for_each_tensor(const c10::OperatorHandle& op, const Stack& stack, F f) {
 }
 
 bool is_list(const c10::Argument& argument) { return argument.type()->isSubtypeOf(*c10::ListType::ofTensors()); }
+bool is_list_of_optional(const c10::Argument& argument) {
+  return argument.type()->isSubtypeOf(*c10::ListType::ofOptionalTensors());
+}
 bool is_tensor(const c10::Argument& argument) { return argument.type()->isSubtypeOf(*c10::OptionalType::ofTensor()); }
 
 // A call whose derivative is wanted, without the tensors that are saved of it.
@@ -287,6 +290,10 @@ class Differentiable final : public c10::OperatorKernel {
     node.set_next_edges(ag::collect_next_edges(tensors));
     for (const Saved& save : formula.saves) {
       if (save.of == Saved::Of::result || !is_read(save, node)) continue;
+      if (arguments[save.index].isOptionalTensorList()) {  // of which one is made
+        keep(node, save, {save.make(arguments), false});
+        continue;
+      }
       const bool overwritten = inplace && save.index == 0;
       each_tensor(arguments[save.index], [&](const Tensor& t) {
         keep(node, save, {save.make ? save.make(arguments) : overwritten ? t.clone() : t, false});
@@ -345,6 +352,8 @@ class Differentiable final : public c10::OperatorKernel {
           frame.inputs.push_back(i);
           tensors.push_back(t);
         });
+      } else if (is_list_of_optional(formal)) {  // indices, which have no derivative
+        value = IValue();
       } else if (is_tensor(formal)) {
         value = IValue();
         frame.inputs.push_back(i);
@@ -431,11 +440,15 @@ const Formula* find_formula(const std::string& op) {
   return found == by_op.end() ? nullptr : found->second;
 }
 
+// An op that updates what it is given, and is not aten's, whose own do not look.
+bool is_own_update(const c10::FunctionSchema& schema, const std::string& name) {
+  return (schema.returns().empty() || is_inplace(schema)) && !find_op("aten", name);
+}
+
 }  // namespace
 
 Grads call_all(const char* op, std::vector<c10::IValue> arguments) {
-  const auto handle = c10::Dispatcher::singleton().findSchemaOrThrow((std::string("rusttorch::") + op).c_str(), "");
-  handle.callBoxed(arguments);
+  find_op("rusttorch", op).value().callBoxed(arguments);
   Grads results;
   for (const auto& value : arguments) results.push_back(value.toTensor());
   return results;
@@ -453,7 +466,7 @@ TORCH_LIBRARY_IMPL(rusttorch, Autograd, m) {
     } else if (const auto* formula = autograd::find_formula(functional_name(schema))) {
       m.impl(name.c_str(),
              torch::CppFunction::makeFromBoxedFunctor(std::make_unique<autograd::Differentiable>(formula)));
-    } else if (family == "foreach" || (family == "optimizer" && !find_op("aten", name))) {  // aten's do not look
+    } else if (family == "foreach" || autograd::is_own_update(schema, name)) {
       m.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunctor(std::make_unique<autograd::NeedsNoGrad>()));
     }
   });
@@ -464,7 +477,7 @@ TORCH_LIBRARY_IMPL(rusttorch, ADInplaceOrView, m) {
   using namespace rusttorch;
   for_each_schema([&](const c10::FunctionSchema& schema, const std::string& family, const std::string& name) {
     if (family == "foreach") return;  // its kernels do, which aten's keys do not
-    if (only_updates(schema)) {
+    if (only_updates(schema) || autograd::is_own_update(schema, name)) {
       m.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunctor(std::make_unique<autograd::Updates>()));
     } else if (is_out(schema) || (is_inplace(schema) && autograd::find_formula(functional_name(schema)))) {
       m.impl(name.c_str(), torch::autograd::autogradNotImplementedInplaceOrViewFallback());

@@ -4,12 +4,14 @@
 // autograd kernel of each, and of its in-place form. (A swapped aten op keeps PyTorch's own, where it has one: see
 // ops/decomposed.h.)
 
+#include <ATen/TensorOperators.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/core/ivalue.h>
 
 #include <algorithm>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -64,6 +66,7 @@ class Call {
   const Tensor& tensor(size_t i) const { return arguments_[i].toTensor(); }
   Grads tensors(size_t i) const { return arguments_[i].toTensorVector(); }
   bool given(size_t i) const { return like_[i] || !arguments_[i].isNone(); }
+  std::optional<Tensor> maybe(size_t i) const { return given(i) ? std::optional<Tensor>(tensor(i)) : std::nullopt; }
   // Of a tensor, whether it is saved or not.
   c10::SymIntArrayRef sizes(size_t i) const { return like_[i]->sizes; }
   int64_t dim(size_t i) const { return int64_t(like_[i]->sizes.size()); }
@@ -86,11 +89,14 @@ class Call {
   // Whether nobody will read the saved results again: neither this graph nor whoever called. A formula may then return
   // one of them as a gradient.
   bool last_to_read_results() const { return last_; }
-  // grad() where the argument i (of a list its k-th tensor) needs a gradient, else nothing.
+  // Whether the argument i (of a list its k-th tensor) needs a gradient; and grad() where it does, else nothing.
+  bool needs(size_t i, size_t k = 0) const {
+    const size_t at = std::find(inputs_.begin(), inputs_.end(), i) - inputs_.begin() + k;
+    return at < needed_.size() && needed_[at];
+  }
   template <class F>
   Tensor want(size_t i, F grad, size_t k = 0) const {
-    const size_t at = std::find(inputs_.begin(), inputs_.end(), i) - inputs_.begin() + k;
-    return at < needed_.size() && needed_[at] ? Tensor(grad()) : Tensor();
+    return needs(i, k) ? Tensor(grad()) : Tensor();
   }
 
  private:
@@ -122,6 +128,9 @@ struct Formula {
 // A backward op of this package, through the dispatcher, so that it is differentiable in turn.
 Tensor call(const char* op, std::vector<c10::IValue> arguments);
 Grads call_all(const char* op, std::vector<c10::IValue> arguments);  // all its results
+
+// Of two that may be undefined.
+inline Tensor sum(const Tensor& a, const Tensor& b) { return !a.defined() ? b : b.defined() ? a + b : a; }
 
 // The gradient of x, whose norm of order p over dims is y, from g; both with the dims kept.
 Tensor vector_norm_grad(const Tensor& x, const Tensor& y, const Tensor& g, double p, at::IntArrayRef dims);

@@ -28,9 +28,6 @@ Tensor by_activated(const std::string& activation, const Tensor& g, const Tensor
   return call("gelu_backward", {g, x, activation == "gelu" ? "none" : "tanh"});
 }
 
-// Of two that may be undefined.
-Tensor sum(const Tensor& a, const Tensor& b) { return !a.defined() ? b : b.defined() ? a + b : a; }
-
 // linear_act_forward(input, weight, bias, activation, differentiate) -> output, sums
 Grads of_act(const Call& c, const Tensor& g) {
   TORCH_CHECK(c.flag(4), "linear_act_forward: a gradient needs differentiate");

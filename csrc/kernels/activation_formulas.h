@@ -9,38 +9,45 @@
 namespace rusttorch::formula {
 
 // X(name, tensors, scalars, types, bound), see pointwise_formulas.h.
-#define RUSTTORCH_ACTIVATION(X)                     \
-  X(relu, 1, 0, numbers, bandwidth)                 \
-  X(leaky_relu, 1, 1, floats, bandwidth)            \
-  X(leaky_relu_backward, 2, 1, floats, bandwidth)   \
-  X(sigmoid, 1, 0, floats, arithmetic)              \
-  X(sigmoid_backward, 2, 0, floats, bandwidth)      \
-  X(tanh, 1, 0, floats, arithmetic)                 \
-  X(tanh_backward, 2, 0, floats, bandwidth)         \
-  X(gelu, 1, 0, floats, arithmetic)                 \
-  X(gelu_backward, 2, 0, floats, arithmetic)        \
-  X(gelu_tanh, 1, 0, floats, arithmetic)            \
-  X(gelu_tanh_backward, 2, 0, floats, arithmetic)   \
-  X(elu, 1, 3, floats, arithmetic)                  \
-  X(elu_backward, 2, 3, floats, arithmetic)         \
-  X(elu_backward_result, 2, 3, floats, bandwidth)   \
-  X(silu, 1, 0, floats, arithmetic)                 \
-  X(silu_backward, 2, 0, floats, arithmetic)        \
-  X(mish, 1, 0, floats, arithmetic)                 \
-  X(mish_backward, 2, 0, floats, arithmetic)        \
-  X(softplus, 1, 2, floats, arithmetic)             \
-  X(softplus_default, 1, 0, floats, arithmetic)     \
-  X(softplus_backward, 2, 2, floats, arithmetic)    \
-  X(softsign, 1, 0, floats, arithmetic)             \
-  X(squareplus, 1, 1, floats, arithmetic)           \
-  X(hardswish, 1, 0, floats, bandwidth)             \
-  X(hardswish_backward, 2, 0, floats, bandwidth)    \
-  X(hardsigmoid, 1, 0, floats, bandwidth)           \
-  X(hardsigmoid_backward, 2, 0, floats, bandwidth)  \
-  X(log_sigmoid, 1, 0, floats, arithmetic)          \
-  X(log_sigmoid_forward, 1, 0, floats, arithmetic)  \
-  X(log_sigmoid_backward, 3, 0, floats, arithmetic) \
-  X(log_sigmoid_backward_input, 2, 0, floats, arithmetic)
+#define RUSTTORCH_ACTIVATION(X)                           \
+  X(relu, 1, 0, numbers, bandwidth)                       \
+  X(leaky_relu, 1, 1, floats, bandwidth)                  \
+  X(leaky_relu_backward, 2, 1, floats, bandwidth)         \
+  X(sigmoid, 1, 0, floats, arithmetic)                    \
+  X(sigmoid_backward, 2, 0, floats, bandwidth)            \
+  X(tanh, 1, 0, floats, arithmetic)                       \
+  X(tanh_backward, 2, 0, floats, bandwidth)               \
+  X(gelu, 1, 0, floats, arithmetic)                       \
+  X(gelu_backward, 2, 0, floats, arithmetic)              \
+  X(gelu_tanh, 1, 0, floats, arithmetic)                  \
+  X(gelu_tanh_backward, 2, 0, floats, arithmetic)         \
+  X(elu, 1, 3, floats, arithmetic)                        \
+  X(elu_backward, 2, 3, floats, arithmetic)               \
+  X(elu_backward_result, 2, 3, floats, bandwidth)         \
+  X(silu, 1, 0, floats, arithmetic)                       \
+  X(silu_backward, 2, 0, floats, arithmetic)              \
+  X(mish, 1, 0, floats, arithmetic)                       \
+  X(mish_backward, 2, 0, floats, arithmetic)              \
+  X(softplus, 1, 2, floats, arithmetic)                   \
+  X(softplus_default, 1, 0, floats, arithmetic)           \
+  X(softplus_backward, 2, 2, floats, arithmetic)          \
+  X(softsign, 1, 0, floats, arithmetic)                   \
+  X(squareplus, 1, 1, floats, arithmetic)                 \
+  X(hardswish, 1, 0, floats, bandwidth)                   \
+  X(hardswish_backward, 2, 0, floats, bandwidth)          \
+  X(hardsigmoid, 1, 0, floats, bandwidth)                 \
+  X(hardsigmoid_backward, 2, 0, floats, bandwidth)        \
+  X(log_sigmoid, 1, 0, floats, arithmetic)                \
+  X(log_sigmoid_forward, 1, 0, floats, arithmetic)        \
+  X(log_sigmoid_backward, 3, 0, floats, arithmetic)       \
+  X(log_sigmoid_backward_input, 2, 0, floats, arithmetic) \
+  X(swiglu, 2, 0, floats, arithmetic)                     \
+  X(swiglu_backward, 3, 0, floats, arithmetic)            \
+  X(geglu, 2, 0, floats, arithmetic)                      \
+  X(geglu_backward, 3, 0, floats, arithmetic)             \
+  X(geglu_tanh, 2, 0, floats, arithmetic)                 \
+  X(softcap, 1, 2, floats, arithmetic)                    \
+  X(geglu_tanh_backward, 3, 0, floats, arithmetic)
 
 // What a formula with two outputs returns.
 template <class V>
@@ -268,6 +275,40 @@ RT_INLINE V log_sigmoid_backward(V g, V x, V z) {
 template <class V>
 RT_INLINE V log_sigmoid_backward_input(V g, V x) {
   return log_sigmoid_backward(g, x, math::exp_below(V(-abs(x))));
+}
+
+// cap tanh(x / cap) (Gemma 2: M. Riviere et al., 2024)
+template <class V>
+RT_INLINE V softcap(V x, lane_t<V> reciprocal, lane_t<V> cap) {
+  return math::tanh(V(x * reciprocal)) * cap;
+}
+
+// activation(gate) * up (N. Shazeer, GLU Variants Improve Transformer, 2020), and the gradients of both.
+template <class V>
+RT_INLINE V swiglu(V gate, V up) {
+  return silu(gate) * up;
+}
+template <class V>
+RT_INLINE Pair<V> swiglu_backward(V g, V gate, V up) {
+  using T = lane_t<V>;
+  const V s = math::sigmoid(gate), y = gate * s;
+  return {g * up * s * (T(1) + gate * (T(1) - s)), g * y};
+}
+template <class V>
+RT_INLINE V geglu(V gate, V up) {
+  return gelu(gate) * up;
+}
+template <class V>
+RT_INLINE Pair<V> geglu_backward(V g, V gate, V up) {
+  return {gelu_backward(V(g * up), gate), g * gelu(gate)};
+}
+template <class V>
+RT_INLINE V geglu_tanh(V gate, V up) {
+  return gelu_tanh(gate) * up;
+}
+template <class V>
+RT_INLINE Pair<V> geglu_tanh_backward(V g, V gate, V up) {
+  return {gelu_tanh_backward(V(g * up), gate), g * gelu_tanh(gate)};
 }
 
 }  // namespace rusttorch::formula

@@ -104,12 +104,20 @@ struct CrossEntropy {
     if (ignores(r)) return 0;
     double total = !a.target || a.smoothing != 0 ? spread_loss(r) : 0;
     if (a.target) total += (1 - a.smoothing) * weight_of(a.target[r]) * minus_log(r, a.target[r]);
-    return total;
+    const double lse = a.largest[r] + a.log_sum[r];
+    return a.z_loss != 0 ? total + a.z_loss * lse * lse : total;
   }
 
   T* grad_x(int64_t r) const { return static_cast<T*>(a.grad_x) + r * a.classes; }
 
-  // g (Q softmax(x) - q), where Q is the sum of q.
+  // The slope of softcap tanh, where that is x.
+  template <class U>
+  RT_INLINE U uncapped(U x) const {
+    const U t = x * lane_t<U>(1 / a.softcap);
+    return lane_t<U>(1) - t * t;
+  }
+
+  // g (Q softmax(x) - q), where Q is the sum of q; with z_loss it is 2 z_loss lse more.
   void slope(int64_t r, double g) const {
     T* out = grad_x(r);
     if (ignores(r)) {
@@ -131,18 +139,23 @@ struct CrossEntropy {
       Q = sum_lanes(sums);
     }
     const double at_target = a.target ? std::exp(-minus_log(r, a.target[r])) : 0;  // now, as grad_x may be x
+    if (a.z_loss != 0) Q += 2 * a.z_loss * (a.largest[r] + a.log_sum[r]);
+    const double of_cap = a.target && a.softcap != 0 ? uncapped(double(widen(row(r)[a.target[r]]))) : 1;  // now, too
     const V up = splat<V>(C(g * Q)), down = splat<V>(C(g));
     // lse in two parts, so that its rounding is not felt in the exponential.
     const C lse = C(a.largest[r] + a.log_sum[r]), rest = C((a.largest[r] - double(lse)) + a.log_sum[r]);
-    if (a.target && a.smoothing == 0) {
-      each_class(r, out, [&](V x, V) { return V(math::exp(V((x - lse) - rest)) * up); });
+    const auto softmax = [&](V x) { return V(math::exp(V((x - lse) - rest)) * up); };
+    if (a.softcap != 0) {
+      each_class(r, out, [&](V x, V q) { return V((softmax(x) - down * q) * uncapped(x)); });
+    } else if (a.target && a.smoothing == 0) {
+      each_class(r, out, [&](V x, V) { return softmax(x); });
     } else {
-      each_class(r, out, [&](V x, V q) { return V(math::exp(V((x - lse) - rest)) * up - down * q); });
+      each_class(r, out, [&](V x, V q) { return V(softmax(x) - down * q); });
     }
     if (!a.target) return;
     const int64_t t = a.target[r];
     const double spread = a.smoothing != 0 ? double(even) * weight_of(t) : 0;
-    store_one(out + t, g * (Q * at_target - spread - own));
+    store_one(out + t, g * (Q * at_target - spread - own) * of_cap);
   }
 
   // x times g.

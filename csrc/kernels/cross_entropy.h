@@ -8,8 +8,9 @@ namespace rusttorch {
 
 // The cross entropy of each row x[r][0..classes) with its target: a class, or a probability for each class.
 //   loss[r] = sum over c of q[c] (lse - x[c])        lse = log(sum over c of exp(x[c]))
-// where q is the target smoothed, times the weight: for a class t, q[c] = w[c] (s / classes + (c == t) (1 - s)); for
-// probabilities p, q[c] = w[c] (s / classes + (1 - s) p[c]).
+// and z_loss lse^2 (PaLM: A. Chowdhery et al., 2022), unless the target is ignored. q is the target smoothed, times the
+// weight: for a class t, q[c] = w[c] (s / classes + (c == t) (1 - s)); for probabilities p, q[c] = w[c] (s / classes +
+// (1 - s) p[c]).
 struct CrossEntropyArgs {
   Dtype dtype;
   int64_t rows, classes;
@@ -18,7 +19,8 @@ struct CrossEntropyArgs {
   const void* probabilities;  // as x
   const void* weight;         // of each class; none: 1
   int64_t ignore_index;
-  double smoothing;
+  double smoothing, z_loss;
+  double softcap;  // x is softcap tanh of what the slope is asked for; 0: it is that itself
   // Of each row, written forward, read for the slope: the largest x, and log(sum(exp(x - largest))). Their sum is lse;
   // where the largest is huge, the sum is not seen in it.
   double *largest, *log_sum;

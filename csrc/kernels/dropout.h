@@ -1,15 +1,9 @@
 #pragma once
 
 #include "family.h"
+#include "random.h"
 
 namespace rusttorch {
-
-// The state of a Mersenne Twister of 32-bit words (M. Matsumoto and T. Nishimura, 1998), as at::mt19937 has it.
-struct Twister {
-  static constexpr int size = 624;
-  uint32_t* state;
-  int next;  // the words before it were given out
-};
 
 // out[i] = mask[i] ? in[i] * scale : in[i] * 0
 struct DropoutArgs {
@@ -19,7 +13,8 @@ struct DropoutArgs {
   void* out;
   uint8_t* mask;  // 0 or 1
   double scale;
-  // Forward, which writes the mask: an element is kept where a random number of 53 bits is below kept.
+  // Forward, which writes the mask: an element is kept where a random number of 53 bits is below kept. (draw does
+  // nothing else; skip only moves on by n numbers.)
   Twister* random;
   uint64_t kept;
 
@@ -36,7 +31,9 @@ struct DropoutArgs {
 // X(name)
 #define RUSTTORCH_DROPOUT(X) \
   X(forward)                 \
-  X(backward)
+  X(backward)                \
+  X(draw)                    \
+  X(skip)
 
 }  // namespace rusttorch
 

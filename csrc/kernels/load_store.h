@@ -18,6 +18,9 @@ struct f16 {
   uint16_t bits;
 };
 
+template <class V>
+constexpr int64_t lanes = sizeof(V) / sizeof(lane_t<V>);
+
 template <class V, class T>
 RT_INLINE V load(const T* from) {
   V v;
@@ -116,8 +119,7 @@ RT_INLINE void stream_out(T* to, const V& v) {
 // The first count lanes of v, `fill` in the rest.
 template <class V>
 RT_INLINE V keep_part(V v, int64_t count, lane_t<V> fill) {
-  constexpr int64_t lanes = sizeof(V) / sizeof(lane_t<V>);
-  for (int64_t i = 0; i < lanes; ++i) v[i] = i < count ? v[i] : fill;
+  for (int64_t i = 0; i < lanes<V>; ++i) v[i] = i < count ? v[i] : fill;
   return v;
 }
 
@@ -140,6 +142,9 @@ RT_INLINE V load_part(const T* from, int64_t count, lane_t<V> fill) {
   if constexpr (sizeof(V) == 64 && std::is_same_v<T, double>) {
     return _mm512_mask_loadu_pd(splat<V>(fill), __mmask8((1u << count) - 1), from);
   }
+  if constexpr (sizeof(V) == 32 && std::is_same_v<T, float>) {
+    return _mm256_mask_loadu_ps(splat<V>(fill), __mmask8((1u << count) - 1), from);
+  }
 #endif
 #if defined(__AVX2__)
   if constexpr (sizeof(V) == 32 && std::is_same_v<T, float>) {
@@ -151,8 +156,7 @@ RT_INLINE V load_part(const T* from, int64_t count, lane_t<V> fill) {
     return _mm256_blendv_pd(splat<V>(fill), _mm256_maskload_pd(from, mask), _mm256_castsi256_pd(mask));
   }
 #endif
-  constexpr int64_t lanes = sizeof(V) / sizeof(lane_t<V>);
-  T whole[lanes] = {};
+  T whole[lanes<V>] = {};
   for (int64_t i = 0; i < count; ++i) whole[i] = from[i];
   return keep_part(load<V>(whole), count, fill);
 }
@@ -164,6 +168,9 @@ RT_INLINE void store_part(T* to, const V& v, int64_t count) {
   }
   if constexpr (sizeof(V) == 64 && std::is_same_v<T, double>) {
     return _mm512_mask_storeu_pd(to, __mmask8((1u << count) - 1), v);
+  }
+  if constexpr (sizeof(V) == 32 && std::is_same_v<T, float>) {  // AVX2's own is slow on AMD's CPUs
+    return _mm256_mask_storeu_ps(to, __mmask8((1u << count) - 1), v);
   }
 #endif
 #if defined(__AVX2__)
@@ -219,10 +226,9 @@ RT_INLINE auto fold_lanes(V v, Join join) {
     std::memcpy(halves, &v, sizeof v);
     return fold_lanes(join(halves[0], halves[1]), join);
   } else {
-    constexpr int64_t lanes = sizeof(V) / sizeof(lane_t<V>);
-    for (int64_t apart = lanes / 2; apart > 0; apart /= 2) {
+    for (int64_t apart = lanes<V> / 2; apart > 0; apart /= 2) {
       bits_t<V> other;
-      for (int64_t i = 0; i < lanes; ++i) other[i] = word_t<V>(i ^ apart);
+      for (int64_t i = 0; i < lanes<V>; ++i) other[i] = word_t<V>(i ^ apart);
       v = join(v, __builtin_shuffle(v, other));
     }
     return v[0];

@@ -36,7 +36,7 @@ class Product {
   void run() const {
     const bool is_deep = g.k > depth * in_item;
     const int64_t high = is_deep ? kept_rows : g.m, deep = round_up(even_part(g.k, depth * in_item), in_item);
-    const int64_t wide = even_part(g.n, is_deep || !is_plain() ? kept_columns : block_columns);
+    const int64_t wide = round_up(even_part(g.n, is_deep || !is_plain() ? kept_columns : block_columns), width);
     for (int64_t i = 0; i < g.m; i += high) {
       for (int64_t j = 0; j < g.n; j += wide) {
         for (int64_t p = 0; p < g.k || p == 0; p += deep) {
@@ -50,10 +50,7 @@ class Product {
   // A block of b, with all of the part's rows.
   void columns(const Part& part) const {
     const int64_t padded = round_up(part.n, width), high = round_up(even_part(part.m, block_rows), tile_rows<V>);
-    Item* const b = scratch<Item, Use::b>(padded * divide_up(part.k, in_item));
-    const T* from = static_cast<const T*>(g.b) + part.p * g.b_row + part.j * g.b_column;
-    const Block<T> block{from, g.b_row, g.b_column, part.k, part.n};
-    g.b_column == 1 ? pack_neighbours<width>(block, b) : pack_others<width>(block, b);
+    const Item* const b = block_of_b(part, padded);
     const bool is_deep = part.k < g.k;  // then all rows' sums are kept
     C* const kept = scratch<C, Use::sums>(((is_deep ? part.m : std::min(part.m, high)) + lanes<V>)*padded);
     for (int64_t i = 0; i < part.m; i += high) {
@@ -62,6 +59,14 @@ class Product {
       rows.m = std::min(high, part.m - i);
       tiles(rows, b, is_deep ? kept + i * padded : kept);
     }
+  }
+
+  const Item* block_of_b(const Part& part, int64_t padded) const {
+    const T* const from = static_cast<const T*>(g.b) + part.j * g.b_column;
+    if (g.b_is_packed) return reinterpret_cast<const Item*>(from) + part.p / in_item * width;
+    Item* const to = scratch<Item, Use::b>(padded * divide_up(part.k, in_item));
+    pack_columns<width>(Block<T>{from + part.p * g.b_row, g.b_row, g.b_column, part.k, part.n}, to);
+    return to;
   }
 
   // A block of a times one of b. Its sums are kept, to be finished in long rows; or, if they are what is stored, whole
@@ -74,13 +79,18 @@ class Product {
     int64_t a_row;
     const Item* const a = rows_of_a<T, Item>(rows_of_part, n, groups, a_row);
     const bool first = p == 0, last = p + k == g.k;
-    const int64_t padded = round_up(n, width), stored = last && is_plain() ? n / width * width : 0;
-    for (int64_t c = 0; c < n; c += width, b += items * width) {
+    const int64_t padded = round_up(n, width), whole = is_plain() ? n / width * width : 0, stored = last ? whole : 0;
+    const int64_t panel = (g.b_is_packed ? divide_up(g.k, in_item) : items) * width;
+    for (int64_t c = 0; c < n; c += width, b += panel) {
       for (int64_t r = 0, rows; r < m; r += rows) {
         rows = next_rows<V>(m - r);
         C* const before = kept + r * padded + c;
         const C* const more = first ? nullptr : before;
-        Tile<C, Item, Item> tile{a + r * a_row, a_row, b, width, 16 * width, more, padded, before, padded};
+        Tile<C, Item, Item> tile{a + r * a_row, groups ? rows : a_row, b, width, 16 * width, more, padded, before,
+                                 padded};
+        if (first && g.added && c < whole) {
+          tile.more = static_cast<const C*>(g.added) + (i + r) * g.added_row + j + c, tile.more_row = g.added_row;
+        }
         if (c < stored) tile.to = static_cast<C*>(g.out) + (i + r) * g.out_row + j + c, tile.to_row = g.out_row;
         groups ? multiply_tile<V, true>(rows, n - c, items, tile) : multiply_tile<V, false>(rows, n - c, items, tile);
       }
@@ -96,7 +106,7 @@ class Product {
   // it lies, where packing it would not be repaid, and whole tiles are filled. (Of 16 bits some rows were no faster.)
   // (This is asked of a thread's part; either way the terms of a sum come in the same order.)
   static bool is_better_turned(const MatmulArgs& g) {
-    if (g.b_row != 1 || g.b_column == 1) return false;
+    if (g.b_is_packed || g.b_row != 1 || g.b_column == 1) return false;
     const bool some =
         sizeof(Item) == in_item * sizeof(T) && g.m <= (g.k < 256 ? 32 : 128) && 8 * g.m >= 7 * round_up(g.m, lanes<V>);
     return some || (g.n <= tile_rows<V> && g.n < g.m);
@@ -129,9 +139,10 @@ class Product {
     finish<T>(args_, part.j, part.i, part.n, part.m, sums, row);
   }
 
-  // Whether the sums are what is stored.
+  // Whether the sums are what is stored, with what is added among them from the first part of k on.
   bool is_plain() const {
-    return !is_turned_ && !is_narrow<T> && g.alpha == 1 && !g.added && !g.gate && !g.sums &&
+    const bool adds = !g.added || (g.beta == 1 && g.added_column == 1);
+    return !is_turned_ && !is_narrow<T> && g.alpha == 1 && adds && !g.gate && !g.sums &&
            g.activation == MatmulActivation::none;
   }
 
@@ -144,18 +155,30 @@ void blocks(const MatmulArgs& g) {
   with_type<floats>(g.dtype, [&]<class T>(T) { Product<T, Compute<T>>(g).run(); });
 }
 
+template <class T, class Item>
+void pack_b(const MatmulArgs& g) {
+  const Block<T> b{static_cast<const T*>(g.b), g.b_row, g.b_column, g.k, g.n};
+  pack_columns<tile_columns<Vector<Compute<T>>>>(b, static_cast<Item*>(g.out));
+}
+void pack(const MatmulArgs& g) {
+  with_type<floats>(g.dtype, [&]<class T>(T) { pack_b<T, Compute<T>>(g); });
+}
+
 constexpr Dtypes bfloat16 = 1 << int(Dtype::bf16);
 
 #if defined(__AVX512F__)
 void pairs(const MatmulArgs& g) { Product<bf16, Pair>(g).run(); }
 void dots_of_pairs(const MatmulArgs& g) { dots_in<bf16, Pair>(g); }
+void pack_pairs(const MatmulArgs& g) { pack_b<bf16, Pair>(g); }
 #else  // they are not asked for
 void pairs(const MatmulArgs&) { __builtin_trap(); }
 void dots_of_pairs(const MatmulArgs&) { __builtin_trap(); }
+void pack_pairs(const MatmulArgs&) { __builtin_trap(); }
 #endif
 
 }  // namespace
 }  // namespace rusttorch
 
 RUSTTORCH_DEFINE_TABLE(matmul, MatmulArgs, {&blocks, floats}, {&dots, floats}, {&combinations, floats},
-                       {&strips, floats}, {&pairs, bfloat16}, {&dots_of_pairs, bfloat16})
+                       {&strips, floats}, {&pairs, bfloat16}, {&dots_of_pairs, bfloat16}, {&pack, floats},
+                       {&pack_pairs, bfloat16})

@@ -14,6 +14,7 @@ struct MatmulArgs {
   int64_t m, n, k;
   const void *a, *b;
   int64_t a_row, a_column, b_row, b_column;  // strides, in elements
+  bool b_is_packed;                          // by `pack`: then b_column elements are a column's, and b_row is not read
   void* out;
   int64_t out_row;                  // its columns are neighbours
   const void* added;                // or nothing: then beta is not read. May be out.
@@ -44,14 +45,16 @@ constexpr int64_t few_numbers = 1 << 16;
 
 // blocks: any strides. dots: a few rows of a, and columns of b that are runs. combinations, strips: b's rows that are
 // runs, and a few rows of a, or some more. pairs, dots_of_pairs: as blocks and dots, of bfloat16 on a CPU with
-// AVX512-BF16.
+// AVX512-BF16. pack, pack_pairs: b to out as blocks and pairs read it, which several products may then do.
 #define RUSTTORCH_MATMUL(X) \
   X(blocks)                 \
   X(dots)                   \
   X(combinations)           \
   X(strips)                 \
   X(pairs)                  \
-  X(dots_of_pairs)
+  X(dots_of_pairs)          \
+  X(pack)                   \
+  X(pack_pairs)
 
 }  // namespace rusttorch
 

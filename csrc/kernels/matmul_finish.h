@@ -10,9 +10,6 @@
 namespace rusttorch {
 namespace {
 
-template <class V>
-constexpr int64_t lanes = sizeof(V) / sizeof(lane_t<V>);
-
 // f(column, load, store) for vectors of n columns; of the last one load and store take what is there.
 template <class V, class F>
 RT_INLINE void along_columns(int64_t n, F f) {

@@ -3,43 +3,16 @@
 // Of a product: its factors as the kernels read them: in the order in which they are read, and widened or in pairs.
 
 #include <algorithm>
-#include <cstdlib>
-#include <memory>
-#include <new>
 
 #include "matmul_finish.h"
+#include "scratch.h"
 #include "square.h"
 
 namespace rusttorch {
 namespace {
 
-constexpr int64_t cache_line = 64;
-
-constexpr int64_t divide_up(int64_t n, int64_t by) { return (n + by - 1) / by; }
-constexpr int64_t round_up(int64_t n, int64_t to) { return divide_up(n, to) * to; }
-
-// n in parts of at most `most` that are nearly equal: how many one has.
-constexpr int64_t even_part(int64_t n, int64_t most) { return n > 0 ? divide_up(n, divide_up(n, most)) : most; }
-
-// A thread's own memory for each of its uses, which grows to what was ever needed.
+// What a product needs memory for.
 enum class Use { a, b, sums, turned };
-template <class T, Use use>
-T* scratch(int64_t count) {
-  struct Free {
-    void operator()(void* p) const { std::free(p); }
-  };
-  thread_local std::unique_ptr<void, Free> memory;
-  thread_local int64_t held = 0;
-  const int64_t bytes = round_up(count * int64_t(sizeof(T)), cache_line);
-  if (bytes > held) {
-    memory.reset();
-    held = 0;
-    memory.reset(std::aligned_alloc(cache_line, size_t(bytes)));
-    if (!memory) throw std::bad_alloc();
-    held = bytes;
-  }
-  return static_cast<T*>(memory.get());
-}
 
 // Rows m and columns k of something, element (i, p) at from[i * row + p * column].
 template <class T>
@@ -169,6 +142,11 @@ void pack_others(Block<T> x, Item* to) {
       }
     }
   }
+}
+
+template <int64_t width, class T, class Item>
+void pack_columns(Block<T> x, Item* to) {
+  x.column == 1 ? pack_neighbours<width>(x, to) : pack_others<width>(x, to);
 }
 
 // Groups of rows that are neighbours, [group][items of columns][row], of next(rows left) rows each. Some columns at a

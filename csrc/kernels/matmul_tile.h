@@ -21,7 +21,7 @@ constexpr int64_t tile_columns = 2 * lanes<V>;
 template <class C, class A, class B>
 struct Tile {
   const A* a;
-  int64_t a_row;  // a(i, p) is at a[i * a_row + p]; of a group at a[p * rows + i]
+  int64_t a_next;  // a(i, p) is at a[i * a_next + p]; of a group at a[p * a_next + i]
   const B* b;
   int64_t b_row, ahead;  // of where b is read: what is read soon
   const C* more;         // or nothing: what is added
@@ -57,7 +57,7 @@ __attribute__((noinline)) void multiply(int64_t k, const Tile<lane_t<V>, A, B>& 
   V sums[rows][vectors] = {};
   const A* a = tile.a;
   const B* b = tile.b;
-  const int64_t a_row = tile.a_row, b_row = tile.b_row, ahead = tile.ahead;
+  const int64_t a_next = tile.a_next, b_row = tile.b_row, ahead = tile.ahead;
   // Where it goes to is on its way meanwhile.
 #pragma GCC unroll 16
   for (int i = 0; i < rows; ++i) __builtin_prefetch(tile.to + i * tile.to_row, 1);
@@ -69,7 +69,7 @@ __attribute__((noinline)) void multiply(int64_t k, const Tile<lane_t<V>, A, B>& 
     __builtin_prefetch(b + ahead);
 #pragma GCC unroll 16
     for (int i = 0; i < rows; ++i) {
-      const Items<V, A> x = everywhere<V>(group ? a[p * rows + i] : a[i * a_row + p]);
+      const Items<V, A> x = everywhere<V>(group ? a[p * a_next + i] : a[i * a_next + p]);
 #pragma GCC unroll 2
       for (int v = 0; v < vectors; ++v) sums[i][v] = add_products(sums[i][v], x, y[v]);
     }

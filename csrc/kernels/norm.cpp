@@ -8,39 +8,6 @@
 namespace rusttorch {
 namespace {
 
-// A vector of a row, and the last one, of which there is a part.
-template <class V>
-struct Whole {
-  template <class T>
-  RT_INLINE V get(const T* p) const {
-    return load<V>(p);
-  }
-  template <class T>
-  RT_INLINE void put(T* p, V v) const {
-    store(p, v);
-  }
-  RT_INLINE V keep(V v) const { return v; }
-};
-template <class V>
-struct Part {
-  int64_t count;
-  template <class T>
-  RT_INLINE V get(const T* p) const {
-    return load_part<V>(p, count, 0);
-  }
-  template <class T>
-  RT_INLINE void put(T* p, V v) const {
-    store_part(p, v, count);
-  }
-  RT_INLINE V keep(V v) const { return keep_part(v, count, 0); }
-};
-template <class V, class F>
-RT_INLINE void along_row(int64_t begin, int64_t end, F f) {
-  int64_t i = begin;
-  for (; i + lanes<V> <= end; i += lanes<V>) f(i, Whole<V>());
-  if (i < end) f(i, Part<V>{end - i});
-}
-
 // Sums of f(sums, i, at) along a row, as doubles after every so many vectors.
 template <int count, class V, class F>
 RT_INLINE std::array<double, count> sums_of_row(int64_t n, F f) {
@@ -54,31 +21,44 @@ RT_INLINE std::array<double, count> sums_of_row(int64_t n, F f) {
   return total;
 }
 
-template <bool centered, bool weighted, bool biased, class T>
+template <bool centered, bool weighted, bool biased, class Type>
 struct Norm {
+  using T = Type;
   using C = Compute<T>;
   using V = Vector<C>;
 
+  // R: of the residual, or void where there is none.
+  template <class R>
   static void forward(const NormArgs& a) {
+    constexpr bool adds = !std::is_void_v<R>;
     const T *weight = static_cast<const T*>(a.weight), *bias = static_cast<const T*>(a.bias);
+    const C offset = C(a.offset);
     for (int64_t r = 0; r < a.rows; ++r) {
-      const T* x = static_cast<const T*>(a.x) + r * a.n;
+      const T *input = static_cast<const T*>(a.x) + r * a.n, *x = adds ? static_cast<T*>(a.sum) + r * a.n : input;
+      // The first pass writes the sum, if there is one; what is normalized is x, rounded.
+      const auto first = [&](int64_t i, auto at) -> V {
+        if constexpr (adds) {
+          const R* residual = static_cast<const R*>(a.residual) + r * a.n;
+          at.put(static_cast<T*>(a.sum) + r * a.n + i, V(at.get(input + i) + at.get(residual + i)));
+        }
+        return at.get(x + i);
+      };
       T* y = static_cast<T*>(a.y) + r * a.n;
       C mean = 0;
       if constexpr (centered) {
-        const auto add = [&](V* sum, int64_t i, auto at) { *sum += at.get(x + i); };
+        const auto add = [&](V* sum, int64_t i, auto at) { *sum += first(i, at); };
         mean = C(sums_of_row<1, V>(a.n, add)[0] / double(a.n));
         static_cast<C*>(a.mean)[r] = mean;
       }
       const auto add_square = [&](V* sum, int64_t i, auto at) {
-        const V d = at.keep(at.get(x + i) - mean);
+        const V d = at.keep((centered ? V(at.get(x + i)) : first(i, at)) - mean);
         *sum += d * d;
       };
       const C rstd = C(1 / std::sqrt(sums_of_row<1, V>(a.n, add_square)[0] / double(a.n) + a.eps));
       static_cast<C*>(a.rstd)[r] = rstd;
       along_row<V>(0, a.n, [&](int64_t i, auto at) {
         V v = (at.get(x + i) - mean) * rstd;
-        if constexpr (weighted) v *= at.get(weight + i);
+        if constexpr (weighted) v *= at.get(weight + i) + offset;
         if constexpr (biased) v += at.get(bias + i);
         at.put(y + i, v);
       });
@@ -89,7 +69,9 @@ struct Norm {
   // x was not centered.
   static void backward(const NormArgs& a) {
     const T* weight = static_cast<const T*>(a.weight);
+    const T* grad_sum = static_cast<const T*>(a.grad_sum);
     C *grad_weight = static_cast<C*>(a.grad_weight), *grad_bias = static_cast<C*>(a.grad_bias);
+    const C offset = C(a.offset);
     for (int64_t r = 0; r < a.rows; ++r) {
       const T *x = static_cast<const T*>(a.x) + r * a.n, *grad = static_cast<const T*>(a.grad) + r * a.n;
       T* grad_x = static_cast<T*>(a.y) + r * a.n;
@@ -100,7 +82,7 @@ struct Norm {
         const V g = at.get(grad + i), h = (at.get(x + i) - mean) * rstd;
         V d = g;
         if constexpr (weighted) {
-          d *= at.get(weight + i);
+          d *= at.get(weight + i) + offset;
           at.put(grad_weight + i, V(at.get(grad_weight + i) + g * h));
         }
         if constexpr (biased) at.put(grad_bias + i, V(at.get(grad_bias + i) + g));
@@ -110,9 +92,11 @@ struct Norm {
       const C mean_d = C(sum / double(a.n)), mean_dh = C(product / double(a.n));
       along_row<V>(0, a.n, [&](int64_t i, auto at) {
         V d = at.get(grad + i);
-        if constexpr (weighted) d *= at.get(weight + i);
+        if constexpr (weighted) d *= at.get(weight + i) + offset;
         const V h = (at.get(x + i) - mean) * rstd;
-        at.put(grad_x + i, V(rstd * (d - mean_d - h * mean_dh)));
+        V v = rstd * (d - mean_d - h * mean_dh);
+        if (grad_sum) v += at.get(grad_sum + r * a.n + i);
+        at.put(grad_x + i, v);
       });
     }
   }
@@ -133,16 +117,25 @@ void with_options(const NormArgs& a, bool weighted, bool biased, F f) {
 
 template <bool centered, Dtypes dtypes>
 void forward(const NormArgs& a) {
-  with_options<centered, dtypes>(a, a.weight, a.bias, [&](auto norm) { norm.forward(a); });
+  with_options<centered, dtypes>(a, a.weight, a.bias, [&]<class N>(N) {
+    using T = typename N::T;
+    if (!a.residual) return N::template forward<void>(a);
+    if constexpr (std::is_same_v<T, float>) {
+      constexpr Dtypes narrow = floats & ~wide_floats;
+      if (a.residual_dtype != a.dtype) {
+        return with_type<narrow>(a.residual_dtype, [&](auto r) { N::template forward<decltype(r)>(a); });
+      }
+    }
+    N::template forward<T>(a);
+  });
 }
 template <bool centered, Dtypes dtypes>
 void backward(const NormArgs& a) {
   with_options<centered, dtypes>(a, a.weight, a.grad_bias, [&](auto norm) { norm.backward(a); });
 }
 
-// Layer norms of 16 bits have statistics of 16 bits in stock.
 }  // namespace
 }  // namespace rusttorch
 
-RUSTTORCH_DEFINE_TABLE(norm, NormArgs, {&forward<true, wide_floats>}, {&backward<true, wide_floats>},
-                       {&forward<false, floats>}, {&backward<false, floats>})
+RUSTTORCH_DEFINE_TABLE(norm, NormArgs, {&forward<true, floats>}, {&backward<true, floats>}, {&forward<false, floats>},
+                       {&backward<false, floats>})

@@ -9,7 +9,7 @@ namespace rusttorch {
 
 // Rows of n, each made to have a mean of 0 and a variance of 1 (layer norm: J. L. Ba et al., 2016), or a mean square of
 // 1 (RMS norm: B. Zhang and R. Sennrich, 2019):
-//   y = (x - mean) rstd weight + bias
+//   y = (x - mean) rstd (weight + offset) + bias
 // mean and rstd (and on the CPU the gradients of weight and bias) are in what is computed in: float, or double for
 // double.
 struct NormArgs {
@@ -19,10 +19,17 @@ struct NormArgs {
   void *mean, *rstd;              // one a row; RMS norm has no mean
   double eps;
   void* y;  // or the gradient of x
+  // On the CPU: what is added to x first, and the sum, which is written, and is normalized; or nullptr. Beside floats
+  // the residual may be of 16 bits.
+  const void* residual;
+  Dtype residual_dtype;
+  void* sum;
+  double offset;  // of the weight; -0 for none, which keeps the sign of a zero
   // Backward: the gradient of y, and those of weight and bias, or nullptr. On the CPU these are added to.
   const void* grad;
   void *grad_weight, *grad_bias;
-  void* workspace;  // on a device: a pair of sums for each of DeviceNorm's parts and each column
+  const void* grad_sum;  // on the CPU: another gradient of x, which is added; or nullptr
+  void* workspace;       // on a device: a pair of sums for each of DeviceNorm's parts and each column
 
   NormArgs part(int64_t begin, int64_t end) const {
     NormArgs part = *this;
@@ -31,6 +38,9 @@ struct NormArgs {
     advance(part.x, begin * row);
     advance(part.grad, begin * row);
     advance(part.y, begin * row);
+    advance(part.residual, begin * n * element_size(residual_dtype));
+    advance(part.sum, begin * row);
+    advance(part.grad_sum, begin * row);
     advance(part.mean, begin * statistic);
     advance(part.rstd, begin * statistic);
     return part;

@@ -17,11 +17,47 @@ constexpr int64_t rows_at_once = 32;    // then what was summed goes to doubles
 constexpr int64_t bytes_at_once = 256;  // of a row, in several vectors, so that one need not wait for the one before
 constexpr int64_t columns_at_once = 1024;
 template <class V>
-constexpr int64_t lanes = sizeof(V) / sizeof(lane_t<V>);
-template <class V>
 constexpr int64_t vectors = bytes_at_once / sizeof(V);
 template <class V>
 constexpr int64_t block = vectors<V> * lanes<V> * rows_at_once;
+
+// A vector of a row, and the last one, of which there is a part.
+template <class V>
+struct Whole {
+  template <class T>
+  RT_INLINE V get(const T* p, lane_t<V> = 0) const {
+    return load<V>(p);
+  }
+  template <class T>
+  RT_INLINE void put(T* p, V v) const {
+    store(p, v);
+  }
+  RT_INLINE V keep(V v) const { return v; }
+};
+template <class V>
+struct Part {
+  int64_t count;
+  template <class T>
+  RT_INLINE V get(const T* p, lane_t<V> fill = 0) const {
+    return load_part<V>(p, count, fill);
+  }
+  template <class T>
+  RT_INLINE void put(T* p, V v) const {
+    store_part(p, v, count);
+  }
+  RT_INLINE V keep(V v) const { return keep_part(v, count, 0); }
+};
+template <class V, class T>
+RT_INLINE void store_count(T* to, V v, int64_t count) {
+  count == lanes<V> ? store(to, v) : store_part(to, v, count);
+}
+
+template <class V, class Vectors = Whole<V>, class F>
+RT_INLINE void along_row(int64_t begin, int64_t end, F f) {
+  int64_t i = begin;
+  for (; i + lanes<V> <= end; i += lanes<V>) f(i, Vectors());
+  if (i < end) f(i, Part<V>{end - i});
+}
 
 // f(k, x) for the vectors of x[0..n), several k side by side. What is beyond n in the last is `fill`.
 template <class V, class T, class F>
@@ -76,6 +112,16 @@ RT_INLINE lane_t<V> largest_of_row(const T* x, int64_t n) {
   for (V& p : part) p = splat<V>(lowest<lane_t<V>>);
   each_vector<V>(x, n, lowest<lane_t<V>>, [&](int64_t k, V v) { part[k] = larger(part[k], v); });
   return fold_lanes(fold_vectors(part, join), join);
+}
+
+// A part of a row of columns, where the last may be less than a vector.
+template <class V, class T>
+RT_INLINE V load_at(const T* y, int64_t i, int64_t n) {
+  return i + lanes<V> <= n ? load<V>(y + i) : load_part<V>(y + i, n - i, 0);
+}
+template <class V, class T>
+RT_INLINE void store_at(T* y, int64_t i, int64_t n, const V& v) {
+  i + lanes<V> <= n ? store(y + i, v) : store_part(y + i, v, n - i);
 }
 
 // Columns of x[0..n)[0..width), in blocks of rows, and in each all groups of a few vectors: f(group, c, r, end, load)

@@ -46,16 +46,6 @@ RT_INLINE double sum_row(const T* x, const T* y, T* out, int64_t n, F f) {
   return total;
 }
 
-// A part of a row of columns, where the last may be less than a vector.
-template <class V, class T>
-RT_INLINE V load_at(const T* y, int64_t i, int64_t n) {
-  return i + lanes<V> <= n ? load<V>(y + i) : load_part<V>(y + i, n - i, 0);
-}
-template <class V, class T>
-RT_INLINE void store_at(T* y, int64_t i, int64_t n, const V& v) {
-  i + lanes<V> <= n ? store(y + i, v) : store_part(y + i, v, n - i);
-}
-
 template <bool log, class T>
 struct Forward {
   using C = Compute<T>;

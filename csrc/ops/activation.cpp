@@ -3,7 +3,11 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full_like.h>
+#include <ATen/ops/gelu.h>
+#include <ATen/ops/gelu_backward.h>
 #include <ATen/ops/hypot.h>
+#include <ATen/ops/silu.h>
+#include <ATen/ops/silu_backward.h>
 #include <ATen/ops/where.h>
 
 #include <cmath>
@@ -115,6 +119,65 @@ Tensor squareplus_stock(const Tensor& self, const Scalar& b) {
   return at::where(x.lt(0), at::full_like(x, b.toDouble() / 4) / half, half);
 }
 
+// activation(gate) * up: of two tensors, or of the halves of one (packed), the gate first.
+template <class Pick>
+struct Gated {
+  template <class... A>
+  static ElementwiseRequest request(const A&... args) {
+    ElementwiseRequest r = of_one_dtype(Pick::request(args...));
+    r.rows = true;
+    r.grad_is_single = r.tensors == 3;
+    return r;
+  }
+};
+using Swiglu = Gated<Elementwise<activation::swiglu>>;
+using SwigluBackward = Gated<Elementwise<activation::swiglu_backward>>;
+using Geglu = Gated<Approximate<activation::geglu, activation::geglu_tanh>>;
+using GegluBackward = Gated<Approximate<activation::geglu_backward, activation::geglu_tanh_backward>>;
+
+using Two = std::tuple<Tensor, Tensor>;
+
+Tensor swiglu_stock(const Tensor& gate, const Tensor& up) { return at::silu(gate) * up; }
+Two swiglu_backward_stock(const Tensor& grad, const Tensor& gate, const Tensor& up) {
+  return {at::silu_backward(grad * up, gate), grad * at::silu(gate)};
+}
+Tensor geglu_stock(const Tensor& gate, const Tensor& up, c10::string_view approximate) {
+  return at::gelu(gate, approximate) * up;
+}
+Two geglu_backward_stock(const Tensor& grad, const Tensor& gate, const Tensor& up, c10::string_view approximate) {
+  return {at::gelu_backward(grad * up, gate, approximate), grad * at::gelu(gate, approximate)};
+}
+
+Two halves(const Tensor& packed) {
+  const int64_t n = packed.size(-1);
+  TORCH_CHECK(n % 2 == 0, "Halving dimension must be even, but dimension ", packed.dim() - 1, " is size ", n);
+  return {packed.narrow(-1, 0, n / 2), packed.narrow(-1, n / 2, n / 2)};
+}
+// The op of two, of the halves.
+template <class Op, class... A>
+Tensor packed(const Tensor& input, A... options) {
+  const auto [gate, up] = halves(input);
+  return Op::call(gate, up, options...);
+}
+// The gradients of both, each written into its half.
+template <Name name, class Pick, auto stock, class... A>
+Tensor packed_backward(const Tensor& grad, const Tensor& input, A... options) {
+  const auto [gate, up] = halves(input);
+  const Tensor result = empty_beside(input, input.sizes(), input.scalar_type());
+  const auto [grad_gate, grad_up] = halves(result);
+  const ElementwiseRequest request = Pick::request(grad, gate, up, options...);
+  ElementwisePlan plan(request);
+  if (plan.reason() == Handed::no) plan.accepts_rows();
+  if (on_cpu(input) && is_taken<name>(plan)) {
+    plan.run(grad_gate, grad_up);
+  } else {
+    const auto [by_gate, by_up] = stock(grad, gate, up, options...);
+    grad_gate.copy_(by_gate);
+    grad_up.copy_(by_up);
+  }
+  return result;
+}
+
 // selu and celu are elu with other constants (G. Klambauer et al., Self-Normalizing Neural Networks, 2017;
 // J. T. Barron, Continuously Differentiable Exponential Linear Units, 2017).
 constexpr double selu_alpha = 1.6732632423543772848170429916717;
@@ -186,6 +249,18 @@ const Rows& activation_rows() {
       ROW("log_sigmoid_forward.output", LogSigmoid<activation::log_sigmoid_forward>, STOCK(log_sigmoid_forward_outf)),
       ROW("log_sigmoid_backward", LogSigmoidBackward, AnyDevice<&log_sigmoid_backward_stock>),
       ROW("log_sigmoid_backward.grad_input", LogSigmoidBackward, AnyDevice<&log_sigmoid_backward_stock_out>),
+      ROW("swiglu", Swiglu, AnyDevice<&swiglu_stock>),
+      {"swiglu.packed", impl<&packed<OwnOp<"swiglu", decltype(&swiglu_stock)>>>()},
+      ROW("swiglu_backward", SwigluBackward, AnyDevice<&swiglu_backward_stock>),
+      {"swiglu_backward.packed",
+       impl<&packed_backward<"swiglu_backward.packed", SwigluBackward, &swiglu_backward_stock>>(),
+       &stats<"swiglu_backward.packed">},
+      ROW("geglu", Geglu, AnyDevice<&geglu_stock>),
+      {"geglu.packed", impl<&packed<OwnOp<"geglu", decltype(&geglu_stock)>, c10::string_view>>()},
+      ROW("geglu_backward", GegluBackward, AnyDevice<&geglu_backward_stock>),
+      {"geglu_backward.packed",
+       impl<&packed_backward<"geglu_backward.packed", GegluBackward, &geglu_backward_stock, c10::string_view>>(),
+       &stats<"geglu_backward.packed">},
       {.name = "selu", .impl = impl<&Selu::call>(), .composite = true},
       {.name = "selu_", .impl = impl<&SeluInplace::call>(), .composite = true},
       {.name = "celu", .impl = impl<&Celu::call>(), .composite = true},

@@ -1,5 +1,7 @@
 #include "../kernels/cross_entropy.h"
 
+#include "../kernels/activation.h"
+
 #include <ATen/TensorOperators.h>
 #include <ATen/core/Reduction.h>
 #include <ATen/ops/addmm.h>
@@ -18,8 +20,7 @@ namespace {
 
 // How F.cross_entropy comes here under use():
 //   autograd's key   Decomposed<CrossEntropyLoss>: if CrossEntropyPlan says that the kernels take it, ByForward; or
-//   stock's
-//                    decomposition
+//                    stock's decomposition
 //   by name          rusttorch::cross_entropy_loss_forward, whose derivative is in autograd/cross_entropy.cpp
 //   a backend's key  forward(); from the derivative, backward()
 
@@ -126,16 +127,35 @@ double total_of_rows(const CrossEntropyArgs& a, Run run) {
   return total;
 }
 
+// Runs softcap tanh(x / softcap) on all of x, in place: what the cross entropy is asked for.
+void cap(const Kernel<ElementwiseArgs>& kernel, const CrossEntropyArgs& a) {
+  const double wide[] = {1 / a.softcap, a.softcap};
+  const float narrow[] = {float(wide[0]), float(wide[1])};
+  ElementwiseArgs e{};
+  e.dtype = a.dtype;
+  e.n = a.rows * a.classes;
+  e.in[0] = a.x;
+  e.out[0] = const_cast<void*>(a.x);
+  e.scalars = a.dtype == Dtype::f64 ? static_cast<const void*>(wide) : narrow;
+  kernel.run(e);
+}
+
 // The losses of x's rows, and with grad_x their slopes, for which the rows are read again while they are in cache. What
 // they come to is returned on the CPU only.
 double losses(const Tensor& x, const CrossEntropyArgs& a) {
   const auto& forward = kernel(cross_entropy::forward).on(device_type(x));
   const auto& slope = kernel(cross_entropy::slope).on(device_type(x));
+  const auto& softcap = kernel(activation::softcap).on(device_type(x));
   if (on_cpu(x)) {
     return total_of_rows(a, [&](const CrossEntropyArgs& rows) {
+      if (a.softcap != 0) cap(softcap, rows);
       forward.run(rows);
       if (rows.grad_x) slope.run(rows);
     });
+  }
+  if (a.softcap != 0) {
+    const c10::DeviceGuard guard(x.device());
+    cap(softcap, a);
   }
   run_on_device(x, forward, a);
   if (a.grad_x) run_on_device(x, slope, a);
@@ -212,13 +232,11 @@ Tensor backward(const Tensor& grad, const Tensor& slope, const Tensor& target, i
   return grad_x;
 }
 
-bool is_differentiated(const Tensor& self) { return self.requires_grad() && c10::GradMode::is_enabled(); }
-
 // The loss as aten has it.
 struct CrossEntropyLoss {
   static CrossEntropyRequest request(const Tensor& self, const Tensor& target, MaybeTensor weight, int64_t reduction,
                                      const c10::SymInt& ignore_index, double smoothing) {
-    return {self, target, weight, reduction, ignore_index.maybe_as_int(), smoothing, is_differentiated(self)};
+    return {self, target, weight, reduction, ignore_index.maybe_as_int(), smoothing, is_differentiated({&self})};
   }
 };
 struct ByForward {
@@ -226,7 +244,7 @@ struct ByForward {
                      c10::SymInt ignore_index, double smoothing) {
     using Forward = OwnOp<"cross_entropy_loss_forward", TwoTensors (*)(const Tensor&, const Tensor&, MaybeTensor,
                                                                        int64_t, c10::SymInt, double, bool)>;
-    const bool differentiate = is_differentiated(self);
+    const bool differentiate = is_differentiated({&self});
     // Probabilities are kept. Where they are smoothed, stock keeps what came of that, and they may be changed.
     const bool smoothed = differentiate && smoothing != 0 && at::isFloatingType(target.scalar_type());
     const Tensor kept = smoothed ? target.clone() : target;
@@ -245,14 +263,80 @@ Tensor count_targets(const Tensor& target, int64_t classes, int64_t ignore_index
   return number(weight_of_targets(a, std::nullopt));
 }
 
+struct LinearLoss {
+  int64_t reduction, ignore_index;
+  double smoothing, z_loss;
+  std::optional<double> softcap;
+  bool differentiate;
+};
+
 // The logits are made a few rows at a time, and their gradients in their place, so that all of them are never held:
-// what is kept is the gradients of the summed loss by the input, the weight and the bias; of halves, those of weight
-// and bias in 32 bits, because the scale of the loss that saves the small ones comes only in the backward. P.-L. Hsu et
-// al., Liger Kernel, 2024, describe the scheme.
-FourTensors linear_forward(const Tensor& input, const Tensor& weight, const Tensor& target, MaybeTensor bias,
-                           int64_t reduction, int64_t ignore_index, double smoothing, bool differentiate) {
-  stats<"linear_cross_entropy_forward">.count(Handed::no);
+// what is kept is the gradients of the loss by the input, the weight and the bias; of halves, those of the summed loss,
+// and of weight and bias in 32 bits, because the scale of the loss that saves the small ones comes only in the
+// backward. P.-L. Hsu et al., Liger Kernel, 2024, describe the scheme.
+FourTensors of_rows(const Tensor& input, const Tensor& weight, const Tensor& target, MaybeTensor bias,
+                    const LinearLoss& of) {
   constexpr int64_t logits_at_once = int64_t(1) << 23;
+  const int64_t classes = weight.size(0), rows = input.size(0);
+  const int64_t at_once = std::max<int64_t>(1, logits_at_once / classes);
+  const Tensor total_weight = count_targets(target, classes, of.ignore_index);
+  const bool mean = of.reduction == at::Reduction::Mean, half = input.scalar_type() == at::kHalf;
+
+  // 16 bits would round the sum over all rows at each chunk.
+  const bool narrow = input.element_size() == 2;
+  const auto wide = input.options().dtype(narrow ? at::kFloat : input.scalar_type());
+  const bool in_wide = half || (narrow && rows > at_once);
+  Tensor grad_input, grad_weight, grad_bias, product;
+  if (of.differentiate) {
+    grad_input = at::empty_like(input);
+    grad_weight = at::empty_like(weight, in_wide ? wide : input.options());
+    if (in_wide) product = at::empty_like(weight);
+    if (rows == 0) grad_weight.zero_();
+    if (given(bias)) grad_bias = at::zeros_like(*bias, wide);
+  }
+  Tensor buffer = at::empty({std::min(at_once, rows), classes}, input.options());
+  const Tensor sums = at::empty({2, std::min(at_once, rows)}, input.options().dtype(at::kDouble));
+  const Tensor row_losses = on_cpu(input) ? Tensor() : empty_beside(input, {rows}, at::kDouble);
+  double total = 0;
+  for (int64_t r = 0; r < rows; r += at_once) {
+    const int64_t count = std::min(at_once, rows - r);
+    const Tensor x = input.narrow(0, r, count);
+    Tensor logits = buffer.narrow(0, 0, count);
+    given(bias) ? at::addmm_out(logits, *bias, x, weight.t()) : at::mm_out(logits, x, weight.t());
+    CrossEntropyArgs a = arguments(logits, target.narrow(0, r, count), std::nullopt, of.ignore_index, of.smoothing);
+    a.z_loss = of.z_loss;
+    a.softcap = of.softcap.value_or(0);
+    a.largest = sums.mutable_data_ptr<double>();
+    a.log_sum = a.largest + sums.size(1);
+    a.row_losses = on_cpu(input) ? nullptr : row_losses.mutable_data_ptr<double>() + r;
+    a.grad_x = of.differentiate ? logits.mutable_data_ptr() : nullptr;
+    a.divisor = mean && !half ? total_weight.const_data_ptr<double>() : nullptr;
+    total += losses(logits, a);
+    if (!of.differentiate) continue;
+    Tensor grad_x = grad_input.narrow(0, r, count);
+    at::mm_out(grad_x, logits, weight);
+    if (in_wide) {
+      at::mm_out(product, logits.t(), x);
+      r == 0 ? grad_weight.copy_(product) : grad_weight.add_(product);
+    } else {
+      r == 0 ? at::mm_out(grad_weight, logits.t(), x) : grad_weight.addmm_(logits.t(), x);
+    }
+    if (given(bias)) grad_bias.add_(logits.sum(0, false, wide.dtype().toScalarType()));
+  }
+  if (of.differentiate && input.scalar_type() == at::kBFloat16) {
+    grad_weight = grad_weight.to(input.scalar_type());
+    if (given(bias)) grad_bias = grad_bias.to(input.scalar_type());
+  }
+  Tensor loss = on_cpu(input) ? number(total) : row_losses.sum();
+  loss = (mean ? loss / total_weight : loss).to(wide.dtype());
+  const auto or_nothing = [&](const Tensor& t) { return t.defined() ? t : at::empty({0}, input.options()); };
+  return {loss, or_nothing(grad_input), or_nothing(grad_weight), or_nothing(grad_bias)};
+}
+
+FourTensors linear_forward(const Tensor& input, const Tensor& weight, const Tensor& target, MaybeTensor bias,
+                           int64_t reduction, int64_t ignore_index, double smoothing, bool differentiate, double z_loss,
+                           std::optional<double> softcap) {
+  stats<"linear_cross_entropy_forward">.count(Handed::no);
   TORCH_CHECK(input.dim() == 2 && weight.dim() == 2 && input.size(1) == weight.size(1) && weight.size(0) > 0,
               "linear_cross_entropy: input must be [N, D] and linear_weight [C, D], C > 0, got ", input.sizes(),
               " and ", weight.sizes());
@@ -270,63 +354,32 @@ FourTensors linear_forward(const Tensor& input, const Tensor& weight, const Tens
   }
   TORCH_CHECK(reduction == at::Reduction::Mean || reduction == at::Reduction::Sum,
               "linear_cross_entropy: reduction must be mean or sum");
-  const int64_t classes = weight.size(0), rows = input.size(0);
+  TORCH_CHECK(smoothing >= 0 && smoothing <= 1, "label_smoothing must be between 0.0 and 1.0. Got: ", smoothing);
+  TORCH_CHECK(!softcap || *softcap > 0, "linear_cross_entropy: softcap must be above 0, got ", softcap.value_or(0));
+  const LinearLoss of{reduction, ignore_index, smoothing, z_loss, softcap, differentiate};
   const Tensor dense_target = target.contiguous();
-  const Tensor total_weight = count_targets(dense_target, classes, ignore_index);
-  const bool mean = reduction == at::Reduction::Mean;
-
-  // 16 bits would round the sum over all rows at each chunk.
-  const bool narrow = input.element_size() == 2;
-  const auto wide = input.options().dtype(narrow ? at::kFloat : input.scalar_type());
-  Tensor grad_input, grad_weight, grad_bias, product;
-  if (differentiate) {
-    grad_input = at::empty_like(input);
-    grad_weight = at::zeros_like(weight, wide);
-    if (narrow) product = at::empty_like(weight);
-    if (given(bias)) grad_bias = at::zeros_like(*bias, wide);
-  }
-  const int64_t at_once = std::max<int64_t>(1, logits_at_once / classes);
-  Tensor buffer = at::empty({std::min(at_once, rows), classes}, input.options());
-  const Tensor sums = at::empty({2, std::min(at_once, rows)}, input.options().dtype(at::kDouble));
-  const Tensor row_losses = on_cpu(input) ? Tensor() : empty_beside(input, {rows}, at::kDouble);
-  double total = 0;
-  for (int64_t r = 0; r < rows; r += at_once) {
-    const int64_t count = std::min(at_once, rows - r);
-    const Tensor x = input.narrow(0, r, count);
-    Tensor logits = buffer.narrow(0, 0, count);
-    given(bias) ? at::addmm_out(logits, *bias, x, weight.t()) : at::mm_out(logits, x, weight.t());
-    CrossEntropyArgs a = arguments(logits, dense_target.narrow(0, r, count), std::nullopt, ignore_index, smoothing);
-    a.largest = sums.mutable_data_ptr<double>();
-    a.log_sum = a.largest + sums.size(1);
-    a.row_losses = on_cpu(input) ? nullptr : row_losses.mutable_data_ptr<double>() + r;
-    a.grad_x = differentiate ? logits.mutable_data_ptr() : nullptr;
-    total += losses(logits, a);
-    if (!differentiate) continue;
-    Tensor grad_x = grad_input.narrow(0, r, count);
-    at::mm_out(grad_x, logits, weight);
-    narrow ? grad_weight.add_(at::mm_out(product, logits.t(), x)) : grad_weight.addmm_(logits.t(), x);
-    if (given(bias)) grad_bias.add_(logits.sum(0, false, wide.dtype().toScalarType()));
-  }
-  if (differentiate && input.scalar_type() == at::kBFloat16) {
-    grad_weight = grad_weight.to(input.scalar_type());
-    if (given(bias)) grad_bias = grad_bias.to(input.scalar_type());
-  }
-  Tensor loss = on_cpu(input) ? number(total) : row_losses.sum();
-  loss = (mean ? loss / total_weight : loss).to(input.scalar_type());
-  const auto or_nothing = [&](const Tensor& t) { return t.defined() ? t : at::empty({0}, input.options()); };
-  return {loss, or_nothing(grad_input), or_nothing(grad_weight), or_nothing(grad_bias)};
+  if (!on_cpu(input)) return of_rows(input, weight, dense_target, bias, of);  // where no number is read
+  // Rows that are ignored need no logits: of a masked language model 85 %.
+  const Tensor kept = dense_target.ne(ignore_index).nonzero().squeeze(1);
+  if (kept.numel() > input.size(0) * 7 / 8) return of_rows(input, weight, dense_target, bias, of);
+  FourTensors found = of_rows(input.index_select(0, kept), weight, dense_target.index_select(0, kept), bias, of);
+  Tensor& grad_input = std::get<1>(found);
+  if (differentiate) grad_input = at::zeros_like(input).index_copy_(0, kept, grad_input);
+  return found;
 }
 
 struct LinearCrossEntropy {
   static Tensor call(const Tensor& input, const Tensor& weight, const Tensor& target, MaybeTensor bias,
-                     int64_t reduction, c10::SymInt ignore_index, double smoothing) {
-    static const auto forward = own_op<FourTensors(const Tensor&, const Tensor&, const Tensor&, MaybeTensor, int64_t,
-                                                   c10::SymInt, double, bool)>("linear_cross_entropy_forward");
+                     int64_t reduction, c10::SymInt ignore_index, double smoothing, double z_loss,
+                     std::optional<double> softcap) {
+    using Forward = FourTensors(const Tensor&, const Tensor&, const Tensor&, MaybeTensor, int64_t, c10::SymInt, double,
+                                bool, double, std::optional<double>);
+    static const auto forward = own_op<Forward>("linear_cross_entropy_forward");
     // Under torch.func a tensor does not show here that it is differentiated.
     const bool wanted = input.requires_grad() || weight.requires_grad() || (given(bias) && bias->requires_grad()) ||
                         c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerFrontMode);
     return std::get<0>(forward.call(input, weight, target, bias, reduction, ignore_index, smoothing,
-                                    wanted && c10::GradMode::is_enabled()));
+                                    wanted && c10::GradMode::is_enabled(), z_loss, softcap));
   }
 };
 

@@ -39,11 +39,19 @@ bool is_special(const T& argument) {
             (argument.key_set().has(c10::DispatchKey::Python) && !is_tracers(argument)));
   } else if constexpr (std::is_same_v<T, std::optional<Tensor>>) {
     return argument && is_special(*argument);
+  } else if constexpr (std::is_same_v<T, at::TensorList>) {
+    return std::any_of(argument.begin(), argument.end(), [](const Tensor& t) { return is_special(t); });
   } else if constexpr (std::is_same_v<T, c10::SymIntArrayRef>) {
     return !c10::asIntArrayRefSlowOpt(argument);
   } else {
     return false;
   }
+}
+
+// Whether autograd will ask for a derivative by one of these; a pointer may be to nothing.
+inline bool is_differentiated(std::initializer_list<const Tensor*> tensors) {
+  return c10::GradMode::is_enabled() &&
+         std::any_of(tensors.begin(), tensors.end(), [](const Tensor* t) { return t && t->requires_grad(); });
 }
 
 // Above the backend keys: whether rusttorch's op, which has a derivative of its own, would run a kernel of ours for

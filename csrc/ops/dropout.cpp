@@ -1,11 +1,7 @@
-#include "../kernels/dropout.h"
-
-#include <ATen/CPUGeneratorImpl.h>
 #include <ATen/ops/empty_like.h>
 
-#include <cmath>
-
 #include "decomposed.h"
+#include "random.h"
 #include "run.h"
 #include "stock.h"
 
@@ -31,19 +27,11 @@ Two drop(const Tensor& input, double p) {
   const Two result(at::empty_like(input), at::empty_like(input, input.options().dtype(at::kBool)));
   const auto& [out, mask] = result;
   DropoutArgs a = arguments(input, mask, out, 1 / (1 - p));
-  a.kept = uint64_t(std::ceil((1 - p) * 0x1p53));
-  auto* generator =
-      at::get_generator_or_default<at::CPUGeneratorImpl>(std::nullopt, at::detail::getDefaultCPUGenerator());
-  const std::lock_guard<std::mutex> lock(generator->mutex_);
-  at::mt19937 engine = generator->engine();
-  auto data = engine.data();
-  Twister random{data.state_.data(), Twister::size + 1 - data.left_};
-  a.random = &random;
-  kernel(dropout::forward).on(Device::cpu).run(a);
-  data.left_ = Twister::size + 1 - random.next;
-  data.next_ = uint32_t(random.next);
-  engine.set_data(data);
-  generator->set_engine(engine);
+  a.kept = kept_below(p);
+  with_default_generator([&](Twister& random) {
+    a.random = &random;
+    kernel(dropout::forward).on(Device::cpu).run(a);
+  });
   return result;
 }
 

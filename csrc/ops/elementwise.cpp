@@ -47,6 +47,21 @@ bool same_layout(const Tensor& a, const Tensor& b) {
   return a.strides().equals(b.strides()) && a.is_non_overlapping_and_dense();
 }
 
+// How many elements apart the rows of t are, which are contiguous; none, if they are not, or not all equally far.
+std::optional<int64_t> row_stride(const Tensor& t) {
+  const int64_t last = t.dim() - 1;
+  if (last < 0 || (t.size(last) != 1 && t.stride(last) != 1)) return std::nullopt;
+  std::optional<int64_t> stride;
+  int64_t next = 0;
+  for (int64_t d = last - 1; d >= 0; --d) {
+    if (t.size(d) == 1) continue;
+    if (!stride) stride = next = t.stride(d);
+    if (t.stride(d) != next) return std::nullopt;
+    next *= t.size(d);
+  }
+  return stride.value_or(t.size(last));
+}
+
 // Whether writing out would change an element of in before it is read. Both are dense.
 bool partly_overlap(const Tensor& in, const Tensor& out) {
   const bool the_same = in.const_data_ptr() == out.const_data_ptr() && in.numel() == out.numel();
@@ -94,11 +109,20 @@ Handed ElementwisePlan::fit() {
     }
     if (!same_dtype) return Handed::dtype;
     if (!same_device) return Handed::option;
-    if (k == like ? !t.is_contiguous() && !t.is_non_overlapping_and_dense() : !same_layout(t, *like_)) {
-      return Handed::layout;
-    }
+    const bool is_dense = t.is_contiguous() || t.is_non_overlapping_and_dense();
+    if (k == like ? is_dense : same_layout(t, *like_)) continue;
+    if (!request_.rows || !on_cpu(t) || !t.sizes().equals(like_->sizes())) return Handed::layout;
+    by_rows_ = true;
   }
-  return Handed::no;
+  return by_rows_ ? fit_rows() : Handed::no;
+}
+
+// Whether the inputs are rows, each of which is worth a call: of 8 elements swiglu has 0.6x of stock, of 16 1.6x.
+Handed ElementwisePlan::fit_rows() const {
+  for (size_t k = 0; k < request_.tensors; ++k) {
+    if (!(args_.broadcast >> k & 1) && !row_stride(*request_.in[k])) return Handed::layout;
+  }
+  return like_->size(-1) < 16 ? Handed::size : Handed::no;
 }
 
 bool ElementwisePlan::fill_scalars() {
@@ -158,7 +182,7 @@ Tensor ElementwisePlan::allocate() const {
   if (request_.total) return at::empty({}, like_->options());
   // The strides that TensorIterator gives: those of the inputs, and the canonical ones where the input is both.
   if (!like_->is_cpu()) return at::empty_strided(like_->sizes(), like_->strides(), like_->options());
-  if (like_->is_contiguous()) return Tensor(at::detail::empty_cpu(like_->sizes(), like_->scalar_type()));
+  if (like_->is_contiguous() || by_rows_) return Tensor(at::detail::empty_cpu(like_->sizes(), like_->scalar_type()));
   return Tensor(at::detail::empty_strided_cpu(like_->sizes(), like_->strides(), like_->scalar_type()));
 }
 
@@ -185,11 +209,32 @@ void ElementwisePlan::run_on(const Tensor& out, const Tensor* second) {
     return run_on_device(out, kernel_, args_);
   }
   if (args_.n == 0) return;
+  if (by_rows_ || !same_layout(out, *like_)) return run_rows(out, second);
   bool in_place = false;
   for (size_t k = 0; k < request_.tensors; ++k) in_place |= args_.in[k] == args_.out[0];
   const int64_t bytes = args_.n * element_size(args_.dtype) * int64_t(request_.tensors + 1);
   args_.stream = !in_place && bytes >= stream_bytes;
   run_items(out, kernel_, args_, args_.n, 1);
+}
+
+// Where rows of an input lie apart, or of what is written.
+void ElementwisePlan::run_rows(const Tensor& out, const Tensor* second) {
+  const int64_t n = like_->size(-1), size = element_size(args_.dtype);
+  const auto step = [&](const Tensor& t) { return row_stride(t).value() * size; };
+  const std::array<int64_t, 2> out_steps{step(out), second ? step(*second) : 0};
+  std::array<int64_t, 4> in_steps{};
+  for (size_t k = 0; k < request_.tensors; ++k) {
+    if (!(args_.broadcast >> k & 1)) in_steps[k] = step(*request_.in[k]);
+  }
+  parallel(args_.n / n, n, [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      ElementwiseArgs row = args_;
+      row.n = n;
+      for (size_t k = 0; k < out_steps.size(); ++k) advance(row.out[k], r * out_steps[k]);
+      for (size_t k = 0; k < in_steps.size(); ++k) advance(row.in[k], r * in_steps[k]);
+      kernel_.run(row);
+    }
+  });
 }
 
 // A total of each chunk, then theirs, in the order of the chunks: the same bits for any number of threads.

@@ -23,6 +23,7 @@ struct ElementwiseRequest {
   size_t scalar_count = 0;
   int64_t limit_16_bit = INT64_MAX;  // from how many bf16 or f16 elements on stock is faster on a CPU, by measurement
   bool contiguous = false;      // stock's output does not take the input's strides: only contiguous inputs are taken
+  bool rows = false;            // on a CPU, rows may lie apart: only the last dim must be contiguous
   bool total = false;           // the result is one number: the sum of what the kernel gives, times scale
   bool mean = false;            // and divided by the number of elements
   bool grad_is_single = false;  // in[0] may be one number in the dtype of the rest, whatever that is
@@ -64,6 +65,11 @@ class ElementwisePlan {
   bool accepts(const Tensor& out, const Tensor& second) {
     return accepts(out) && accepts(second) && (!overlap(out, second) || refuse(Handed::layout));
   }
+  // Outputs whose rows lie apart.
+  bool accepts_rows() {
+    reason_ = fit_rows();
+    return reason_ == Handed::no;
+  }
   void run(const Tensor& out) { run_on(out, nullptr); }
   void run(const Tensor& out, const Tensor& second) { run_on(out, &second); }
   // Of a request for one: what the output will be, before it is rounded to its dtype.
@@ -78,6 +84,7 @@ class ElementwisePlan {
  private:
   // What can be told from sizes, strides and dtypes, which fake tensors have too; bind() then takes the data.
   Handed fit();
+  Handed fit_rows() const;
   bool fill_scalars();
   bool is_single(size_t position) const;
   bool single_fits(const Tensor& t) const;
@@ -85,9 +92,11 @@ class ElementwisePlan {
   void bind_single(const Tensor& t, size_t position);
   Tensor allocate() const;  // sizes, strides and dtype of the inputs
   void run_on(const Tensor& out, const Tensor* second);
+  void run_rows(const Tensor& out, const Tensor* second);
 
   const ElementwiseRequest& request_;
   const Tensor* like_ = nullptr;  // an input that has the output's sizes and strides
+  bool by_rows_ = false;          // because an input's lie apart
   Kernel<ElementwiseArgs> kernel_{};
   ElementwiseArgs args_{};
   alignas(8) std::array<std::byte, 8 * 3> scalars_;  // in the type that is computed in

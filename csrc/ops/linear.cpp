@@ -151,11 +151,6 @@ ThreeTensors glu_forward(const Tensor& input, const Tensor& gate_weight, const T
   return {out, differentiate ? gate : nothing(input), up};
 }
 
-bool is_differentiated(std::initializer_list<const Tensor*> tensors) {
-  return c10::GradMode::is_enabled() &&
-         std::any_of(tensors.begin(), tensors.end(), [](const Tensor* t) { return t->requires_grad(); });
-}
-
 Tensor act(const Tensor& input, const Tensor& weight, MaybeTensor bias, c10::string_view name) {
   static const auto forward =
       own_op<TwoTensors(const Tensor&, const Tensor&, MaybeTensor, c10::string_view, bool)>("linear_act_forward");

@@ -89,17 +89,16 @@ bool has_products_of(Dtype dtype) {
   return dtype == Dtype::bf16 ? bf16 : f16;
 }
 
+}  // namespace
+
 bool is_intel() {
   static const bool intel = __builtin_cpu_is("intel");
   return intel;
 }
 
-// Whether our kernels take them, too. (Intel's CPUs have AMX besides, with which oneDNN's are many times as fast.)
 bool has_pairs(Dtype dtype) {
   return dtype == Dtype::bf16 && has_products_of(dtype) && !is_intel() && instruction_set() == InstructionSet::avx512;
 }
-
-}  // namespace
 
 // Few rows are multiplied by what lies in memory as it is: packing it is not repaid. (By measurement of these kernels
 // against each other, on one core of a Zen 3, and with AVX-512 of a Zen 4: where they change places, one is as fast as
@@ -247,6 +246,52 @@ void MatmulPlan::run_block(const Blocks::Block& block) const {
   advance(args.gate, result);
   advance(args.sums, result);
   kernel_->run(args.part(block.row, block.last_row, block.column, block.last_column));
+}
+
+bool PackedMatrix::is_taken(Dtype dtype) {
+  if (element_size(dtype) == 2) return has_pairs(dtype) || !has_products_of(dtype);
+  return !is_intel() && instruction_set() != InstructionSet::base;
+}
+
+PackedMatrix::PackedMatrix(const Tensor& b) {
+  const bool pairs = has_pairs(*dtype_of(b));
+  const int64_t size = b.element_size(), k = b.size(0), n = b.size(1);
+  args_.dtype = *dtype_of(b);
+  args_.k = k, args_.n = args_.out_row = n;
+  args_.b_is_packed = true;
+  args_.b_column = pairs ? k + k % 2 : k * std::max<int64_t>(1, 4 / size);  // numbers of 16 bits are widened
+  args_.alpha = args_.beta = 1;
+  packed_ = empty_beside(b, {divide_up(n, Blocks::columns) * Blocks::columns * args_.b_column}, b.scalar_type());
+  args_.b = packed_.const_data_ptr();
+  kernel_ = &rusttorch::kernel(pairs ? matmul::pairs : matmul::blocks).on(Device::cpu);
+
+  const Kernel<MatmulArgs>& pack = rusttorch::kernel(pairs ? matmul::pack_pairs : matmul::pack).on(Device::cpu);
+  parallel(divide_up(n, Blocks::columns), Blocks::columns * k, [&](int64_t begin, int64_t end) {
+    const int64_t first = begin * Blocks::columns;
+    MatmulArgs args{};
+    args.dtype = args_.dtype;
+    args.k = k, args.n = std::min(end * Blocks::columns, n) - first;
+    args.b = b.const_data_ptr(), args.b_row = b.stride(0), args.b_column = b.stride(1);
+    args.out = packed_.mutable_data_ptr();
+    advance(args.b, first * args.b_column * size);
+    advance(args.out, first * args_.b_column * size);
+    pack.run(args);
+  });
+}
+
+void PackedMatrix::multiply(const Tensor& out, const Tensor& a, const Tensor* added) const {
+  MatmulArgs all = args_;
+  all.m = a.size(0);
+  all.a = a.const_data_ptr(), all.a_row = a.stride(0), all.a_column = 1;
+  all.out = out.mutable_data_ptr();
+  if (added) all.added = added->const_data_ptr(), all.added_row = all.n, all.added_column = 1;
+  const Blocks blocks(/*batch=*/1, all);
+  parallel(blocks.count(), blocks.work(), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const auto [batch, row, last_row, column, last_column] = blocks[i];
+      kernel_->run(all.part(row, last_row, column, last_column));
+    }
+  });
 }
 
 namespace {

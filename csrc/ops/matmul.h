@@ -9,6 +9,11 @@
 
 namespace rusttorch {
 
+// Whether the CPU is Intel's, which have AMX: with that oneDNN's products of bfloat16 are many times as fast as ours.
+bool is_intel();
+// Whether our kernels take pairs of such numbers.
+bool has_pairs(Dtype dtype);
+
 class MatmulPlan;
 
 // alpha * a @ b + beta * added, of matrices, of batches of them (3 dims), of a matrix and a column, or of a row and a
@@ -134,6 +139,23 @@ class MatmulPlan {
   bool added_ = false, turned_ = false;
   int64_t added_next_ = 0;
   Handed reason_;
+};
+
+// A right factor b [k, n] that is packed once, for products with several others.
+class PackedMatrix {
+ public:
+  // Whether our products are not slower than stock's.
+  static bool is_taken(Dtype dtype);
+
+  explicit PackedMatrix(const Tensor& b);
+
+  // out = a @ b, plus what is added: both are contiguous and may be the same. a's rows are runs.
+  void multiply(const Tensor& out, const Tensor& a, const Tensor* added) const;
+
+ private:
+  Tensor packed_;
+  MatmulArgs args_{};  // of a product, but for a, out and what is added
+  const Kernel<MatmulArgs>* kernel_;
 };
 
 }  // namespace rusttorch

@@ -1,6 +1,9 @@
 #include "../kernels/norm.h"
 
+#include <ATen/OpMathType.h>
+#include <ATen/TensorOperators.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/layer_norm.h>
 
 #include "decomposed.h"
 #include "run.h"
@@ -11,6 +14,7 @@ namespace {
 
 using Two = std::tuple<Tensor, Tensor>;
 using Three = std::tuple<Tensor, Tensor, Tensor>;
+using Four = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
 class NormPlan;
 
@@ -30,6 +34,11 @@ struct NormRequest {
   const Tensor* mean = nullptr;
   const Tensor* rstd = nullptr;
   std::array<bool, 3> wanted{};  // the gradients of input, weight and bias
+  // Of our own ops, what is added to the input first, to the weight, and to the gradient of the input:
+  bool fused = false;
+  const Tensor* residual = nullptr;
+  double offset = 0;
+  MaybeTensor grad_sum = nothing;
 
   Device device() const { return device_type(input); }
 };
@@ -40,14 +49,35 @@ class NormPlan {
 
   Handed reason() const { return reason_; }
 
+  struct Results {
+    Tensor y, sum, mean, rstd;  // no sum without a residual; of an RMS norm no mean
+  };
+  Results forward() const;
+  // Of input, weight and bias, those that are wanted.
+  Three backward() const;
+
   // Of an RMS norm two results, of a layer norm three.
   template <class R>
-  R compute() {
-    return request_.grad ? backward<R>() : forward<R>();
+  R compute() const {
+    if (request_.grad) {
+      const auto [grad_x, grad_weight, grad_bias] = backward();
+      if constexpr (std::is_same_v<R, Three>) {
+        return {grad_x, grad_weight, grad_bias};
+      } else {
+        return {grad_x, grad_weight};
+      }
+    }
+    const auto [y, sum, mean, rstd] = forward();
+    if constexpr (std::is_same_v<R, Three>) {
+      return {y, mean, rstd};
+    } else {
+      return {y, rstd};
+    }
   }
 
  private:
   Handed fit() const;
+  Handed fit_fused() const;
   bool fits(MaybeTensor parameter) const;
   bool belong_to_input() const;
   NormArgs arguments() const;
@@ -57,39 +87,8 @@ class NormPlan {
   at::ScalarType compute_type() const { return input_.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
   const Kernel<NormArgs>& kernel() const { return rusttorch::kernel(request_.kernel).on(request_.device()); }
 
-  template <class R>
-  R forward() const {
-    NormArgs a = arguments();
-    const Tensor y = empty_beside(input_, input_.sizes(), input_.scalar_type()), rstd = statistics();
-    a.y = y.mutable_data_ptr();
-    a.rstd = rstd.mutable_data_ptr();
-    if constexpr (std::is_same_v<R, Three>) {
-      const Tensor mean = statistics();
-      a.mean = mean.mutable_data_ptr();
-      run_items(input_, kernel(), a, a.rows, a.n);
-      return {y, mean, rstd};
-    } else {
-      run_items(input_, kernel(), a, a.rows, a.n);
-      return {y, rstd};
-    }
-  }
-
-  template <class R>
-  R backward() const {
-    const Tensor grad = request_.grad->contiguous();
-    const Tensor grad_x = empty_beside(input_, input_.sizes(), input_.scalar_type());
-    NormArgs a = arguments();
-    a.grad = grad.const_data_ptr();
-    a.mean = request_.mean ? const_cast<void*>(request_.mean->const_data_ptr()) : nullptr;
-    a.rstd = const_cast<void*>(request_.rstd->const_data_ptr());
-    a.y = grad_x.mutable_data_ptr();
-    const auto [grad_weight, grad_bias] = sums_over_rows(a);
-    const auto if_wanted = [&](size_t k, const Tensor& t) { return request_.wanted[k] ? t : Tensor(); };
-    if constexpr (std::is_same_v<R, Three>) {
-      return {if_wanted(0, grad_x), if_wanted(1, grad_weight), grad_bias};
-    } else {
-      return {if_wanted(0, grad_x), if_wanted(1, grad_weight)};
-    }
+  bool is_layer_norm() const {
+    return request_.kernel == norm::layer_norm || request_.kernel == norm::layer_norm_backward;
   }
 
   const NormRequest& request_;
@@ -110,9 +109,26 @@ Handed NormPlan::fit() const {
   if (!fits(request_.weight) || !fits(request_.bias)) return Handed::dtype;
   if (given(request_.bias) && !given(request_.weight)) return Handed::option;
   if (request_.grad && !belong_to_input()) return Handed::layout;
+  if (request_.fused) return on_cpu(input_) ? fit_fused() : Handed::option;
   // On a CPU, stock's layer norms of 16 bits have statistics of 16 bits.
-  const bool is_layer_norm = request_.kernel == norm::layer_norm || request_.kernel == norm::layer_norm_backward;
-  return is_layer_norm && on_cpu(input_) && input_.element_size() == 2 ? Handed::dtype : Handed::no;
+  return is_layer_norm() && on_cpu(input_) && input_.element_size() == 2 ? Handed::dtype : Handed::no;
+}
+
+// Whether what only our own ops have does: on a device they are made of others.
+Handed NormPlan::fit_fused() const {
+  const auto is_like_input = [&](const Tensor& t) {
+    return t.sizes().equals(input_.sizes()) && t.device() == input_.device();
+  };
+  if (const auto& grad = request_.grad_sum; given(grad)) {
+    if (grad->scalar_type() != input_.scalar_type()) return Handed::dtype;
+    if (!is_like_input(*grad)) return Handed::layout;
+  }
+  const Tensor* residual = request_.residual;
+  if (!residual) return Handed::no;
+  const bool narrow = input_.scalar_type() == at::kFloat &&
+                      (residual->scalar_type() == at::kBFloat16 || residual->scalar_type() == at::kHalf);
+  if (residual->scalar_type() != input_.scalar_type() && !narrow) return Handed::dtype;
+  return is_like_input(*residual) && residual->is_contiguous() && is_plain(*residual) ? Handed::no : Handed::layout;
 }
 
 bool NormPlan::fits(MaybeTensor parameter) const {
@@ -144,7 +160,40 @@ NormArgs NormPlan::arguments() const {
   a.weight = data_of(request_.weight);
   a.bias = data_of(request_.bias);
   a.eps = request_.eps;
+  if (const Tensor* residual = request_.residual) {
+    a.residual = residual->const_data_ptr();
+    a.residual_dtype = *dtype_of(*residual);
+  }
+  a.offset = request_.offset == 0 ? -0.0 : request_.offset;
   return a;
+}
+
+NormPlan::Results NormPlan::forward() const {
+  NormArgs a = arguments();
+  const auto like_input = [&] { return empty_beside(input_, input_.sizes(), input_.scalar_type()); };
+  const Results r{like_input(), request_.residual ? like_input() : Tensor(), is_layer_norm() ? statistics() : Tensor(),
+                  statistics()};
+  const auto data_of = [](const Tensor& t) { return t.defined() ? t.mutable_data_ptr() : nullptr; };
+  a.y = data_of(r.y);
+  a.sum = data_of(r.sum);
+  a.mean = data_of(r.mean);
+  a.rstd = data_of(r.rstd);
+  run_items(input_, kernel(), a, a.rows, a.n);
+  return r;
+}
+
+Three NormPlan::backward() const {
+  const Tensor grad = request_.grad->contiguous();
+  const Tensor grad_sum = given(request_.grad_sum) ? request_.grad_sum->contiguous() : Tensor();
+  const Tensor grad_x = empty_beside(input_, input_.sizes(), input_.scalar_type());
+  NormArgs a = arguments();
+  a.grad = grad.const_data_ptr();
+  a.grad_sum = grad_sum.defined() ? grad_sum.const_data_ptr() : nullptr;
+  a.mean = request_.mean ? const_cast<void*>(request_.mean->const_data_ptr()) : nullptr;
+  a.rstd = const_cast<void*>(request_.rstd->const_data_ptr());
+  a.y = grad_x.mutable_data_ptr();
+  const auto [grad_weight, grad_bias] = sums_over_rows(a);
+  return {request_.wanted[0] ? grad_x : Tensor(), request_.wanted[1] ? grad_weight : Tensor(), grad_bias};
 }
 
 // A tensor for the statistics of each row: the input's sizes, those that are normalized 1.
@@ -250,6 +299,174 @@ struct ByFusedRmsNorm {
   }
 };
 
+// Our own ops, which norm the sum of two tensors, and give the sum too, or have a weight with an offset:
+//   add_rms_norm, add_layer_norm, rms_norm.offset   what no kernel takes: the sum and the norm; else
+//   _fused_...                                      has the derivative (autograd/norm.cpp)
+
+// What is added to what: a sum has the wider dtype, as of float32 and bf16 under autocast, and the other is the
+// residual.
+struct Summands {
+  const Tensor& input;
+  const Tensor* residual;
+
+  Summands(const Tensor& a, MaybeTensor b) : Summands(a, given(b) ? &*b : nullptr) {}
+  Summands(const Tensor& a, const Tensor* b)
+      : input(b && b->element_size() > a.element_size() ? *b : a), residual(&input == &a ? b : &a) {}
+};
+
+struct AddRmsNorm {
+  static NormRequest request(const Tensor& input, MaybeTensor residual, at::IntArrayRef normalized, MaybeTensor weight,
+                             std::optional<double> eps, double offset) {
+    check_one_device({&input, given(residual) ? &*residual : &input, given(weight) ? &*weight : &input});
+    const Summands of(input, residual);
+    const double own = rms_norm_eps(of.input.scalar_type() == at::kDouble);
+    return {.kernel = norm::rms_norm,
+            .input = of.input,
+            .normalized = normalized,
+            .weight = weight,
+            .bias = nothing,
+            .eps = eps.value_or(own),
+            .fused = true,
+            .residual = of.residual,
+            .offset = offset};
+  }
+};
+struct AddLayerNorm {
+  static NormRequest request(const Tensor& input, MaybeTensor residual, at::IntArrayRef normalized, MaybeTensor weight,
+                             MaybeTensor bias, double eps) {
+    const auto or_input = [&](MaybeTensor t) { return given(t) ? &*t : &input; };
+    check_one_device({&input, or_input(residual), or_input(weight), or_input(bias)});
+    const Summands of(input, residual);
+    return {.kernel = norm::layer_norm,
+            .input = of.input,
+            .normalized = normalized,
+            .weight = weight,
+            .bias = bias,
+            .eps = eps,
+            .fused = true,
+            .residual = of.residual};
+  }
+};
+
+NormPlan::Results forward_fused(const NormRequest& request, Stats& counted) {
+  const NormPlan plan(request);
+  counted.count(Handed::no);
+  TORCH_CHECK(plan.reason() == Handed::no, "expected contiguous tensors of one floating-point dtype; the op without ",
+              "_fused takes all");
+  return plan.forward();
+}
+Three backward_fused(const NormRequest& request, Stats& counted) {
+  const NormPlan plan(request);
+  counted.count(Handed::no);
+  TORCH_CHECK(plan.reason() == Handed::no, "expected the sum, gradients and statistics of a forward that ran here");
+  return plan.backward();
+}
+
+// -> the norm, the sum (empty without a residual), 1 / the root
+Three fused_add_rms_norm(const Tensor& input, MaybeTensor residual, at::IntArrayRef normalized, MaybeTensor weight,
+                         std::optional<double> eps, double offset) {
+  const auto [y, sum, mean, rstd] = forward_fused(AddRmsNorm::request(input, residual, normalized, weight, eps, offset),
+                                                  stats<"_fused_add_rms_norm">);
+  return {y, sum.defined() ? sum : empty_beside(input, {0}, input.scalar_type()), rstd};
+}
+Two fused_add_rms_norm_backward(const Tensor& grad, MaybeTensor grad_sum, const Tensor& sum, at::IntArrayRef normalized,
+                                const Tensor& rstd, MaybeTensor weight, double offset, std::array<bool, 2> wanted) {
+  const NormRequest request{.kernel = norm::rms_norm_backward,
+                            .input = sum,
+                            .normalized = normalized,
+                            .weight = weight,
+                            .bias = nothing,
+                            .grad = &grad,
+                            .rstd = &rstd,
+                            .wanted = {wanted[0], wanted[1], false},
+                            .fused = true,
+                            .offset = offset,
+                            .grad_sum = grad_sum};
+  const auto [by_input, by_weight, none] = backward_fused(request, stats<"_fused_add_rms_norm_backward">);
+  return {by_input, by_weight};
+}
+
+// -> the norm, the sum, the mean, 1 / the deviation
+Four fused_add_layer_norm(const Tensor& input, const Tensor& residual, at::IntArrayRef normalized, MaybeTensor weight,
+                          MaybeTensor bias, double eps) {
+  const std::optional<Tensor> other = residual;
+  const auto [y, sum, mean, rstd] =
+      forward_fused(AddLayerNorm::request(input, other, normalized, weight, bias, eps), stats<"_fused_add_layer_norm">);
+  return {y, sum, mean, rstd};
+}
+Three fused_add_layer_norm_backward(const Tensor& grad, MaybeTensor grad_sum, const Tensor& sum,
+                                    at::IntArrayRef normalized, const Tensor& mean, const Tensor& rstd,
+                                    MaybeTensor weight, MaybeTensor bias, std::array<bool, 3> wanted) {
+  const NormRequest request{.kernel = norm::layer_norm_backward,
+                            .input = sum,
+                            .normalized = normalized,
+                            .weight = weight,
+                            .bias = bias,
+                            .grad = &grad,
+                            .mean = &mean,
+                            .rstd = &rstd,
+                            .wanted = wanted,
+                            .fused = true,
+                            .grad_sum = grad_sum};
+  return backward_fused(request, stats<"_fused_add_layer_norm_backward">);
+}
+
+using RmsNormOp = OwnOp<"rms_norm", Tensor (*)(const Tensor&, c10::SymIntArrayRef, MaybeTensor, std::optional<double>)>;
+using FusedAddRmsNorm = OwnOp<"_fused_add_rms_norm", decltype(&fused_add_rms_norm)>;
+using FusedAddLayerNorm = OwnOp<"_fused_add_layer_norm", decltype(&fused_add_layer_norm)>;
+
+// Whether the kernels take it.
+template <Name name, class Pick, class... A>
+bool is_fused(const Tensor& input, MaybeTensor residual, c10::SymIntArrayRef normalized, const A&... options) {
+  const bool special =
+      is_special(input) || is_special(residual) || is_special(normalized) || (is_special(options) || ...);
+  Handed reason = special ? Handed::option : Handed::no;
+  if (reason == Handed::no) {
+    reason = NormPlan(Pick::request(input, residual, C10_AS_INTARRAYREF_SLOW(normalized), options...)).reason();
+  }
+  stats<name>.count(reason);
+  return reason == Handed::no;
+}
+
+// With an offset in what it is computed in: 16 bits would round their sum.
+Tensor rms_norm_by_ops(const Tensor& input, c10::SymIntArrayRef normalized, MaybeTensor weight,
+                       std::optional<double> eps, double offset) {
+  if (offset == 0 || !given(weight)) return RmsNormOp::call(input, normalized, weight, eps);
+  const auto wide = at::toOpMathType(input.scalar_type());
+  return RmsNormOp::call(input.to(wide), normalized, weight->to(wide) + offset, eps).to(input.scalar_type());
+}
+Tensor rms_norm_offset(const Tensor& input, c10::SymIntArrayRef normalized, MaybeTensor weight,
+                       std::optional<double> eps, double offset) {
+  if (!is_fused<"rms_norm.offset", AddRmsNorm>(input, nothing, normalized, weight, eps, offset)) {
+    return rms_norm_by_ops(input, normalized, weight, eps, offset);
+  }
+  return std::get<0>(FusedAddRmsNorm::call(input, nothing, C10_AS_INTARRAYREF_SLOW(normalized), weight, eps, offset));
+}
+
+Two add_rms_norm(const Tensor& input, const Tensor& residual, c10::SymIntArrayRef normalized, MaybeTensor weight,
+                 std::optional<double> eps, double offset) {
+  const std::optional<Tensor> other = residual;
+  if (!is_fused<"add_rms_norm", AddRmsNorm>(input, other, normalized, weight, eps, offset)) {
+    const Tensor sum = input + residual;
+    return {rms_norm_by_ops(sum, normalized, weight, eps, offset), sum};
+  }
+  const auto [y, sum, rstd] =
+      FusedAddRmsNorm::call(input, other, C10_AS_INTARRAYREF_SLOW(normalized), weight, eps, offset);
+  return {y, sum};
+}
+
+Two add_layer_norm(const Tensor& input, const Tensor& residual, c10::SymIntArrayRef normalized, MaybeTensor weight,
+                   MaybeTensor bias, double eps) {
+  const std::optional<Tensor> other = residual;
+  if (!is_fused<"add_layer_norm", AddLayerNorm>(input, other, normalized, weight, bias, eps)) {
+    const Tensor sum = input + residual;
+    return {at::layer_norm_symint(sum, normalized, weight, bias, eps), sum};
+  }
+  const auto [y, sum, mean, rstd] =
+      FusedAddLayerNorm::call(input, residual, C10_AS_INTARRAYREF_SLOW(normalized), weight, bias, eps);
+  return {y, sum};
+}
+
 }  // namespace
 
 const Rows& norm_rows() {
@@ -259,6 +476,17 @@ const Rows& norm_rows() {
       ROW("_fused_rms_norm", RmsNorm, StockRmsNorm),
       ROW("_fused_rms_norm_backward", RmsNormBackward, StockRmsNormBackward),
       RUSTTORCH_COMPOSITE_ROW("rms_norm", RmsNorm, COMPOSITE_IMPLICIT(rms_norm_symint), ByFusedRmsNorm),
+      {"_fused_add_rms_norm", impl<&fused_add_rms_norm>(), &stats<"_fused_add_rms_norm">},
+      {"_fused_add_rms_norm_backward", impl<&fused_add_rms_norm_backward>(), &stats<"_fused_add_rms_norm_backward">},
+      {"_fused_add_layer_norm", impl<&fused_add_layer_norm>(), &stats<"_fused_add_layer_norm">},
+      {"_fused_add_layer_norm_backward", impl<&fused_add_layer_norm_backward>(),
+       &stats<"_fused_add_layer_norm_backward">},
+      {.name = "rms_norm.offset",
+       .impl = impl<&rms_norm_offset>(),
+       .stats = &stats<"rms_norm.offset">,
+       .composite = true},
+      {.name = "add_rms_norm", .impl = impl<&add_rms_norm>(), .stats = &stats<"add_rms_norm">, .composite = true},
+      {.name = "add_layer_norm", .impl = impl<&add_layer_norm>(), .stats = &stats<"add_layer_norm">, .composite = true},
   };
   return rows;
 }

@@ -55,7 +55,7 @@ struct ReductionRequest {
     }
   }
   void add(bool keep) { keepdim = keep; }
-  void add(std::optional<at::ScalarType> dtype) { wants_dtype = dtype && *dtype != self->scalar_type(); }
+  void add(std::optional<at::ScalarType> dtype) { wants_dtype = dtype && *dtype != sum_dtype(*self); }
   void add(const std::optional<Scalar>& correction) { scalar = correction ? correction->toDouble() : 1; }
 };
 
@@ -181,7 +181,7 @@ bool ReductionPlan::collapse() {
 at::ScalarType ReductionPlan::dtype(int k) const {
   const at::ScalarType own = request_.self->scalar_type();
   switch (request_.result) {
-    case Result::sum: return at::isIntegralType(own, true) ? at::kLong : own;
+    case Result::sum: return sum_dtype(*request_.self);
     case Result::index: return at::kLong;
     case Result::values_and_index: return k == 1 ? at::kLong : own;
     case Result::boolean: return at::kBool;

@@ -65,10 +65,9 @@ class ScanPlan {
     return !on_cpu(x) && args_.n > (1 << 14) && args_.outer * args_.inner < 256 ? Handed::size : Handed::no;
   }
 
-  // Integers are summed as int64.
   at::ScalarType dtype() const {
-    const auto own = request_.self->scalar_type();
-    return request_.kernel == scan::cumsum && at::isIntegralType(own, true) ? at::kLong : own;
+    const Tensor& self = *request_.self;
+    return request_.kernel == scan::cumsum ? sum_dtype(self) : self.scalar_type();
   }
   bool is_output(const Tensor& out, at::ScalarType dtype) const {
     return is_contiguous_output(out, dtype, request_.self->sizes(), *request_.self);
@@ -93,7 +92,7 @@ class ScanPlan {
 
 struct CumSum {
   static ScanRequest request(const Tensor& self, int64_t dim, std::optional<at::ScalarType> dtype) {
-    return {scan::cumsum, &self, dim, dtype && *dtype != self.scalar_type()};
+    return {scan::cumsum, &self, dim, dtype && *dtype != sum_dtype(self)};
   }
 };
 template <scan K>

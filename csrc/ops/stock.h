@@ -13,6 +13,7 @@
 
 #define COMPOSITE_EXPLICIT(fn) AnyDevice<&at::compositeexplicitautograd::fn>
 #define COMPOSITE_IMPLICIT(fn) AnyDevice<&at::compositeimplicitautograd::fn>
+#define COMPOSITE_IMPLICIT_AS(type, fn) AnyDevice<static_cast<type*>(&at::compositeimplicitautograd::fn)>
 #define STOCK RUSTTORCH_STOCK
 #define STOCK_AS RUSTTORCH_STOCK_AS
 #define ROW RUSTTORCH_ROW

@@ -28,10 +28,11 @@ inline bool on_cpu([[maybe_unused]] const Tensor& t) {
 #endif
 }
 
-// A contiguous tensor on t's device.
-inline Tensor empty_beside(const Tensor& t, at::IntArrayRef sizes, at::ScalarType dtype) {
-  if (t.is_cpu()) return Tensor(at::detail::empty_cpu(sizes, dtype));
-  return at::empty(sizes, t.options().dtype(dtype));
+// A tensor on t's device, contiguous in a memory format.
+inline Tensor empty_beside(const Tensor& t, at::IntArrayRef sizes, at::ScalarType dtype,
+                           at::MemoryFormat format = at::MemoryFormat::Contiguous) {
+  if (t.is_cpu()) return Tensor(at::detail::empty_cpu(sizes, dtype, /*pin_memory=*/false, format));
+  return at::empty(sizes, t.options().dtype(dtype), format);
 }
 
 // To a CPU tensor of one floating-point element.
@@ -67,6 +68,11 @@ bool has_names([[maybe_unused]] const T& t) {
   }
 }
 
+// What sums of it are, where nothing else is asked for.
+inline at::ScalarType sum_dtype(const Tensor& t) {
+  return at::isIntegralType(t.scalar_type(), /*includeBool=*/true) ? at::kLong : t.scalar_type();
+}
+
 // Whether t is what its memory holds. Zeros without memory (the tangents of forward-mode AD) and values that are
 // negated when they are read reach the kernels that aten lets them through to: those of add.Scalar, mul.Scalar, clone.
 inline bool is_plain(const Tensor& t) {
@@ -88,6 +94,16 @@ inline void check_one_device(std::initializer_list<const Tensor*> tensors) {
   }
 }
 
+// Whether at::empty_like(t) has its last dim's numbers side by side, as t has: not where t's windows (of unfold) are
+// apart by 1 as well.
+inline bool like_has_rows(const Tensor& t) {
+  if (t.size(-1) == 1) return true;
+  for (int64_t d = 0; d < t.dim() - 1; ++d) {
+    if (t.stride(d) == 1 && t.size(d) > 1) return false;
+  }
+  return true;
+}
+
 // Whether two dense tensors share memory.
 inline bool overlap(const Tensor& a, const Tensor& b) {
   const auto *p = static_cast<const char*>(a.const_data_ptr()), *q = static_cast<const char*>(b.const_data_ptr());
@@ -95,9 +111,10 @@ inline bool overlap(const Tensor& a, const Tensor& b) {
 }
 
 // Whether out is what a kernel that writes a contiguous tensor may write to, for an input in, which is dense.
-inline bool is_contiguous_output(const Tensor& out, at::ScalarType dtype, at::IntArrayRef sizes, const Tensor& in) {
+inline bool is_contiguous_output(const Tensor& out, at::ScalarType dtype, at::IntArrayRef sizes, const Tensor& in,
+                                 at::MemoryFormat format = at::MemoryFormat::Contiguous) {
   return out.defined() && out.scalar_type() == dtype && out.device() == in.device() && out.sizes().equals(sizes) &&
-         out.is_contiguous() && is_plain(out) && !overlap(in, out);
+         out.is_contiguous(format) && is_plain(out) && !overlap(in, out);
 }
 
 }  // namespace rusttorch

@@ -66,6 +66,7 @@ __global__ void __launch_bounds__(block_threads) cross_entropy_forward(CrossEntr
     const double minus_log = (all.largest - double(widen<T>(row.x[row.target]))) + log_sum;
     loss += (1 - a.smoothing) * row.target_weight() * minus_log;
   }
+  if (a.z_loss != 0) loss += a.z_loss * (all.largest + log_sum) * (all.largest + log_sum);
   if (row.ignored) loss = 0;
   if (a.loss) static_cast<T*>(a.loss)[r] = narrow<T>(loss);
   a.row_losses[r] = loss;
@@ -96,7 +97,14 @@ __global__ void __launch_bounds__(block_threads) cross_entropy_total(CrossEntrop
   if (a.result) *static_cast<T*>(a.result) = narrow<T>(a.mean ? loss / weight : loss);
 }
 
-// g (Q softmax(x) - q), where Q is the sum of q. grad_x may be x.
+// The slope of softcap tanh, where that is x.
+template <class C>
+__device__ C uncapped(C x, C reciprocal) {
+  const C t = x * reciprocal;
+  return 1 - t * t;
+}
+
+// g (Q softmax(x) - q), where Q is the sum of q; with z_loss it is 2 z_loss lse more. grad_x may be x.
 template <bool spread, class T>
 __global__ void __launch_bounds__(block_threads) cross_entropy_slope(CrossEntropyArgs a, DeviceTiles tiles) {
   using C = Compute<T>;
@@ -111,7 +119,8 @@ __global__ void __launch_bounds__(block_threads) cross_entropy_slope(CrossEntrop
   const double largest = a.largest[me.run], log_sum = a.log_sum[me.run];
   // lse in two parts, so that its rounding is not felt in the exponential.
   const C lse = C(largest + log_sum), rest = C((largest - double(lse)) + log_sum);
-  const C up = C(g * Q), down = C(g);
+  if (a.z_loss != 0) Q += 2 * a.z_loss * (largest + log_sum);
+  const C up = C(g * Q), down = C(g), reciprocal = C(a.softcap != 0 ? 1 / a.softcap : 0);
   T* const out = static_cast<T*>(a.grad_x) + me.run * a.classes;
   const int64_t own_class = row.ignored ? -1 : row.target;
   bool has_own = false;
@@ -125,8 +134,10 @@ __global__ void __launch_bounds__(block_threads) cross_entropy_slope(CrossEntrop
     }
 #pragma unroll
     for (int j = 0; j < count; ++j) {
-      v[0][j] = exp_for<T>((v[0][j] - lse) - rest) * up;
+      const C x = v[0][j];
+      v[0][j] = exp_for<T>((x - lse) - rest) * up;
       if (spread) v[0][j] -= down * row.q(c + j);
+      if (reciprocal != 0) v[0][j] *= uncapped(x, reciprocal);
       if (row.ignored) v[0][j] = 0;
     }
     store_values(out + c, v[0]);
@@ -134,7 +145,8 @@ __global__ void __launch_bounds__(block_threads) cross_entropy_slope(CrossEntrop
   if (!has_own) return;  // who has written it, writes it again
   const double p = ::exp((double(own_x) - largest) - log_sum);
   const double evenly = spread ? double(row.even * row.weight_of(own_class)) : 0;
-  out[own_class] = narrow<T>(C(g * (Q * p - evenly - own)));
+  const double of_cap = reciprocal != 0 ? uncapped(double(own_x), 1 / a.softcap) : 1;
+  out[own_class] = narrow<T>(C(g * (Q * p - evenly - own) * of_cap));
 }
 
 // A slope, x, times a number.

@@ -6,7 +6,9 @@ rusttorch.enable(), disable()                       the same, from here to there
 rusttorch.stats()                                   what ran, and what was handed to stock, and why
 ab = rusttorch.AB()                                 what it is worth, inside a training loop
 rusttorch.optim, rusttorch.clip_grad_norm_, ...     optimizers and gradients in one pass
+rusttorch.fuse_(model), unfuse_(model)              batch norm and relu in one pass; rusttorch.nn has them as modules
 rusttorch.memory                                    the memory pool
+rusttorch.data                                      from files to tensors: read_csv
 python -m rusttorch run [--ab] train.py             a script, unmodified, with everything, or as an A/B
 
 All is for the whole process, and every thread. A forked process (a DataLoader's worker on Linux) inherits what is
@@ -27,9 +29,10 @@ if _build.TORCH.split("+")[0] != torch.__version__.split("+")[0]:
         f"(it is for {_build.SUPPORTED})"
     )
 
-from . import _C, _register, dynamo, memory, names, optim
+from . import _C, _register, data, dynamo, memory, names, nn, optim
 from .ab import AB, Report
 from .foreach import clip_grad_norm_, clip_grad_value_, ema_update_
+from .fuse import fuse_, unfuse_
 from .resolve import families
 from .swap import OpStats, disable, enable, is_enabled, ops, reset_stats, stats, use
 
@@ -60,18 +63,22 @@ __all__ = [
     "clip_grad_norm_",
     "clip_grad_value_",
     "cross_entropy",
+    "data",
     "disable",
     "ema_update_",
     "enable",
     "families",
+    "fuse_",
     "is_enabled",
     "logsigmoid",
     "memory",
+    "nn",
     "ops",
     "optim",
     "reset_stats",
     "stats",
     "swish",
+    "unfuse_",
     "use",
     # Not what `from rusttorch import *` would put in a builtin's place.
     *(name for name in (*sorted(_functions), *names.FUNCTIONS) if not hasattr(builtins, name)),

@@ -3,13 +3,14 @@
     import rusttorch.compat as rusttorch
 
 As there, whole-tensor reductions and losses return a float, losses are means, and operands have one shape and dtype
-unless the name ends in _broadcast (here they may broadcast everywhere). Tensors are torch's. Its optimizer and data
-functions are not here yet.
+unless the name ends in _broadcast (here they may broadcast everywhere). Optimizers' updates return new tensors.
+Tensors are torch's.
 """
 
 import torch
 
 from . import _C, names
+from . import data as _data
 
 _f = _C.functions
 
@@ -31,6 +32,8 @@ class Tensor:
         return Tensor.from_vec([value], [1])
 
 
+from_vec, zeros, ones = Tensor.from_vec, Tensor.zeros, Tensor.ones
+
 add = add_broadcast = add_simd = _f.add
 sub = sub_broadcast = _f.sub
 mul = mul_broadcast = mul_simd = _f.mul
@@ -41,6 +44,8 @@ fused_multiply_add = _f.fused_multiply_add
 
 matmul = names.matmul
 reshape = names.reshape
+shapes_broadcastable, broadcast_shape = names.shapes_broadcastable, names.broadcast_shape
+broadcast_tensors = names.broadcast_tensors
 
 
 def transpose(tensor):
@@ -55,7 +60,7 @@ sigmoid, tanh, gelu, selu, mish, softplus, softsign = (
 swish = _f.silu
 leaky_relu = _f.leaky_relu
 elu = _f.elu
-softmax = _f.softmax
+softmax = softmax_dim = _f.softmax
 
 
 def sum(tensor):
@@ -82,6 +87,14 @@ def mean_dim(tensor, dim):
     return _f.mean(tensor, dim)
 
 
+def max_dim(tensor, dim):
+    return _f.amax(tensor, dim)
+
+
+def min_dim(tensor, dim):
+    return _f.amin(tensor, dim)
+
+
 def mse_loss(predictions, targets):
     return _f.mse_loss(predictions, targets).item()
 
@@ -99,6 +112,65 @@ def binary_cross_entropy_loss(predictions, targets, epsilon):
     return _f.bce_loss(predictions, targets, epsilon).item()
 
 
+bce_loss = binary_cross_entropy_loss
+
+
 def cross_entropy_loss(predictions, targets, epsilon):
     """-mean(targets log(max(predictions, epsilon))) over all elements: of probabilities, not of logits."""
     return -_f.mean(_f.mul(targets, _f.log(_f.clamp(predictions, epsilon)))).item()
+
+
+def sgd_update(params, gradients, learning_rate):
+    """params - learning_rate * gradients."""
+    params = params.clone()
+    _f.sgd_update(params, gradients, lr=learning_rate)
+    return params
+
+
+def sgd_momentum_update(params, gradients, velocity, learning_rate, momentum):
+    """(params - learning_rate * v, v) with v = momentum * velocity + gradients."""
+    params, velocity = params.clone(), velocity.clone()
+    _f.sgd_momentum_update(params, gradients, velocity, lr=learning_rate, momentum=momentum)
+    return params, velocity
+
+
+def adam_update(params, gradients, m, v, learning_rate, beta1, beta2, epsilon, timestep):
+    """(params, m, v) after Adam's step number timestep, counted from 1."""
+    params, m, v = params.clone(), m.clone(), v.clone()
+    options = {"lr": learning_rate, "beta1": beta1, "beta2": beta2, "eps": epsilon}
+    _f.adam_update(params, gradients, m, v, timestep, **options)
+    return params, m, v
+
+
+def adamw_update(params, gradients, m, v, learning_rate, beta1, beta2, epsilon, weight_decay, timestep):
+    """(params, m, v) after AdamW's step number timestep, counted from 1."""
+    params, m, v = params.clone(), m.clone(), v.clone()
+    options = {"lr": learning_rate, "beta1": beta1, "beta2": beta2, "eps": epsilon, "weight_decay": weight_decay}
+    _f.adamw_update(params, gradients, m, v, timestep, **options)
+    return params, m, v
+
+
+def load_csv(path, has_header, delimiter):
+    """A file of numbers as a float32 tensor [rows, columns]."""
+    return _data.read_csv(path, header=has_header, delimiter=delimiter, dtype=torch.float32).values
+
+
+def normalize(tensor):
+    """((tensor - mean) / std, mean, std), mean and std being those of all elements, as floats."""
+    normalized, mean, std = _data.normalize(tensor.reshape(-1))
+    return normalized.reshape(tensor.shape), mean.item(), std.item()
+
+
+def create_batches(data, batch_size, drop_last):
+    """A list of batches of rows, in their order."""
+    return list(_data.create_batches(data, None, batch_size, drop_last=drop_last))
+
+
+def shuffle_indices(num_samples):
+    """A list of the numbers from 0 to num_samples - 1, in random order."""
+    return _data.shuffle_indices(num_samples).tolist()
+
+
+def train_val_test_split(data, train_ratio, val_ratio, shuffle):
+    """Three tensors of rows, the third with what the ratios leave."""
+    return _data.train_val_test_split(data, train_ratio=train_ratio, val_ratio=val_ratio, shuffle=shuffle)

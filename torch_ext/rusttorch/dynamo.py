@@ -1,4 +1,5 @@
-"""rusttorch.NAME inside torch.compile: Dynamo traces torch.ops.rusttorch.NAME in the place of the builtin."""
+"""rusttorch.NAME inside torch.compile: Dynamo traces torch.ops.rusttorch.NAME in the place of the builtin, and what is
+random is drawn each time."""
 
 import importlib.abc
 import importlib.machinery
@@ -51,8 +52,24 @@ def substitute():
             torch.compiler.substitute_in_graph(function, skip_signature_check=True)(traceable(name))
 
 
+def keep_draws_apart():
+    """Two draws with the same arguments are two: torch's compiler merges equal calls, but for a list of random ops, in
+    which there are aten's only."""
+    from torch._functorch import compile_utils
+
+    ops = (getattr(torch.ops.rusttorch, name.partition(".")[0]) for _, name, _ in _C.entries())
+    random = torch.Tag.nondeterministic_seeded
+    drawing = {op for op in ops if any(random in getattr(op, overload).tags for overload in op.overloads())}
+    compile_utils.rand_ops = [*compile_utils.rand_ops, *drawing]
+
+
+def prepare():
+    substitute()
+    keep_draws_apart()
+
+
 class _AfterDynamo(importlib.abc.MetaPathFinder):
-    """Substitutes once somebody imports torch._dynamo, which takes seconds and is not ours to do."""
+    """Prepares it once somebody imports torch._dynamo, which takes seconds and is not ours to do."""
 
     def find_spec(self, name, path, target=None):
         if name != "torch._dynamo":
@@ -65,7 +82,7 @@ class _AfterDynamo(importlib.abc.MetaPathFinder):
         def exec_module(module):
             execute(module)
             sys.meta_path.remove(self)
-            substitute()
+            prepare()
 
         spec.loader.exec_module = exec_module
         return spec
@@ -73,6 +90,6 @@ class _AfterDynamo(importlib.abc.MetaPathFinder):
 
 def register():
     if "torch._dynamo" in sys.modules:
-        substitute()
+        prepare()
     else:
         sys.meta_path.insert(0, _AfterDynamo())

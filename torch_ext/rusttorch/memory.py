@@ -12,7 +12,7 @@ rusttorch.enable() and rusttorch.use() of every op bring it with them. By itself
 The pool holds about what was ever in use at a time: before it grows beyond a quarter more, it gives free pages back.
 set_limit() bounds it. Tensors that were allocated before it was enabled, or after it was disabled, are stock's and stay
 so; those of the pool are freed to it whenever they go. It may be shared by all threads. A process forked from this one
-(a DataLoader's worker) has a copy.
+(a DataLoader's worker) has a copy. What a rusttorch.data.Loader's workers allocate is the pool's, enabled or not.
 """
 
 import contextlib

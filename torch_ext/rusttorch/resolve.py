@@ -15,6 +15,9 @@ VIA = {
     "logsigmoid": "log_sigmoid_forward",
     "log_softmax": "_log_softmax",
     "layer_norm": "native_layer_norm",
+    "group_norm": "native_group_norm",
+    **dict.fromkeys(("batch_norm", "instance_norm"), "native_batch_norm"),
+    **dict.fromkeys(("conv1d", "conv2d"), "convolution"),
     **{
         name: f"_fused_{name.lower()}_"
         for name in ("Adam", "AdamW", "SGD", "Adagrad", "adam", "adamw", "sgd", "adagrad")

@@ -1,0 +1,423 @@
+"""fuse_: what is fused and what is left, and that nothing but rounding changes."""
+
+import copy
+import inspect
+import io
+
+import pytest
+import rusttorch
+import torch
+import torch.nn.functional as F
+from rusttorch.fusion import Fusion
+from torch import nn
+
+
+class Block(nn.Module):
+    """A ResNet's: one relu, called twice, of which the second call reads a sum."""
+
+    def __init__(self, width=6):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width, momentum=None)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        y = self.relu(self.bn1(self.conv1(x)))
+        return self.relu(self.bn2(self.conv2(y)) + x)
+
+
+class Model(nn.Module):
+    """With a branch in its forward, which torch.fx does not trace; its blocks it does."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 6, 3, padding_mode="reflect", padding=1), nn.BatchNorm2d(6), nn.ReLU())
+        self.blocks = nn.ModuleList([Block(), Block()])
+        self.head = nn.Sequential(nn.Flatten(), nn.Linear(6 * 64, 8, bias=False), nn.BatchNorm1d(8), nn.ReLU6())
+
+    def forward(self, x):
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x)
+        if x.sum() > 1e9:
+            return x
+        return self.head(x)
+
+
+def model(seed=0):
+    torch.manual_seed(seed)
+    return Model()
+
+
+def data(n=5):
+    return torch.randn(n, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def train(m, steps=3):
+    """Losses, gradients of the last step, and the state after them."""
+    optimizer, losses = torch.optim.SGD(m.parameters(), lr=0.05), []
+    m.train()
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = m(data()).square().mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach())
+    return [*losses, *(p.grad for p in m.parameters()), *m.state_dict().values()]
+
+
+def close(found, wanted):
+    for f, w in zip(found, wanted, strict=True):
+        torch.testing.assert_close(f, w, rtol=1e-3, atol=1e-4)
+
+
+def test_what_is_fused():
+    pairs = (("stem.1", "stem.2"), *((f"blocks.{i}.bn1", f"blocks.{i}.relu") for i in range(2)), ("head.2", "head.3"))
+    assert rusttorch.fuse_(model()) == [Fusion(layers, True, "one pass") for layers in pairs]
+
+
+def test_training_and_eval_are_the_same():
+    m, fused = model(), model()
+    rusttorch.fuse_(fused)
+    rusttorch.reset_stats()
+    close(train(fused), train(m))
+    stats = rusttorch.stats()
+    assert stats["batch_norm_relu_forward"].ran == stats["batch_norm_relu_backward"].ran == 3 * 4
+    assert "native_batch_norm" not in stats
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            close([fused.eval()(data())], [m.eval()(data())])
+
+
+def without_last(m):
+    return nn.Sequential(*list(m.stem.children())[:-1])
+
+
+PARTS = {
+    "a slice": lambda m: m.stem[:2](data()),
+    "its children in another module": lambda m: without_last(m)(data()),
+    "the layer by itself": lambda m: m.stem[1](m.stem[0](data())),
+    "a block": lambda m: m.blocks[0](m.stem(data())),
+}
+CHANGES = {
+    "another relu": lambda m: m.stem.__setitem__(2, nn.GELU()),
+    "another norm": lambda m: m.stem.__setitem__(1, nn.Identity()),
+    "a hook on the norm": lambda m: m.stem[1].register_forward_hook(lambda *_: _[-1] * 2),
+    "a hook on the relu": lambda m: m.stem[2].register_forward_pre_hook(lambda _, x: x[0] - 1),
+    "weights by .data": lambda m: m.stem[0].weight.data.mul_(3),
+    "statistics by .data": lambda m: m.stem[1].running_mean.data.fill_(2),
+    "SyncBatchNorm": lambda m: setattr(m, "stem", nn.SyncBatchNorm.convert_sync_batchnorm(m.stem).eval()),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_parts_called_by_themselves(name):
+    m, fused = model(), model()
+    rusttorch.fuse_(fused)
+    close([PARTS[name](fused)], [PARTS[name](m)])
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_changes_after(name):
+    m, fused = model().eval(), model().eval()
+    rusttorch.fuse_(fused)
+    for each in (m, fused):
+        CHANGES[name](each)
+    close([fused(data())], [m(data())])
+
+
+def test_other_parameters_for_a_call():
+    m, fused = model().eval(), model().eval()
+    rusttorch.fuse_(fused)
+    for scale in (1.0, 2.0, 3.0):
+        weights = {"stem.0.weight": m.stem[0].weight * scale}
+        close(*([torch.func.functional_call(each, weights, data())] for each in (fused, m)))
+
+
+def test_a_relu_that_is_left_out_is_an_error():
+    class Branch(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.relu, self.flag = nn.BatchNorm2d(3), nn.ReLU(), True
+
+        def forward(self, x):
+            y = self.norm(x)
+            return self.relu(y) if self.flag else y
+
+    m = Branch()
+    rusttorch.fuse_(m)
+    torch.testing.assert_close(m(data()), F.relu(F.batch_norm(data(), None, None, training=True)))
+    m.flag = False
+    with pytest.raises(RuntimeError, match="a relu was not called"):
+        m(data())
+    rusttorch.unfuse_(m)
+    torch.testing.assert_close(m(data()), F.batch_norm(data(), None, None, training=True))
+
+
+def test_an_exception_between_layers_leaves_nothing_behind():
+    m = model()
+    rusttorch.fuse_(m)
+    with pytest.raises(RuntimeError):
+        m.stem(torch.randn(2, 4, 8, 8))
+    close([m.stem(data())], [model().stem(data())])
+    close([m.stem[:2](data())], [model().stem[:2](data())])
+
+
+def test_it_is_taken_back():
+    m = model()
+    before = {name: dict(vars(module)) for name, module in m.named_modules()}
+    state = list(m.state_dict())
+    rusttorch.fuse_(m)
+    assert list(m.state_dict()) == state
+    assert len(rusttorch.fuse_(m)) == 4  # again, from the beginning
+    rusttorch.unfuse_(m)
+    assert {name: dict(vars(module)) for name, module in m.named_modules()} == before
+
+
+def reload(m):
+    file = io.BytesIO()
+    torch.save(m, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize("copied", (copy.deepcopy, reload))
+def test_copies_are_fused_too_and_stand_alone(copied):
+    m = model()
+    rusttorch.fuse_(m)
+    other = copied(m)
+    with torch.no_grad():
+        for p in m.parameters():
+            p.zero_()
+    close(train(other), train(model()))
+
+
+@pytest.mark.parametrize("training", (True, False))
+def test_compile(training):
+    m, fused = (model().stem.train(training) for _ in range(2))
+    rusttorch.fuse_(fused)
+    torch._dynamo.reset()
+    compiled = torch.compile(fused, fullgraph=True, backend="aot_eager")
+    with torch.set_grad_enabled(training):
+        torch.testing.assert_close(compiled(data()), m(data()))
+
+
+class Calls(nn.Module):
+    def __init__(self, forward, **modules):
+        super().__init__()
+        self.of = forward
+        for name, module in modules.items():
+            self.add_module(name, module)
+
+    def forward(self, x):
+        return self.of(self, x)
+
+
+def hooked(norm):
+    norm.register_forward_hook(lambda *_: None)
+    return norm
+
+
+NORM, RELU = nn.BatchNorm2d(3), nn.ReLU()
+LEFT = {
+    "relu is called as a function: as a module it would be fused": Calls(lambda m, x: F.relu(m.norm(x)), norm=NORM),
+    "called more than once": Calls(lambda m, x: m.relu(m.norm(m.norm(x))), norm=NORM, relu=RELU),
+    "what is between them is read by others too": Calls(
+        lambda m, x: (lambda y: m.relu(y) + y)(m.norm(x)), norm=NORM, relu=RELU
+    ),
+    "with hooks, or a forward of its own": nn.Sequential(hooked(nn.BatchNorm2d(3)), nn.ReLU()),
+}
+
+
+@pytest.mark.parametrize("reason", LEFT)
+def test_what_is_left(reason):
+    m = copy.deepcopy(LEFT[reason])
+    wanted = copy.deepcopy(m)(data())
+    assert [(f.fused, f.how) for f in rusttorch.fuse_(m)] == [(False, reason)]
+    assert torch.equal(m(data()), wanted)
+    assert not any("forward" in vars(module) for module in m.modules())
+
+
+@pytest.mark.parametrize(
+    "m",
+    (
+        nn.Sequential(nn.SyncBatchNorm(3), nn.ReLU()),
+        nn.Sequential(nn.BatchNorm2d(3), nn.GELU()),
+        nn.Sequential(nn.Conv2d(3, 3, 2), nn.BatchNorm2d(3)),
+        nn.ReLU(),
+        Calls(lambda m, x: m.relu(m.norm(x)) if x.sum() > 0 else x, norm=NORM, relu=RELU),
+    ),
+    ids=str,
+)
+def test_what_is_not_seen(m):
+    assert rusttorch.fuse_(copy.deepcopy(m)) == []
+
+
+@pytest.mark.parametrize("training", (True, False))
+@pytest.mark.parametrize(
+    "options", ({}, {"affine": False}, {"track_running_stats": False}, {"momentum": None}, {"eps": 0.1}), ids=str
+)
+def test_modules(options, training):
+    kinds = (("1d", (4, 3)), ("1d", (4, 3, 5)), ("2d", (4, 3, 5, 2)), ("3d", (4, 3, 2, 2, 3)))
+    for kind, shape in kinds:
+        ours = getattr(rusttorch.nn, f"BatchNormReLU{kind}")(3, **options).train(training)
+        stock = getattr(nn, f"BatchNorm{kind}")(3, **options).train(training)
+        ours.load_state_dict(stock.state_dict())
+        x = torch.randn(shape)
+        for _ in range(2):
+            torch.testing.assert_close(ours(x), F.relu(stock(x)))
+        close(ours.state_dict().values(), stock.state_dict().values())
+        with pytest.raises(ValueError, match=r"expected .*D.* input"):
+            ours(torch.randn(3))
+
+
+class Untraced(nn.Module):
+    """Looks at a size, which torch.fx has no number for."""
+
+    def __init__(self, relu, shows=False):
+        super().__init__()
+        self.conv, self.norm, self.relu, self.shows = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), relu, shows
+
+    def forward(self, x):
+        x = F.pad(x, [int(x.shape[-1]) % 2] * 4)
+        y = self.norm(self.conv(x))
+        z = self.relu(y)
+        return (y, z) if self.shows else z
+
+
+@pytest.mark.parametrize("relu", (nn.ReLU(), nn.ReLU(inplace=True), nn.ReLU6(), nn.ReLU6(inplace=True)), ids=str)
+def test_what_cannot_be_traced_is_watched(relu):
+    torch.manual_seed(0)
+    m = Untraced(relu)
+    fused = copy.deepcopy(m)
+    before = copy.deepcopy(fused.state_dict())
+    assert rusttorch.fuse_(fused) == []
+    assert rusttorch.fuse_(fused, data()) == [Fusion(("norm", "relu"), True, "one pass")]
+    close(fused.state_dict().values(), before.values())
+    assert fused.training and not fused.norm._forward_hooks
+    rusttorch.reset_stats()
+    close(train(fused), train(m))
+    assert rusttorch.stats()["batch_norm_relu_forward"].ran == 3
+
+
+def test_what_is_seen_elsewhere_is_not_fused():
+    shown = Untraced(nn.ReLU(), shows=True)
+    reason = "what is between them is read by others too"
+    assert rusttorch.fuse_(shown, data()) == [Fusion(("norm", "relu"), False, reason)]
+    twice = nn.Sequential(Untraced(nn.ReLU()), nn.Conv2d(4, 3, 1))
+    twice.append(twice[0])
+    assert not any(fusion.fused for fusion in rusttorch.fuse_(twice, data()))
+
+
+def test_an_error_while_it_is_watched_leaves_nothing():
+    m = Untraced(nn.ReLU())
+    with pytest.raises(RuntimeError):
+        rusttorch.fuse_(m, torch.randn(2, 5, 8, 8))
+    assert m.training and m.norm.training and not any(c._forward_hooks for c in m.modules())
+
+
+class Checkpointed(nn.Module):
+    """Whose layers are called again in backward, when its forward is over."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.relu = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()
+
+    def forward(self, x):
+        return torch.utils.checkpoint.checkpoint(lambda x: self.relu(self.norm(self.conv(x))), x, use_reentrant=False)
+
+
+def test_a_checkpoint_in_a_forward():
+    """Found by a reader: gradients were those of something else."""
+    torch.manual_seed(0)
+    m = Checkpointed()
+    fused = copy.deepcopy(m)
+    rusttorch.fuse_(fused)
+    whole, of_whole = model(), model()
+    rusttorch.fuse_(of_whole)
+    for a, b in ((fused, m), (of_whole, whole)):
+        found = [
+            torch.autograd.grad(
+                torch.utils.checkpoint.checkpoint(f, data(), use_reentrant=False).square().sum(), [*f.parameters()]
+            )
+            for f in (a, b)
+        ]
+        close(*found)
+
+
+class InTraining(Untraced):
+    def forward(self, x):
+        y = self.norm(self.conv(x))
+        z = self.relu(y)
+        return z + y if self.training else z
+
+
+class Keeping(Untraced):
+    def forward(self, x):
+        self.kept = y = self.norm(self.conv(x))
+        return self.relu(y)
+
+
+class Counting(Untraced):
+    def __init__(self, relu):
+        super().__init__(relu)
+        self.register_buffer("n", torch.zeros(()))
+
+    def forward(self, x):
+        self.n += 1
+        return self.relu(self.norm(self.conv(x)))
+
+
+class Through(Untraced):
+    """Something that is nothing in eval."""
+
+    def __init__(self, relu):
+        super().__init__(relu)
+        self.drop = nn.Dropout()
+
+    def forward(self, x):
+        x = x[: int(x.shape[0])]
+        return self.relu(self.drop(self.norm(self.conv(x))))
+
+
+class Listed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()])
+
+    def forward(self, x):
+        x = x[: int(x.shape[0])]
+        for layer in self.layers:
+            x = layer(input=x)
+        return x
+
+
+@pytest.mark.parametrize("make", (InTraining, Keeping, Through, lambda relu: Listed()))
+@pytest.mark.parametrize("inputs", (True, False))
+@pytest.mark.parametrize("training", (True, False))
+def test_what_else_reads_it(training, inputs, make):
+    """Found by a reader: results changed, or what was kept."""
+    torch.manual_seed(0)
+    m = make(nn.ReLU()).train(training)
+    fused = copy.deepcopy(m)
+    assert not any(fusion.fused for fusion in rusttorch.fuse_(fused, *[data()] * inputs))
+    rusttorch.unfuse_(fused)
+    assert vars(fused).keys() - {"kept"} == vars(m).keys() - {"kept"}
+    close(train(fused), train(m)) if make is not Through else None
+
+
+def test_fuse_changes_no_state():
+    """Found by a reader: the forward is traced, and had run."""
+    m = Counting(nn.ReLU())
+    assert [fusion.fused for fusion in rusttorch.fuse_(m)] == [True] or m.n == 0
+    assert m.n == 0
+    m = Untraced(nn.ReLU6())
+    m.relu.min_val = -1.0
+    assert [fusion.how for fusion in rusttorch.fuse_(m, data())] == ["not from 0 on"]
+
+
+def test_a_fused_module_tells_its_arguments():
+    m = model()
+    rusttorch.fuse_(m)
+    block = m.blocks[0]
+    assert "forward" in vars(block) and list(inspect.signature(block.forward).parameters) == ["x"]

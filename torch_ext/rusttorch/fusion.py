@@ -1,0 +1,55 @@
+"""What the parts of fuse_(model) share."""
+
+import functools
+import inspect
+from typing import NamedTuple
+
+import torch
+from torch.nn.modules import module as torch_module
+
+
+class Fusion(NamedTuple):
+    """What became of layers that follow each other, or of one: by their names, and in words."""
+
+    layers: tuple[str, ...]
+    fused: bool
+    how: str  # or why not
+
+
+def has_hooks(module):
+    return any(
+        (
+            *(module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks),
+            *(torch_module._global_forward_hooks, torch_module._global_forward_pre_hooks),
+        )
+    )
+
+
+class _Put(functools.partial):
+    """Of _run. Whoever asks which arguments a model takes, as generate and Trainer do, is told the class's."""
+
+    @property
+    def __signature__(self):
+        _, module = self.args
+        return inspect.signature(functools.partial(type(module).forward, module))
+
+
+def put(module, forward):
+    """Has the module run forward(module, ...), but its class's while it is compiled or traced."""
+    module.forward = _Put(_run, forward, module)
+
+
+def is_put(forward):
+    return isinstance(forward, _Put)
+
+
+def is_plain(module):
+    """Whether the module can be read instead of called: no hooks, and no forward of its own but ours."""
+    forward = vars(module).get("forward")
+    return (forward is None or is_put(forward)) and not has_hooks(module)
+
+
+def _run(forward, module, *args, **kwargs):
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return type(module).forward(module, *args, **kwargs)
+    return forward(module, *args, **kwargs)
