@@ -143,9 +143,12 @@ class Image {
     } else if (made == 1 && is_bytes && steps[0].which == ColorStep::equalize) {
       equalize_bytes(steps[0]);
     } else if (made == 1 && steps[0].which != ColorStep::equalize) {
+      const bool looks = steps[0].which == ColorStep::contrast || steps[0].which == ColorStep::autocontrast;
       with_formula<T, channels>(steps[0], [&](auto formula) {
-        along(pixels_,
-              [&](int64_t i, auto whole) { out_.put(i, pixels_ - i, formula(in_.get(i, pixels_ - i, whole)), whole); });
+        along(pixels_, [&](int64_t i, auto whole) {
+          if (whole && looks) fetch_next(i);
+          out_.put(i, pixels_ - i, formula(in_.get(i, pixels_ - i, whole)), whole);
+        });
       });
     } else {
       each_block(steps, made, [&](Pieces& block, int64_t begin) {
@@ -160,6 +163,15 @@ class Image {
   template <class P>
   P channel_of(P image, int c) const {
     return image + c * (interleaved ? 1 : pixels_);
+  }
+
+  // The same pixels of the image after this one, which is looked at while nothing can be written.
+  RT_INLINE void fetch_next(int64_t i) const {
+    if (is_bytes) return;
+    for (int k = 0; k < channels; ++k) {
+      const int64_t at = interleaved ? 3 * i + k * lanes<Pixels> : k * pixels_ + i;
+      _mm_prefetch(reinterpret_cast<const char*>(in_.image + channels * pixels_ + at), _MM_HINT_T1);
+    }
   }
 
   static bool does(ColorStep which) {
@@ -194,13 +206,27 @@ class Image {
     }
   }
 
+  // f(count, get) for the pixels as the steps before leave them, so many at a time: get(i, whole) is of those from i on.
+  template <class F>
+  RT_INLINE void each_before(const Step* before, int64_t count, F f) {
+    if (count > 0) {
+      return each_block(before, count, [&](Pieces& block, int64_t) {
+        f(block.count, [&](int64_t i, auto) { return block.get(i); });
+      });
+    }
+    for (int64_t begin = 0; begin < pixels_; begin += at_once) {
+      const int64_t n = std::min(at_once, pixels_ - begin);
+      f(n, [&](int64_t i, auto whole) { return in_.get(begin + i, n - i, whole); });
+    }
+  }
+
   void look_at_mean(Step& step, const Step* before, int64_t count) {
     double sum = 0;
-    each_block(before, count, [&](Pieces& block, int64_t) {
+    each_before(before, count, [&](int64_t n, auto get) {
       Pixels part{};
-      along(block.count, [&](int64_t i, auto whole) {
-        const Pixels gray = gray_of<T, channels>(block.get(i));
-        part += whole ? gray : keep_part(gray, block.count - i, 0);
+      along(n, [&](int64_t i, auto whole) {
+        const Pixels gray = gray_of<T, channels>(get(i, whole));
+        part += whole ? gray : keep_part(gray, n - i, 0);
       });
       sum += double(sum_lanes(part));
     });
@@ -208,20 +234,19 @@ class Image {
   }
 
   void look_at_range(Step& step, const Step* before, int64_t count) {
+    constexpr float infinity = std::numeric_limits<float>::infinity();
     Pixels least[channels], most[channels];
     for (int c = 0; c < channels; ++c) {
-      least[c] = splat<Pixels>(std::numeric_limits<float>::infinity());
+      least[c] = splat<Pixels>(infinity);
       most[c] = -least[c];
     }
-    each_block(before, count, [&](Pieces& block, int64_t) {
-      for (int c = 0; c < channels; ++c) {
-        for (int64_t i = block.count; i % lanes<Pixels> != 0; ++i) block.channel(c)[i] = block.channel(c)[0];
-      }
-      along(block.count, [&](int64_t i, auto) {
-        const Colors x = block.get(i);
+    each_before(before, count, [&](int64_t n, auto get) {
+      along(n, [&](int64_t i, auto whole) {
+        const Colors x = get(i, whole);
         for (int c = 0; c < channels; ++c) {
-          least[c] = smallest(least[c], x.channel[c]);
-          most[c] = largest(most[c], x.channel[c]);
+          const Pixels v = x.channel[c];
+          least[c] = smallest(least[c], whole ? v : keep_part(v, n - i, infinity));
+          most[c] = largest(most[c], whole ? v : keep_part(v, n - i, -infinity));
         }
       });
     });
@@ -328,20 +353,24 @@ void change(const ColorArgs& a) {
 void change(const ColorArgs& a) { a.bytes ? change<uint8_t>(a) : change<float>(a); }
 
 // n numbers, of which each takes the next of `period` factors; or all the same, of a period of 0.
-template <class T, bool stream>
+template <bool stream, bool repeats, class T>
 void scale_row(const T* x, float* y, int64_t n, const float* scale, const float* shift, int64_t period) {
   int64_t at = 0;
-  for (int64_t i = 0; i < n; i += lanes<Pixels>) {
-    const Pixels a = period ? load<Pixels>(scale + at) : splat<Pixels>(*scale);
-    const Pixels b = period ? load<Pixels>(shift + at) : splat<Pixels>(*shift);
-    const Pixels v = load_pixels(x + i, n - i) * a + b;
-    if (stream && i + lanes<Pixels> <= n) {
-      stream_out(y + i, v);
-    } else {
-      store_pixels(y + i, v, n - i);
+  Pixels a = splat<Pixels>(*scale), b = splat<Pixels>(*shift);
+  along(n, [&](int64_t i, auto whole) {
+    if (repeats) {
+      a = load<Pixels>(scale + at);
+      b = load<Pixels>(shift + at);
+      if ((at += lanes<Pixels>) == period) at = 0;
     }
-    if (period && (at += lanes<Pixels>) == period) at = 0;
-  }
+    if (whole) {
+      fetch_ahead(x + i);
+      const Pixels v = load_pixels(x + i) * a + b;
+      stream ? stream_out(y + i, v) : store_pixels(y + i, v);
+    } else {
+      store_pixels(y + i, load_pixels(x + i, n - i) * a + b, n - i);
+    }
+  });
 }
 
 template <class T>
@@ -351,7 +380,8 @@ void scale_and_shift(const NormalizeArgs& a) {
     float* y = a.out + row * a.n;
     const int64_t c = a.interleaved ? 0 : row % a.channels, period = a.interleaved ? a.channels * normalize_period : 0;
     const bool stream = a.stream && reinterpret_cast<uintptr_t>(y) % vector_bytes == 0;
-    const auto run = stream ? scale_row<T, true> : scale_row<T, false>;
+    const auto run = a.interleaved ? (stream ? scale_row<true, true, T> : scale_row<false, true, T>)
+                                   : (stream ? scale_row<true, false, T> : scale_row<false, false, T>);
     run(x, y, a.n, a.scale + c, a.shift + c, period);
   }
   if (a.stream) _mm_sfence();

@@ -28,7 +28,7 @@ Tensor crop_images(const Tensor& images, const Tensor& corner, const Tensor& mir
   a.in_width = batch.width();
   a.out_height = size[0];
   a.out_width = size[1];
-  a.stream = is_large(out) && size[1] * a.element_size * (a.interleaved ? a.channels : 1) % 64 == 0;
+  a.stream = is_large(out);
   a.in = batch.tensor().const_data_ptr();
   a.out = out.mutable_data_ptr();
   a.corner = corners.const_data_ptr<int64_t>();
