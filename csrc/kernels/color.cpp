@@ -388,8 +388,33 @@ void scale_and_shift(const NormalizeArgs& a) {
 }
 void scale_and_shift(const NormalizeArgs& a) { a.bytes ? scale_and_shift<uint8_t>(a) : scale_and_shift<float>(a); }
 
+// As lerp, from the nearer of the two.
+template <bool stream>
+void mix_row(const float* x, const float* before, float* y, int64_t n, float kept) {
+  const float* const nearer = kept < 0.5f ? before : x;
+  const float part = kept < 0.5f ? kept : kept - 1;
+  along(n, [&](int64_t i, auto whole) {
+    if (whole) fetch_ahead(x + i);
+    const int64_t left = whole ? lanes<Pixels> : n - i;
+    const Pixels apart = load_pixels(x + i, left) - load_pixels(before + i, left);
+    const Pixels v = load_pixels(nearer + i, left) + apart * part;
+    stream&& whole ? stream_out(y + i, v) : store_pixels(y + i, v, left);
+  });
+}
+void with_before(const MixArgs& a) {
+  for (int64_t row = a.begin; row < a.end; ++row) {
+    const int64_t image = row / a.channels, back = (image > 0 ? 1 : 1 - a.images) * a.channels * a.n;
+    const float* x = a.in + row * a.n;
+    float* y = a.out + row * a.n;
+    const bool stream = a.stream && reinterpret_cast<uintptr_t>(y) % vector_bytes == 0;
+    (stream ? mix_row<true> : mix_row<false>)(x, x - back, y, a.n, a.kept[image]);
+  }
+  if (a.stream) _mm_sfence();
+}
+
 }  // namespace
 }  // namespace rusttorch
 
 RUSTTORCH_DEFINE_TABLE(color, ColorArgs, {&change})
 RUSTTORCH_DEFINE_TABLE(normalize, NormalizeArgs, {&scale_and_shift})
+RUSTTORCH_DEFINE_TABLE(mix, MixArgs, {&with_before})

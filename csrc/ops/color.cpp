@@ -76,6 +76,26 @@ Tensor normalize_images(const Tensor& images, const Tensor& mean, const Tensor& 
   return out;
 }
 
+Tensor mix_images(const Tensor& images, const Tensor& kept) {
+  const Images batch("mix_images", images);
+  TORCH_CHECK(!batch.bytes(), "mix_images: expected images of float32, but got ", images.scalar_type());
+  const Tensor parts = batch.parameter("kept", kept, {batch.count()}, at::kFloat);
+  const Tensor out = batch.result(batch.height(), batch.width());
+  stats<"mix_images">.count(Handed::no);
+  if (out.numel() == 0) return out;
+  MixArgs a{};
+  a.stream = is_large(out);
+  a.n = batch.pixels();
+  a.channels = batch.channels();
+  a.images = batch.count();
+  a.end = a.images * a.channels;
+  a.in = batch.tensor().const_data_ptr<float>();
+  a.out = out.mutable_data_ptr<float>();
+  a.kept = parts.const_data_ptr<float>();
+  run_items(out, kernel(mix::with_before).on(Device::cpu), a, a.end, a.n);
+  return out;
+}
+
 }  // namespace
 
 const Rows& color_rows() {
@@ -83,6 +103,7 @@ const Rows& color_rows() {
       {"color_images", impl<&color_images>(), &stats<"color_images">},
       {"color_images_", impl<&color_images_>(), &stats<"color_images_">},
       {"normalize_images", impl<&normalize_images>(), &stats<"normalize_images">},
+      {"mix_images", impl<&mix_images>(), &stats<"mix_images">},
   };
   return rows;
 }
