@@ -298,6 +298,12 @@ def test_threads(dtype):
     I.same_for_any_number_of_threads(lambda: OPS.color_images(x, steps, torch.full((5, 4), 0.4)))
     I.same_for_any_number_of_threads(lambda: F.normalize(x, [0.1, 0.2, 0.3], [1.0, 2.0, 3.0]))
     I.same_for_any_number_of_threads(lambda: OPS.mix_images(x.float(), torch.linspace(0, 1, 5)))
+    for layout in I.LAYOUTS:
+        one = I.make(I.ONE, dtype, layout)
+        for these in (*steps.split(1), *torch.arange(10)[:, None].split(1)):
+            by = torch.full(these.shape, 0.4)
+            I.same_for_any_number_of_threads(lambda one=one, s=these, by=by: OPS.color_images(one, s, by))
+            I.same_for_any_number_of_threads(lambda one=one, s=these, by=by: OPS.color_images_(one.clone(), s, by))
 
 
 @pytest.mark.parametrize("shape", [(7, 3, 33, 65), (2, 1, 1, 5), (1, 3, 4, 4), (40, 3, 200, 200)])

@@ -125,8 +125,9 @@ class Image {
  public:
   using Pieces = Block<channels>;
 
-  Image(const T* in, T* out, int64_t pixels, bool stream)
-      : in_{in, pixels}, out_{out, pixels, stream}, pixels_(pixels) {}
+  // Of all its pixels, those from begin to end are changed.
+  Image(const T* in, T* out, int64_t pixels, int64_t begin, int64_t end, bool stream)
+      : in_{in, pixels}, out_{out, pixels, stream}, pixels_(pixels), begin_(begin), end_(end) {}
 
   void change(const int64_t* which, const float* factors, int64_t count, Step* steps) {
     int64_t made = 0;
@@ -139,19 +140,20 @@ class Image {
       ++made;
     }
     if (made == 0) {
-      if (in_.image != out_.image) std::memcpy(out_.image, in_.image, size_t(pixels_ * channels) * sizeof(T));
+      if (in_.image != out_.image) copy();
     } else if (made == 1 && is_bytes && steps[0].which == ColorStep::equalize) {
       equalize_bytes(steps[0]);
     } else if (made == 1 && steps[0].which != ColorStep::equalize) {
       const bool looks = steps[0].which == ColorStep::contrast || steps[0].which == ColorStep::autocontrast;
       with_formula<T, channels>(steps[0], [&](auto formula) {
-        along(pixels_, [&](int64_t i, auto whole) {
+        along(end_ - begin_, [&](int64_t k, auto whole) {
+          const int64_t i = begin_ + k;
           if (whole && looks) fetch_next(i);
-          out_.put(i, pixels_ - i, formula(in_.get(i, pixels_ - i, whole)), whole);
+          out_.put(i, end_ - i, formula(in_.get(i, end_ - i, whole)), whole);
         });
       });
     } else {
-      each_block(steps, made, [&](Pieces& block, int64_t begin) {
+      each_block(begin_, end_, steps, made, [&](Pieces& block, int64_t begin) {
         along(block.count, [&](int64_t i, auto whole) { out_.put(begin + i, block.count - i, block.get(i), whole); });
       });
     }
@@ -179,11 +181,19 @@ class Image {
     return which != ColorStep::none && (is_colored || (which != ColorStep::saturation && which != ColorStep::hue));
   }
 
+  void copy() const {
+    constexpr int64_t planes = interleaved ? 1 : channels, size = interleaved ? channels : 1;
+    for (int64_t c = 0; c < planes; ++c) {
+      const int64_t at = c * pixels_ + begin_ * size;
+      std::memcpy(out_.image + at, in_.image + at, size_t((end_ - begin_) * size) * sizeof(T));
+    }
+  }
+
   template <class F>
-  void each_block(const Step* steps, int64_t count, F f) {
+  void each_block(int64_t first, int64_t end, const Step* steps, int64_t count, F f) {
     Pieces block;
-    for (int64_t begin = 0; begin < pixels_; begin += at_once) {
-      block.count = std::min(at_once, pixels_ - begin);
+    for (int64_t begin = first; begin < end; begin += at_once) {
+      block.count = std::min(at_once, end - begin);
       along(block.count, [&](int64_t i, auto whole) { block.put(i, in_.get(begin + i, block.count - i, whole)); });
       for (int64_t k = 0; k < count; ++k) apply(steps[k], block);
       f(block, begin);
@@ -206,13 +216,13 @@ class Image {
     }
   }
 
-  // f(count, get) for the pixels as the steps before leave them, so many at a time: get(i, whole) is of those from i on.
+  // f(count, get) for the pixels as the steps before leave them, so many at a time: get(i, whole) is of those from i
+  // on.
   template <class F>
   RT_INLINE void each_before(const Step* before, int64_t count, F f) {
     if (count > 0) {
-      return each_block(before, count, [&](Pieces& block, int64_t) {
-        f(block.count, [&](int64_t i, auto) { return block.get(i); });
-      });
+      return each_block(0, pixels_, before, count,
+                        [&](Pieces& block, int64_t) { f(block.count, [&](int64_t i, auto) { return block.get(i); }); });
     }
     for (int64_t begin = 0; begin < pixels_; begin += at_once) {
       const int64_t n = std::min(at_once, pixels_ - begin);
@@ -284,7 +294,7 @@ class Image {
     if (is_bytes && count == 0) {
       for (int c = 0; c < channels; ++c) count_bytes(channel_of(in_.image, c), step_of_pixels, pixels_, counts[c]);
     } else {
-      each_block(before, count, [&](Pieces& block, int64_t) {
+      each_block(0, pixels_, before, count, [&](Pieces& block, int64_t) {
         int32_t bytes[at_once];
         for (int c = 0; c < channels; ++c) {
           to_bytes(block.channel(c), block.count, bytes);
@@ -313,7 +323,7 @@ class Image {
       for (int v = 0; v < 256; ++v) to[v] = uint8_t(step.to[size_t(c)][size_t(v)]);
       const T* x = channel_of(in_.image, c);
       T* y = channel_of(out_.image, c);
-      for (int64_t i = 0; i < pixels_; ++i) y[i * step_of_pixels] = to[uint8_t(x[i * step_of_pixels])];
+      for (int64_t i = begin_; i < end_; ++i) y[i * step_of_pixels] = to[uint8_t(x[i * step_of_pixels])];
     }
   }
   static void equalize(const Step& step, Pieces& block) {
@@ -328,7 +338,7 @@ class Image {
 
   View<const T, channels, interleaved> in_;
   View<T, channels, interleaved> out_;
-  int64_t pixels_;
+  int64_t pixels_, begin_, end_;
 };
 
 template <class T, int channels, bool interleaved>
@@ -339,7 +349,8 @@ void change(const ColorArgs& a) {
     T* out = static_cast<T*>(a.out) + at;
     const bool stream =
         a.stream && a.pixels % lanes<Pixels> == 0 && reinterpret_cast<uintptr_t>(out) % vector_bytes == 0;
-    Image<T, channels, interleaved> image(static_cast<const T*>(a.in) + at, out, a.pixels, stream);
+    const int64_t begin = a.begin * color_unit, end = std::min(a.end * color_unit, a.pixels);
+    Image<T, channels, interleaved> image(static_cast<const T*>(a.in) + at, out, a.pixels, begin, end, stream);
     image.change(a.which + n * a.steps, a.factors + n * a.steps, a.steps, steps);
   }
   if (a.stream) _mm_sfence();

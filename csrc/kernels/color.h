@@ -19,6 +19,7 @@ enum class ColorStep : uint8_t {
 };
 constexpr int color_steps = int(ColorStep::equalize) + 1;
 constexpr int64_t color_most_steps = 8;  // of an image
+constexpr int64_t color_unit = 64;
 
 // Several steps for each image, one after the other. Whole numbers stay whole after each.
 struct ColorArgs {
@@ -26,6 +27,7 @@ struct ColorArgs {
   bool interleaved;  // [pixels][3]; else [channels][pixels]
   bool stream;       // the output is too large for the cache: floats are written around it
   int64_t images, channels, pixels;
+  int64_t begin, end;  // of each image, so many pixels of the result, color_unit at a time
   const void* in;
   void* out;  // may be in
   int64_t steps;
@@ -62,8 +64,8 @@ struct NormalizeArgs {
 };
 constexpr int64_t normalize_period = 16;
 
-// Each image blended with the one before it, the first with the last: in kept + before (1 - kept). Rows of n floats: each
-// image's channels.
+// Each image blended with the one before it, the first with the last: in kept + before (1 - kept). Rows of n floats:
+// each image's channels.
 struct MixArgs {
   bool stream;  // the output is too large for the cache: write it around it
   int64_t begin, end, n, channels;

@@ -143,14 +143,14 @@ void cut(const CropArgs& a, const Plane& plane, const int64_t* corner, const boo
   // What comes 2048 bytes later is fetched: the CPU's own guess ends with each page, and is not made backwards.
   const int64_t row_bytes = std::max<int64_t>(1, a.in_width * size);
   const int64_t ahead = divide_up(4096, row_bytes) * (mirrored[0] ? -row_bytes : row_bytes);
-  for (int64_t y = 0, rows = 1; y < height; y += rows) {
+  for (int64_t y = a.begin, rows = 1; y < a.end; y += rows) {
     const int64_t row = corner[0] + (mirrored[0] ? height - 1 - y : y);
     rows = 1;
     if (row < 0 || row >= a.in_height || count == 0) {
       put_fill(out.next(width * size), plane, width);
       continue;
     }
-    rows = std::min({most, height - y, a.in_height - row});
+    rows = std::min({most, a.end - y, a.in_height - row});
     char* const to = out.next(rows * width * size);
     const char* const from = plane.in + (row * a.in_width + corner[1] + first) * size;
     for (int64_t i = 0; i < rows * count * size; i += cache_line) _mm_prefetch(from + ahead + i, _MM_HINT_T0);
@@ -167,16 +167,18 @@ void cut(const CropArgs& a, const Plane& plane, const int64_t* corner, const boo
 void cut(const CropArgs& a) {
   const int64_t planes = a.interleaved ? 1 : a.channels;
   const int64_t size = a.element_size * (a.interleaved ? a.channels : 1);
-  Writer out(a.out, a.stream, std::max(Writer::at_once, a.out_width * size));
+  const int64_t out_row = a.out_width * size;
   for (int64_t n = 0; n < a.images; ++n) {
     for (int64_t c = 0; c < planes; ++c) {
+      const int64_t first_row = (n * planes + c) * a.out_height + a.begin;
+      Writer out(static_cast<char*>(a.out) + first_row * out_row, a.stream, std::max(Writer::at_once, out_row));
       cut(a,
           {static_cast<const char*>(a.in) + (n * planes + c) * a.in_height * a.in_width * size,
            static_cast<const char*>(a.fill) + c * size, size},
           a.corner + 2 * n, a.mirrored + 2 * n, out);
+      out.finish();
     }
   }
-  out.finish();
 }
 
 }  // namespace

@@ -8,9 +8,9 @@
 namespace rusttorch {
 namespace {
 
-constexpr int64_t L = vector_bytes / 4;  // lanes
-constexpr int64_t room = 4;              // channels of a pixel
-constexpr int64_t rows_of_vector = L / room;   // rows of which a vector has a pixel each
+constexpr int64_t L = vector_bytes / 4;       // lanes
+constexpr int64_t room = 4;                   // channels of a pixel
+constexpr int64_t rows_of_vector = L / room;  // rows of which a vector has a pixel each
 using Integers = Vector<int32_t>;
 
 template <class V>
@@ -386,7 +386,8 @@ class Copy {
         if (!std::is_same_v<T, uint8_t>) x = x * a_.scale[c] + a_.bias[c];
       }
       if (!planes && channels == 3) v = together(v);
-      for (int c = 0; c < channels; ++c) put_levels(y + (planes ? i + c * a_.channel_stride : channels * i + c * L), v.channel[c]);
+      for (int c = 0; c < channels; ++c)
+        put_levels(y + (planes ? i + c * a_.channel_stride : channels * i + c * L), v.channel[c]);
     }
   }
   static RT_INLINE void put_levels(T* y, Pixels v) {

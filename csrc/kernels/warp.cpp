@@ -87,7 +87,7 @@ class Warp {
                             : run_upright(View<const T, 3, false>{in_, a_.in_height * a_.in_width});
     }
     copy();
-    for (int64_t y = 0; y < a_.out_height; ++y) {
+    for (int64_t y = a_.begin; y < a_.end; ++y) {
       affine ? locate<true>(y) : locate<false>(y);
       sample();
       write(y);
@@ -115,7 +115,7 @@ class Warp {
     locate<true>(0);
     const float* const start =
         blended - (at_[0] / (pitch_ * warp_channels) * pitch_ + warp_border + first) * warp_channels;
-    for (int64_t y = 0; y < a_.out_height; ++y) {
+    for (int64_t y = a_.begin; y < a_.end; ++y) {
       const float at = float(matrix_[4] * (double(y) + 0.5) + matrix_[5] - 0.5 + double(warp_border));
       const float py = lesser(greater(at, least_[1]), most_[1]);
       const int64_t upper = int64_t(py) - warp_border, lower = std::min(upper + 1, a_.in_height - 1);

@@ -22,6 +22,7 @@ void change(const char* op, const Images& images, const Tensor& out, const Tenso
   a.images = images.count();
   a.channels = channels;
   a.pixels = images.pixels();
+  a.end = divide_up(a.pixels, color_unit);
   a.in = images.tensor().const_data_ptr();
   a.steps = count;
   a.which = which.const_data_ptr<int64_t>();
@@ -31,7 +32,9 @@ void change(const char* op, const Images& images, const Tensor& out, const Tenso
   }
   a.out = out.mutable_data_ptr();
   if (out.numel() == 0) return;
-  run_images(images, kernel(color::change).on(Device::cpu), a, channels * a.pixels);
+  // (What a step asks of the whole image, each thread finds out; so it may not be changed meanwhile.)
+  const int64_t units = a.out == a.in ? 1 : a.end;
+  run_images(images, kernel(color::change).on(Device::cpu), a, channels * a.pixels, units);
 }
 
 Tensor color_images(const Tensor& images, const Tensor& steps, const Tensor& factors) {

@@ -23,6 +23,7 @@ Tensor crop_images(const Tensor& images, const Tensor& corner, const Tensor& mir
   a.element_size = int64_t(out.element_size());
   a.interleaved = batch.interleaved();
   a.images = n;
+  a.end = size[0];
   a.channels = batch.channels();
   a.in_height = batch.height();
   a.in_width = batch.width();
@@ -38,7 +39,7 @@ Tensor crop_images(const Tensor& images, const Tensor& corner, const Tensor& mir
   for (int64_t i = 0; i < 2 * n; ++i) {
     TORCH_CHECK(a.corner[i] >= -most && a.corner[i] <= most, "crop_images: a corner at ", a.corner[i]);
   }
-  run_images(batch, kernel(crop::cut).on(Device::cpu), a, a.channels * size[0] * size[1]);
+  run_images(batch, kernel(crop::cut).on(Device::cpu), a, a.channels * size[0] * size[1], size[0]);
   return out;
 }
 
