@@ -251,7 +251,7 @@ def erase(images, i, j, h, w, v=0.0, inplace=False):
     """
     images = images if inplace else images.clone()
     v = torch.as_tensor(v)
-    v = _nearest(v if v.dim() == 4 else _fill(v, images)[:, None, None].expand_as(images), images)
+    v = _nearest(v, images) if v.dim() == 4 else _nearest(_fill(v, images), images)[:, None, None].expand_as(images)
     rows, columns, heights, widths = (_each(t, images, dtype=torch.int64).tolist() for t in (i, j, h, w))
     for k, (row, column, height, width) in enumerate(zip(rows, columns, heights, widths, strict=True)):
         if height > 0 and width > 0:
