@@ -1,6 +1,7 @@
 #include "color.h"
 
 #include <array>
+#include <cmath>
 
 #include "pixels.h"
 
@@ -140,9 +141,13 @@ class Image {
       ++made;
     }
     if (made == 0) {
-      if (in_.image != out_.image) copy();
+      if (in_.image != out_.image) {
+        each_run([&](int64_t at, int64_t n) { std::memcpy(out_.image + at, in_.image + at, size_t(n) * sizeof(T)); });
+      }
     } else if (made == 1 && is_bytes && steps[0].which == ColorStep::equalize) {
       equalize_bytes(steps[0]);
+    } else if (made == 1 && is_bytes && is_of_bits(steps[0].which)) {
+      each_run([&](int64_t at, int64_t n) { change_bits(steps[0], in_.image + at, out_.image + at, n); });
     } else if (made == 1 && steps[0].which != ColorStep::equalize) {
       const bool looks = steps[0].which == ColorStep::contrast || steps[0].which == ColorStep::autocontrast;
       with_formula<T, channels>(steps[0], [&](auto formula) {
@@ -181,12 +186,39 @@ class Image {
     return which != ColorStep::none && (is_colored || (which != ColorStep::saturation && which != ColorStep::hue));
   }
 
-  void copy() const {
+  // f(at, n) for the numbers that are side by side.
+  template <class F>
+  void each_run(F f) const {
     constexpr int64_t planes = interleaved ? 1 : channels, size = interleaved ? channels : 1;
-    for (int64_t c = 0; c < planes; ++c) {
-      const int64_t at = c * pixels_ + begin_ * size;
-      std::memcpy(out_.image + at, in_.image + at, size_t((end_ - begin_) * size) * sizeof(T));
+    if (end_ - begin_ == pixels_) return f(0, channels * pixels_);
+    for (int64_t c = 0; c < planes; ++c) f(c * pixels_ + begin_ * size, (end_ - begin_) * size);
+  }
+
+  // What is done to bytes as they are.
+  static bool is_of_bits(ColorStep which) {
+    return which == ColorStep::invert || which == ColorStep::solarize || which == ColorStep::posterize;
+  }
+  template <class B>
+  static void change_bits(const Step& step, const B* x, B* y, int64_t n) {
+    using V = Vector<uint8_t>;
+    const auto each = [&](auto formula) {
+      int64_t i = 0;
+      for (; i + vector_bytes <= n; i += vector_bytes) store(y + i, V(formula(load<V>(x + i))));
+      if (i == n) return;
+      uint8_t last[vector_bytes] = {};
+      std::memcpy(last, x + i, size_t(n - i));
+      store(last, V(formula(load<V>(last))));
+      std::memcpy(y + i, last, size_t(n - i));
+    };
+    if (step.which == ColorStep::posterize) {
+      const int bits = int(std::min(8.f, std::max(0.f, step.factor)));
+      const auto kept = uint8_t(256 - (1 << (8 - bits)));
+      return each([=](V v) { return v & kept; });
     }
+    const bool all = step.which == ColorStep::invert || step.factor <= 0;
+    if (!all && !(step.factor <= 255)) return each([](V v) { return v; });
+    const auto least = all ? uint8_t(0) : uint8_t(std::ceil(step.factor));
+    each([=](V v) { return v ^ V(v >= least); });
   }
 
   template <class F>

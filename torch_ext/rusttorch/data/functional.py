@@ -121,10 +121,6 @@ def rgb_to_grayscale(images, num_output_channels=1, which=None):
 
 def invert(images, which=None):
     """White less the image."""
-    if images.dtype == torch.uint8:
-        if which is None:
-            return images ^ 255
-        return images ^ (255 * _which(which, images)).to(torch.uint8)[:, None, None, None]
     return _color(images, "invert", which=which)
 
 
@@ -135,10 +131,6 @@ def solarize(images, threshold, which=None):
 
 def posterize(images, bits, which=None):
     """With so many bits of each channel."""
-    if images.dtype == torch.uint8:
-        kept = 256 - 2 ** (8 - _each(bits, images, dtype=torch.int64).clamp(0, 8))
-        kept = kept if which is None else torch.where(_which(which, images), kept, 255)
-        return images & kept.to(torch.uint8)[:, None, None, None]
     return _color(images, "posterize", bits, which)
 
 
