@@ -424,9 +424,9 @@ class Large(Squares):
 def test_memory_is_used_again_when_nobody_holds_it():
     assert not rusttorch.memory.is_enabled()
     data, addresses = Large(40), set()
-    for batch in Loader(data, 4, workers=1, prefetch=1):
+    for batch in Loader(data, 2, workers=1, prefetch=1):
         addresses.add(batch.data_ptr())
-    assert len(addresses) <= 4
+    assert len(addresses) <= 6  # of 20: two are held, one waits, one is made, and freed ones may lie elsewhere
     held = list(Loader(data, 4, workers=2, prefetch=1))
     assert len({batch.data_ptr() for batch in held}) == 10
 
