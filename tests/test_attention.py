@@ -1,5 +1,6 @@
 """Attention: against float64, with an error at most twice stock's, and under use()."""
 
+import math
 import os
 import subprocess
 import sys
@@ -497,6 +498,28 @@ def test_any_number_of_threads():
         torch.set_num_threads(threads)
     for many in results[1:]:
         assert all(torch.equal(x, y) for x, y in zip(results[0], many, strict=True))
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("is_causal", (False, True))
+def test_only_the_inputs_are_read(dtype, is_causal):
+    """Where kernels read whole vectors and tiles: what lies beside the inputs, and what a call before read, is NaN."""
+
+    def run(q, k, v, grad):
+        y = OPS.attention_forward(q, k, v, None, 0.0, is_causal)[0]
+        return [y, *torch.autograd.grad(y, (q, k, v), grad)]
+
+    def inputs(sizes):
+        return [*tensors(sizes, dtype), draw((2, 4, sizes[0], sizes[3]), dtype, 7)]
+
+    nothing = [torch.full_like(x, math.nan).requires_grad_(x.requires_grad) for x in inputs((130, 130, 140, 140))]
+    for sizes in ((1, 17, 7, 9), (15, 33, 40, 65), (129, 130, 24, 100), (33, 200, 65, 31)):
+        alone = inputs(sizes)
+        beside = [F.pad(x.detach(), (3, 5, 2, 7), value=math.nan)[..., 2:-7, 3:-5] for x in alone]
+        expected = run(*alone)
+        run(*nothing)
+        found = run(*[x.requires_grad_(y.requires_grad) for x, y in zip(beside, alone, strict=True)])
+        assert all(map(torch.equal, found, expected)), sizes
 
 
 MEMORY = """

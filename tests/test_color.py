@@ -337,7 +337,8 @@ def test_bad_input_is_refused_before_anything_is_written():
     I.refused(lambda: F.adjust_brightness(x, [1.0, 2.0, 3.0]), "one parameter for each")
     I.refused(lambda: F.adjust_hue(x, 0.6), "hue_factor")
     I.refused(lambda: F.normalize(x, [0.0, 0.0], [1.0, 1.0]), "std of")
-    I.refused(lambda: OPS.mix_images(x, torch.ones(2)), "of float32")
+    for dtype in (torch.uint8, torch.float64, torch.bfloat16):
+        I.refused(lambda dtype=dtype: OPS.mix_images(x.to(dtype), torch.ones(2)), "images of float32, but")
     I.refused(lambda: OPS.mix_images(x / 255, torch.ones(3)), r"kept of \[2\]")
     I.refused(lambda: F.to_dtype(x, torch.int64, scale=True), "no scale")
 

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import rusttorch
@@ -280,10 +281,13 @@ def test_pairs_are_taken():
         assert ran("mm") == (1, {}), (m, layout)
 
 
-@pytest.mark.skipif(
+AMX = pytest.mark.skipif(
     "amx_bf16" not in CPU_FLAGS or not torch.backends.cpu.get_cpu_capability().startswith("AVX512"),
-    reason="of a CPU with AMX; was_taken() asks nothing of it",
+    reason="of a CPU with AMX",
 )
+
+
+@AMX
 def test_squares_are_taken():
     for m, layout in ((1, "t"), (8, "t"), (40, "t"), (1, "c"), (3, "c"), (8, "c"), (40, "c")):
         rusttorch.reset_stats()
@@ -310,6 +314,23 @@ def test_squares_and_what_is_left_of_them(layouts):
         a, b = factors
         exact, sizes = a.double() @ b.double(), a.double().abs() @ b.double().abs()
         as_right(OPS.mm(a, b), exact.to(a.dtype), exact, sizes, k)
+
+
+@AMX
+def test_squares_and_those_of_onednn():
+    """Both set the shape of AMX's registers: products of several heights by one and the other, in several threads."""
+
+    def work(seed):
+        for k in range(60):
+            m = (5, 16, 17, 33, 40)[(k // 4 + seed) % 5]  # two of a height, one after the other
+            a, b = matrix(m, 64, torch.bfloat16, "c", k), matrix(64, 48, torch.bfloat16, "c", seed)
+            torch.testing.assert_close(
+                (OPS.mm, torch.mm)[k % 2](a, b).double(), a.double() @ b.double(), rtol=0.01, atol=0.01
+            )
+
+    with ThreadPoolExecutor(3) as threads:
+        list(threads.map(work, range(3)))
+    assert ran("mm") == (90, {})
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -19,7 +19,7 @@ enum class ColorStep : uint8_t {
 };
 constexpr int color_steps = int(ColorStep::equalize) + 1;
 constexpr int64_t color_most_steps = 8;  // of an image
-constexpr int64_t color_unit = 64;
+constexpr int64_t color_unit = 64;       // pixels of an image, that threads share: whole lines of the cache
 
 // Several steps for each image, one after the other. Whole numbers stay whole after each.
 struct ColorArgs {
@@ -27,7 +27,7 @@ struct ColorArgs {
   bool interleaved;  // [pixels][3]; else [channels][pixels]
   bool stream;       // the output is too large for the cache: floats are written around it
   int64_t images, channels, pixels;
-  int64_t begin, end;  // of each image, so many pixels of the result, color_unit at a time
+  int64_t begin, end;  // what is made of each image, in units of color_unit pixels
   const void* in;
   void* out;  // may be in
   int64_t steps;

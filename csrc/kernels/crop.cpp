@@ -140,7 +140,7 @@ void cut(const CropArgs& a, const Plane& plane, const int64_t* corner, const boo
   // Rows that are side by side in the image are as one.
   const bool joined = count == width && width == a.in_width && !mirrored[0] && !mirrored[1];
   const int64_t most = joined ? std::max<int64_t>(1, Writer::at_once / (width * size)) : 1;
-  // What comes 2048 bytes later is fetched: the CPU's own guess ends with each page, and is not made backwards.
+  // What comes 4096 bytes later is fetched: the CPU's own guess ends with each page, and is not made backwards.
   const int64_t row_bytes = std::max<int64_t>(1, a.in_width * size);
   const int64_t ahead = divide_up(4096, row_bytes) * (mirrored[0] ? -row_bytes : row_bytes);
   for (int64_t y = a.begin, rows = 1; y < a.end; y += rows) {

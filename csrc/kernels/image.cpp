@@ -131,7 +131,7 @@ RT_INLINE V finished(V v, bool clips) {
   }
 }
 
-// Rows of the image, made as wide as the result's: several rows_of_vector, each in its place of a ring.
+// Rows of the image, made as wide as the result's: several together, each in its place of a ring.
 template <class C>
 class WideRows {
   using V = Vector<C>;

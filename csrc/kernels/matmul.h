@@ -14,7 +14,7 @@ struct MatmulArgs {
   int64_t m, n, k;
   const void *a, *b;
   int64_t a_row, a_column, b_row, b_column;  // strides, in elements
-  bool b_is_packed;                          // by `pack`: then b_column elements are a column's, and b_row is not read
+  bool b_is_packed;  // by a `pack`: then b_column elements are a column's, and b_row is not read
   void* out;
   int64_t out_row;                  // its columns are neighbours
   const void* added;                // or nothing: then beta is not read. May be out.

@@ -146,7 +146,7 @@ Handed AttentionPlan::fit() {
   return stock_is_faster() ? Handed::size : Handed::no;
 }
 
-// Intel's CPUs have products of float16 (AVX512-FP16) that ours do not use.
+// Of 16 bits oneDNN uses products of Intel's CPUs that ours do not, but for AMX, which ours use of bfloat16.
 bool AttentionPlan::stock_is_faster() const {
   return r.query.element_size() == 2 && is_intel() && !has_squares(*dtype_of(r.query));
 }

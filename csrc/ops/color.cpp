@@ -80,8 +80,9 @@ Tensor normalize_images(const Tensor& images, const Tensor& mean, const Tensor& 
 }
 
 Tensor mix_images(const Tensor& images, const Tensor& kept) {
+  TORCH_CHECK(images.scalar_type() == at::kFloat, "mix_images: expected images of float32, but got ",
+              images.scalar_type());
   const Images batch("mix_images", images);
-  TORCH_CHECK(!batch.bytes(), "mix_images: expected images of float32, but got ", images.scalar_type());
   const Tensor parts = batch.parameter("kept", kept, {batch.count()}, at::kFloat);
   const Tensor out = batch.result(batch.height(), batch.width());
   stats<"mix_images">.count(Handed::no);

@@ -149,9 +149,9 @@ struct Between {
   bool has(int64_t x) const { return least <= x && x <= most; }
 };
 
-// Where stock's products take less time: of AMD's CPUs by measurement (bench/matmul.py and shapes drawn at random,
-// under RUSTTORCH_TAKE_ALL=1, on one core), with the ratio of stock's time to ours above it. Elsewhere ours is at 0.97
-// to 5 (few columns).
+// Where stock's products take less time by measurement (bench/matmul.py and shapes drawn at random, under
+// RUSTTORCH_TAKE_ALL=1, on one core), with the ratio of stock's time to ours above it. Elsewhere ours is at 0.97 to 5
+// (few columns).
 struct Lost {
   Lie lie;
   Between m, n, k;
@@ -286,9 +286,8 @@ PackedMatrix::PackedMatrix(const Tensor& b) {
   args_.dtype = *dtype_of(b);
   args_.k = k, args_.n = args_.out_row = n;
   args_.b_is_packed = true;
-  args_.b_column = squares ? divide_up(k, 32) * 32
-                   : pairs ? k + k % 2
-                           : k * std::max<int64_t>(1, 4 / size);  // numbers of 16 bits are widened
+  // In squares a column has whole ones of 32 numbers, in pairs whole pairs; else numbers of 16 bits are widened.
+  args_.b_column = squares ? divide_up(k, 32) * 32 : pairs ? k + k % 2 : k * std::max<int64_t>(1, 4 / size);
   args_.alpha = args_.beta = 1;
   packed_ = empty_beside(b, {divide_up(n, Blocks::columns) * Blocks::columns * args_.b_column}, b.scalar_type());
   args_.b = packed_.const_data_ptr();
