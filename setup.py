@@ -62,6 +62,7 @@ INSTRUCTION_SETS = {
         *("-mavx2", "-mfma", "-mf16c", "-mprefer-vector-width=512"),
     ],
 }
+TABLES = "csrc/tables.cpp"
 EMULATION = os.environ.get("RUSTTORCH_EMULATION") == "1"
 
 
@@ -72,11 +73,16 @@ def cpu_sources():
 
 
 def emulated_sources():
-    """The device's kernels as C++, and what runs them (tests/emulation)."""
+    """The device's kernels as C++, what runs them (tests/emulation), and their tables in the place of the CPU's.
+
+    All else is compiled as ever, so that ccache has it.
+    """
     folder = ROOT / "tests" / "emulation"
     flags = [f"-isystem {os.environ['CUDA_HOME']}/include", "-DRUSTTORCH_EMULATION", "-Wno-unknown-pragmas"]
     flags += ["-mfma"]  # a device contracts too
     yield "device", folder / "device.cpp", flags
+    for source in ("csrc_cuda/register.cpp", TABLES):
+        yield Path(source).stem, ROOT / source, flags
     for source in sorted((ROOT / "csrc_cuda").glob("*.cu")):
         yield source.stem, source, [*flags, "-x c++", f"-include {folder / 'device.h'}"]
 
@@ -149,10 +155,8 @@ def extension():
     if EMULATION or not with_cuda():
         return cpp_extension.CppExtension(
             "rusttorch._C",
-            [*sources, "csrc_cuda/register.cpp"] if EMULATION else sources,
-            include_dirs=[f"{os.environ['CUDA_HOME']}/include"] if EMULATION else [],
+            [source for source in sources if not (EMULATION and source == TABLES)],
             depends=headers,
-            define_macros=[("RUSTTORCH_EMULATION", None)] if EMULATION else [],
             extra_compile_args=TORCH_FLAGS,
             extra_link_args=link,
         )
