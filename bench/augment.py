@@ -3,14 +3,15 @@
     python bench/augment.py [--images 64] [--size 224] [--rounds 7] [--only NAME ...]
 
 Each line is an augmentation with a parameter for each image, on uint8 and on float32: the median time of ours, and how
-many times as long the same formula takes in torch's ops, and kornia, both in turns with ours, with rusttorch's memory
-pool. kornia is of floats: on uint8 its time has the conversion to floats and back. "copies" is how many times as long
-ours takes as a copy of the batch. OMP_NUM_THREADS says how many threads there are.
+many times as long the same formula takes in torch's ops, and kornia, all in turns, in random order, with rusttorch's
+memory pool. kornia is of floats: on uint8 its time has the conversion to floats and back. "copies" is how many times as
+long ours takes as a copy of the batch. OMP_NUM_THREADS says how many threads there are.
 """
 
 import argparse
 import importlib.util
 import math
+import random
 import statistics
 import time
 from pathlib import Path
@@ -302,6 +303,19 @@ def kornia_calls():
         x = E.adjust_saturation_with_gray_subtraction(x, p.factor)
         return E.adjust_hue(x, p.hue * 2 * math.pi)
 
+    crops = {}
+
+    def crop(x, p):  # with parameters of its own, which are drawn once
+        if x.shape not in crops:
+            crops[x.shape] = kornia.augmentation.RandomCrop(tuple(x.shape[2:]), padding=4)
+            crops[x.shape].parameters = crops[x.shape].forward_parameters(x.shape)
+        return crops[x.shape](x, params=crops[x.shape].parameters)
+
+    def mixup(x, p):
+        given = {"mixup_pairs": torch.arange(len(x)).roll(1), "mixup_lambdas": 1 - p.factor / 2}
+        return blend.apply_transform(x, given)
+
+    blend = kornia.augmentation.RandomMixUpV2()
     calls = {
         "brightness": lambda x, p: E.adjust_brightness_accumulative(x, p.factor),
         "contrast": lambda x, p: E.adjust_contrast_with_mean_subtraction(x, p.factor),
@@ -310,6 +324,7 @@ def kornia_calls():
         "invert": lambda x, p: E.invert(x),
         "solarize": lambda x, p: E.solarize(x, p.threshold),
         "posterize": lambda x, p: E.posterize(x, p.bits.int()),
+        "autocontrast": lambda x, p: E.normalize_min_max(x),
         "equalize": lambda x, p: E.equalize(x),
         "grayscale": lambda x, p: kornia.color.rgb_to_grayscale(x).expand_as(x).contiguous(),
         "jitter": jitter,
@@ -321,6 +336,8 @@ def kornia_calls():
         "blur_5": blur(5),
         "blur_23": blur(23),
         "sharpness": lambda x, p: E.sharpness(x, p.factor),
+        "crop": crop,
+        "mixup": mixup,
     }
     calls = {name: of_floats(f) for name, f in calls.items()}
     calls["normalize"] = lambda x, p: E.normalize(
@@ -354,6 +371,15 @@ def timed(f, x, p):
     begin = clock()
     f(x, p)
     return (clock() - begin) * 1e3
+
+
+def turns(arms, x, p):
+    """Each arm's time, in an order of their own: one finds what the one before it left in the cache."""
+    times = [math.nan] * len(arms)
+    for k in random.sample(range(len(arms)), len(arms)):
+        if arms[k]:
+            times[k] = timed(arms[k], x, p)
+    return times
 
 
 def main():
@@ -390,7 +416,7 @@ def main():
             if name == "mixup" and x.dtype == torch.uint8:
                 line += " " * 33
                 continue
-            rounds = [[timed(f, x, parameters) if f else math.nan for f in arms] for _ in range(options.rounds + 1)][1:]
+            rounds = [turns(arms, x, parameters) for _ in range(options.rounds + 1)][1:]
             ours = statistics.median(r[0] for r in rounds)
             ratios = [statistics.median(r[k] / r[0] for r in rounds) for k in (1, 2)]
             copies = statistics.median(r[0] / r[3] for r in rounds)

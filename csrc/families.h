@@ -70,6 +70,7 @@
   X(resize, ResizeArgs)           \
   X(scatter, ScatterArgs)         \
   X(color, ColorArgs)             \
+  X(mix, MixArgs)                 \
   X(normalize, NormalizeArgs)     \
   X(warp, WarpArgs)               \
   X(crop, CropArgs)               \

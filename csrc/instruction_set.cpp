@@ -1,5 +1,8 @@
 #include "instruction_set.h"
 
+#include <sys/syscall.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstdlib>
 #include <string_view>
@@ -29,6 +32,15 @@ InstructionSet wanted() {
 InstructionSet instruction_set() {
   static const InstructionSet best = std::min(of_machine(), wanted());
   return best;
+}
+
+bool has_amx() {
+  static const bool permitted = [] {
+    constexpr int ask_for_state = 0x1023, of_tiles = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    return instruction_set() == InstructionSet::avx512 && __builtin_cpu_supports("amx-tile") &&
+           __builtin_cpu_supports("amx-bf16") && syscall(SYS_arch_prctl, ask_for_state, of_tiles) == 0;
+  }();
+  return permitted;
 }
 
 }  // namespace rusttorch

@@ -11,4 +11,7 @@ enum class InstructionSet : uint8_t { base, avx2, avx512 };
 // avx512. Needs no torch.
 InstructionSet instruction_set();
 
+// Whether there is also AMX, for bfloat16, and the operating system lets this process use it.
+bool has_amx();
+
 }  // namespace rusttorch

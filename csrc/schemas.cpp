@@ -453,6 +453,7 @@ const std::vector<Family>& families() {
           R"(color_images(Tensor images, Tensor steps, Tensor factors) -> Tensor)",
           R"(color_images_(Tensor(a!) images, Tensor steps, Tensor factors) -> Tensor(a!))",
           R"(normalize_images(Tensor images, Tensor mean, Tensor std) -> Tensor)",
+          R"(mix_images(Tensor images, Tensor kept) -> Tensor)",
       }},
       {"warp", {
           R"(warp_images(Tensor images, Tensor matrix, int[2] output_size, bool bilinear=True, Tensor? box=None, Tensor? fill=None) -> Tensor)",

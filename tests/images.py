@@ -8,6 +8,8 @@ LAYOUTS = ("contiguous", "channels_last", "strided")
 SHAPES = {"odd": (3, 3, 29, 37), "gray": (2, 1, 13, 70), "one pixel": (2, 3, 1, 1), "rows": (2, 3, 600, 3)}
 # A batch that threads share.
 LARGE = (5, 3, 131, 97)
+# An image whose rows they share.
+ONE = (1, 3, 331, 299)
 
 
 def make(shape, dtype=torch.uint8, layout="contiguous", seed=0):

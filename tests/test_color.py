@@ -270,7 +270,8 @@ def test_normalize(dtype, layout):
         I.lies_as(y, x)
         assert torch.allclose(y.double(), (x.double() / I.white(x) - m) / s, rtol=1e-6, atol=1e-6)
     four = I.make((2, 4, 7, 9), dtype, layout)
-    assert torch.equal(F.normalize(four, 0.5, 2.0), F.normalize(four, [0.5] * 4, [2.0] * 4))
+    for one in (0.5, [0.5]):
+        assert torch.equal(F.normalize(four, one, 2.0), F.normalize(four, [0.5] * 4, [2.0] * 4))
     weights = torch.arange(1.0, 5)
     torch.testing.assert_close(
         F.normalize(four, weights, weights).double(),
@@ -296,6 +297,24 @@ def test_threads(dtype):
     steps = torch.tensor([[1, 2, 3, 4], [9, 8, 2, 1], [2, 2, 2, 2], [8, 9, 4, 5], [0, 0, 0, 2]])
     I.same_for_any_number_of_threads(lambda: OPS.color_images(x, steps, torch.full((5, 4), 0.4)))
     I.same_for_any_number_of_threads(lambda: F.normalize(x, [0.1, 0.2, 0.3], [1.0, 2.0, 3.0]))
+    I.same_for_any_number_of_threads(lambda: OPS.mix_images(x.float(), torch.linspace(0, 1, 5)))
+    for layout in I.LAYOUTS:
+        one = I.make(I.ONE, dtype, layout)
+        for these in (*steps.split(1), *torch.arange(10)[:, None].split(1)):
+            by = torch.full(these.shape, 0.4)
+            I.same_for_any_number_of_threads(lambda one=one, s=these, by=by: OPS.color_images(one, s, by))
+            I.same_for_any_number_of_threads(lambda one=one, s=these, by=by: OPS.color_images_(one.clone(), s, by))
+
+
+@pytest.mark.parametrize("shape", [(7, 3, 33, 65), (2, 1, 1, 5), (1, 3, 4, 4), (40, 3, 200, 200)])
+@pytest.mark.parametrize("layout", I.LAYOUTS)
+def test_mix(shape, layout):
+    x = I.make(shape, torch.float32, layout)
+    kept = torch.linspace(0, 1, len(x))
+    y, weight = OPS.mix_images(x, kept), kept[:, None, None, None]
+    torch.testing.assert_close(y, torch.lerp(x.roll(1, 0), x, weight), rtol=0, atol=1e-6)
+    assert torch.equal(y[-1], x[-1]) or len(x) == 1  # of which all is kept
+    I.lies_as(y, x)
 
 
 def test_nothing_there():
@@ -317,7 +336,9 @@ def test_bad_input_is_refused_before_anything_is_written():
     I.refused(lambda: OPS.color_images(x[:, :2], steps, by), "1 or 3 channels")
     I.refused(lambda: F.adjust_brightness(x, [1.0, 2.0, 3.0]), "one parameter for each")
     I.refused(lambda: F.adjust_hue(x, 0.6), "hue_factor")
-    I.refused(lambda: F.normalize(x, [0.0], [1.0]), "std of")
+    I.refused(lambda: F.normalize(x, [0.0, 0.0], [1.0, 1.0]), "std of")
+    I.refused(lambda: OPS.mix_images(x, torch.ones(2)), "of float32")
+    I.refused(lambda: OPS.mix_images(x / 255, torch.ones(3)), r"kept of \[2\]")
     I.refused(lambda: F.to_dtype(x, torch.int64, scale=True), "no scale")
 
 
@@ -329,6 +350,7 @@ def test_opcheck(dtype, layout):
     opcheck(OPS.color_images.default, (x, steps, by))
     opcheck(OPS.color_images_.default, (x.clone(), steps, by))
     opcheck(OPS.normalize_images.default, (x, torch.zeros(3), torch.ones(3)))
+    opcheck(OPS.mix_images.default, (x.float(), torch.ones(2)))
 
 
 def test_kernels_ran():

@@ -105,6 +105,33 @@ def test_threads():
     mirrored = torch.tensor([[True, False], [True, True], [False, True], [False, False], [True, True]])
     corner = torch.arange(10).view(5, 2) - 5
     I.same_for_any_number_of_threads(lambda: OPS.crop_images(x, corner, mirrored, (120, 99)))
+    for layout in I.LAYOUTS:
+        one = I.make(I.ONE, layout=layout)
+        for k in range(5):
+            where = corner[k : k + 1], mirrored[k : k + 1]
+            I.same_for_any_number_of_threads(lambda one=one, where=where: OPS.crop_images(one, *where, (337, 301)))
+
+
+def test_large_ones_are_written_around_the_cache():
+    """What is too large for the cache: rows of any length, of which lines of the cache have several."""
+    for size, layout in (((1500, 1001), "contiguous"), ((1500, 1001), "channels_last"), ((1400, 1024), "contiguous")):
+        x = I.make((4, 3, 1400, 1024), torch.float32, layout)
+        corner = torch.tensor([[0, 0], [-3, -5], [7, 1], [1399, 1000]])
+        mirrored = torch.tensor([[False, False], [True, False], [False, True], [True, True]])
+        fill = torch.tensor([0.25, 0.5, 0.75])
+        y = OPS.crop_images(x, corner, mirrored, size, fill)
+        I.lies_as(y, x)
+        for k, (top, left) in enumerate(corner.tolist()):
+            expected = fill[:, None, None].repeat(1, *size)
+            rows, columns = (
+                [i for i in range(n) if 0 <= first + i < m]
+                for n, m, first in zip(size, x.shape[2:], (top, left), strict=True)
+            )
+            expected[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = x[
+                k, :, top + rows[0] : top + rows[-1] + 1, left + columns[0] : left + columns[-1] + 1
+            ]
+            flips = [d + 1 for d in range(2) if mirrored[k, d]]
+            assert torch.equal(y[k], expected.flip(flips))
 
 
 def test_nothing_there():

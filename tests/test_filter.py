@@ -121,6 +121,10 @@ def test_threads():
         w = weights(5, 7)
         I.same_for_any_number_of_threads(lambda x=x, w=w: OPS.blur_images(x, w, w))
         I.same_for_any_number_of_threads(lambda x=x: F.adjust_sharpness(x, 1.5))
+        for layout in I.LAYOUTS:
+            one = I.make(I.ONE, dtype, layout)
+            I.same_for_any_number_of_threads(lambda one=one: F.gaussian_blur(one, (5, 9)))
+            I.same_for_any_number_of_threads(lambda one=one: F.adjust_sharpness(one, 1.5))
 
 
 def test_nothing_there():

@@ -293,6 +293,7 @@ PARTICULAR = {
         for name in ("color_images", "color_images_")
     },
     "normalize_images": PICTURES | {"mean": VECTOR, "std": VECTOR},
+    "mix_images": PICTURES | {"kept": torch.ones(2)},
     "warp_images": PICTURES | {"matrix": torch.eye(3).expand(2, 3, 3), "output_size": [3, 5]},
     "crop_images": PICTURES
     | {"corner": torch.ones(2, 2, dtype=torch.int64), "mirrored": torch.ones(2, 2) > 0, "size": [2, 3]},

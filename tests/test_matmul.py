@@ -280,6 +280,38 @@ def test_pairs_are_taken():
         assert ran("mm") == (1, {}), (m, layout)
 
 
+@pytest.mark.skipif(
+    "amx_bf16" not in CPU_FLAGS or not torch.backends.cpu.get_cpu_capability().startswith("AVX512"),
+    reason="of a CPU with AMX; was_taken() asks nothing of it",
+)
+def test_squares_are_taken():
+    for m, layout in ((1, "t"), (8, "t"), (40, "t"), (1, "c"), (3, "c"), (8, "c"), (40, "c")):
+        rusttorch.reset_stats()
+        OPS.mm(matrix(m, 200, torch.bfloat16, "c"), matrix(200, 100, torch.bfloat16, layout, 1))
+        assert ran("mm") == (1, {}), (m, layout)
+
+
+@pytest.mark.parametrize("layouts", ("cc", "ct", "tc", "tt"))
+def test_squares_and_what_is_left_of_them(layouts):
+    """Sizes around 16 and 32 along each dim, in bfloat16: nothing beside a factor is read as a number (it is NaN).
+
+    Stock is no judge of it: oneDNN's products with AMX are NaN there.
+    """
+    for m, k, n in itertools.product(
+        (4, 15, 16, 17, 31, 32, 33, 100), (31, 32, 33, 62, 65), (1, 15, 16, 17, 31, 33, 70)
+    ):
+        factors = []
+        for rows, columns, layout, seed in ((m, k, layouts[0], 0), (k, n, layouts[1], 1)):
+            x = matrix(rows, columns, torch.bfloat16, "c", seed)
+            beside = torch.full((rows + 40, columns + 40), math.nan, dtype=x.dtype)
+            beside = beside if layout == "c" else beside.t().contiguous().t()
+            inside = beside[20 : 20 + rows, 20 : 20 + columns]
+            factors.append(inside.copy_(x))
+        a, b = factors
+        exact, sizes = a.double() @ b.double(), a.double().abs() @ b.double().abs()
+        as_right(OPS.mm(a, b), exact.to(a.dtype), exact, sizes, k)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_tall_factor_times_few_columns(dtype):
     """A classifier's head over more rows than a thread may have of few numbers."""

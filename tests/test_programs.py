@@ -302,7 +302,7 @@ def test_results_are_changed_in_place():
         x = torch.randn(BATCH, WIDTH, requires_grad=True)
         weight = torch.ones(WIDTH, requires_grad=True)
         r = x * 2
-        y = F.dropout(x, P)
+        y = F.dropout(x * 3, P)
         y += r
         y = F.rms_norm(y, (WIDTH,), weight)
         y += r

@@ -511,9 +511,9 @@ def test_any_number_of_threads(mode):
     finally:
         torch.set_num_threads(threads)
     for other in found[1:]:
-        # Sums over all rows are stock's.
-        assert all(map(torch.equal, found[0][:5], other[:5]))
-        torch.testing.assert_close(found[0], other)
+        # Sums over all rows are stock's; on Intel's CPUs all products are, and MKL's depend on the threads.
+        assert INTEL or all(map(torch.equal, found[0][:5], other[:5]))
+        torch.testing.assert_close(found[0], other, **({"rtol": 1e-4, "atol": 1e-4} if INTEL else {}))
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -584,10 +584,14 @@ def test_lstms_of_onednn(dtype):
     many, few = 64, 8
     if dtype == torch.bfloat16 and "avx512bw" not in CPU_FLAGS:
         pytest.skip("oneDNN has none of bfloat16")
-    always = onednn_has_the_products(dtype)
+    level = torch.backends.cpu.get_cpu_capability()
+    squares = dtype == torch.bfloat16 and "amx_bf16" in CPU_FLAGS and level == "AVX512"
+    always = onednn_has_the_products(dtype) and not squares
     assert handed(layers, many) == handed(layers, few) == always  # their gradients are wanted
     with torch.no_grad():
-        assert handed(layers, many) and handed(layers, many, packed=True) and handed(layers, few) == always
+        assert handed(layers, many) and handed(layers, many, packed=True)
+        assert handed(layers, few) == (always or squares)
+        assert not (squares and handed(module("lstm", 6, 512, dtype), many))
         assert not handed(layers, many, packed=True, lengths=[5] * (many - 1) + [4])
         assert not handed(module("lstm_projected", 6, 8, dtype), many)
         with torch.backends.mkldnn.flags(enabled=False):

@@ -240,6 +240,13 @@ def test_threads():
         x = I.make(I.LARGE, dtype)
         matrix = maps(5, 131, 97)
         I.same_for_any_number_of_threads(lambda x=x, matrix=matrix: F.warp(x, matrix))
+        for layout in I.LAYOUTS:
+            one = I.make(I.ONE, dtype, layout)
+            for how in ("nearest", "bilinear"):
+                for k in range(3):
+                    options = {"matrix": matrix[k], "size": (333, 280), "interpolation": how}
+                    I.same_for_any_number_of_threads(lambda one=one, options=options: F.warp(one, **options))
+            I.same_for_any_number_of_threads(lambda one=one: F.resized_crop(one, 3, 5, 300, 280, (333, 290)))
 
 
 def test_nothing_there():

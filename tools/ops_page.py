@@ -293,6 +293,7 @@ CALLS = {
     **{name: recurrent_layer(name) for name in ("rnn_layer_forward", "rnn_layer_backward")},
     "color_images": lambda x: r.color_images(pictures(x), torch.ones(ROWS, 1, dtype=torch.int64), torch.ones(ROWS, 1)),
     "normalize_images": lambda x: r.normalize_images(pictures(x), torch.ones(3), torch.ones(3)),
+    "mix_images": lambda x: r.mix_images(pictures(x), torch.ones(ROWS)),
     "warp_images": lambda x: r.warp_images(pictures(x), torch.eye(3).expand(ROWS, 3, 3), [32, 32]),
     "crop_images": lambda x: r.crop_images(
         pictures(x), torch.ones(ROWS, 2, dtype=torch.int64), torch.ones(ROWS, 2) > 0, [32, 32]

@@ -9,9 +9,9 @@
 namespace rusttorch {
 namespace {
 
-template <class T, class Item>
-class Forward : QueryPart<T, Item> {
-  using Base = QueryPart<T, Item>;
+template <class T, class Item, class Micro>
+class Forward : QueryPart<T, Item, Micro> {
+  using Base = QueryPart<T, Item, Micro>;
   using Base::a, Base::factor_, Base::in_item, Base::j_, Base::kept_, Base::lowest_score, Base::n_, Base::row;
   using typename Base::C, typename Base::Use, typename Base::V;
 
@@ -19,25 +19,25 @@ class Forward : QueryPart<T, Item> {
   using Base::Base;
 
   void run() {
-    const int64_t keys_row = Base::row_of(a.size), columns_row = round_up(a.value_size, lanes<V>);
+    const int64_t keys_row = Base::row_of(a.size);
     const T *k = static_cast<const T*>(a.k.data), *v = static_cast<const T*>(a.v.data);
     const Item* const queries = Base::turned(static_cast<const T*>(a.q.data), a.q.row, a.queries, a.size,
                                              scratch<Item, Use::turned_queries>(Base::turned_size(a.size)));
     Item* const keys = scratch<Item, Use::keys>(keys_together * keys_row);
-    Item* const columns = scratch<Item, Use::value_columns>(keys_together * columns_row);
+    Item* const columns = scratch<Item, Use::value_columns>(Base::columns_size(a.value_size));
     result_ = scratch<C, Use::result>(queries_together * Base::size_of(a.value_size));
     scores_ = scratch<C, Use::scores>(keys_together * row);
     weights_ = reinterpret_cast<Item*>(scores_);
     if (in_item > 1) weights_ = scratch<Item, Use::weights>(keys_together * row);
     std::fill_n(largest_, queries_together, lowest_score);
     Base::each_keys([&] {
-      pack_rows(Block<T>{k + j_ * a.k.row, a.k.row, 1, n_, a.size}, keys_row, keys);
-      pack_columns(Block<T>{v + j_ * a.v.row, a.v.row, 1, n_, a.value_size}, columns_row, columns);
+      pack_steps<Micro>(Block<T>{k + j_ * a.k.row, a.k.row, 1, n_, a.size}, keys_row, keys);
+      Base::pack_key_columns(v + j_ * a.v.row, a.v.row, a.value_size, columns);
       Base::each_panel([&](int64_t panel) {
         Base::fetch(panel);
         Base::multiply_rows(keys, keys_row, queries, a.size, panel, scores_);
         Base::each_vector(panel, [&](int64_t at) { weigh(at); });
-        Base::multiply_columns(columns, columns_row, weights_, a.value_size, panel, result_, j_ > 0);
+        Base::multiply_columns(columns, weights_, a.value_size, panel, result_, j_ > 0);
       });
     });
     finish();
@@ -85,6 +85,11 @@ class Forward : QueryPart<T, Item> {
         store(weights_ + r * row + at, weight(r));
       }
     }
+    if constexpr (in_item > 1) {
+      for (int64_t i = divide_up(all, in_item); i < Base::read(at) / in_item; ++i) {
+        store(weights_ + i * row + at, bits_t<V>{});
+      }
+    }
     store(sums_ + at, sum);
   }
 
@@ -115,24 +120,30 @@ class Forward : QueryPart<T, Item> {
 };
 
 void forward(const AttentionArgs& a) {
-  with_type<floats>(a.dtype, [&]<class T>(T) { Forward<T, Compute<T>>(a).run(); });
+  with_type<floats>(a.dtype, [&]<class T>(T) { Forward<T, Compute<T>, ByVectors<Vector<Compute<T>>>>(a).run(); });
 }
 void backward(const AttentionArgs& a) {
-  with_type<floats>(a.dtype, [&]<class T>(T) { Backward<T, Compute<T>>(a).run(); });
+  with_type<floats>(a.dtype, [&]<class T>(T) { Backward<T, Compute<T>, ByVectors<Vector<Compute<T>>>>(a).run(); });
 }
 
 constexpr Dtypes bfloat16 = 1 << int(Dtype::bf16);
 
 #if defined(__AVX512F__)
-void forward_of_pairs(const AttentionArgs& a) { Forward<bf16, Pair>(a).run(); }
-void backward_of_pairs(const AttentionArgs& a) { Backward<bf16, Pair>(a).run(); }
+using PairsByVectors = ByVectors<Vector<float>>;
+void forward_of_pairs(const AttentionArgs& a) { Forward<bf16, Pair, PairsByVectors>(a).run(); }
+void backward_of_pairs(const AttentionArgs& a) { Backward<bf16, Pair, PairsByVectors>(a).run(); }
+void forward_of_squares(const AttentionArgs& a) { Forward<bf16, Pair, BySquares>(a).run(); }
+void backward_of_squares(const AttentionArgs& a) { Backward<bf16, Pair, BySquares>(a).run(); }
 #else  // they are not asked for
 void forward_of_pairs(const AttentionArgs&) { __builtin_trap(); }
 void backward_of_pairs(const AttentionArgs&) { __builtin_trap(); }
+void forward_of_squares(const AttentionArgs&) { __builtin_trap(); }
+void backward_of_squares(const AttentionArgs&) { __builtin_trap(); }
 #endif
 
 }  // namespace
 }  // namespace rusttorch
 
 RUSTTORCH_DEFINE_TABLE(attention, AttentionArgs, {&forward, floats}, {&backward, floats}, {&forward_of_pairs, bfloat16},
-                       {&backward_of_pairs, bfloat16})
+                       {&backward_of_pairs, bfloat16}, {&forward_of_squares, bfloat16},
+                       {&backward_of_squares, bfloat16})

@@ -81,12 +81,14 @@ struct AttentionArgs {
 };
 
 // forward: one head, at most queries_together. backward: heads that share their keys and values, all of the queries.
-// ..._of_pairs: of bfloat16 on a CPU with AVX512-BF16.
+// ..._of_pairs: of bfloat16 on a CPU with AVX512-BF16, ..._of_squares: with AMX.
 #define RUSTTORCH_ATTENTION(X) \
   X(forward)                   \
   X(backward)                  \
   X(forward_of_pairs)          \
-  X(backward_of_pairs)
+  X(backward_of_pairs)         \
+  X(forward_of_squares)        \
+  X(backward_of_squares)
 
 }  // namespace rusttorch
 

@@ -16,19 +16,18 @@ struct KeySums {
   int64_t k_row, v_row;
 };
 
-template <class T, class Item>
-class BackwardPart : QueryPart<T, Item> {
-  using Base = QueryPart<T, Item>;
+template <class T, class Item, class Micro>
+class BackwardPart : QueryPart<T, Item, Micro> {
+  using Base = QueryPart<T, Item, Micro>;
   using Base::a, Base::factor_, Base::in_item, Base::j_, Base::kept_, Base::lowest_score, Base::n_, Base::row;
-  using Base::width;
+  using Base::in_steps, Base::width;
   using typename Base::C, typename Base::Use, typename Base::V;
 
  public:
   using Base::Base;
 
   void run(const KeySums<C>& sums) {
-    const int64_t keys_row = Base::row_of(a.size), columns_row = round_up(a.size, lanes<V>);
-    const int64_t values_row = Base::row_of(a.value_size);
+    const int64_t keys_row = Base::row_of(a.size), values_row = Base::row_of(a.value_size);
     const T *q = static_cast<const T*>(a.q.data), *k = static_cast<const T*>(a.k.data);
     const T *v = static_cast<const T*>(a.v.data), *grad = static_cast<const T*>(a.grad_out.data);
     const Item* const turned_queries =
@@ -40,28 +39,28 @@ class BackwardPart : QueryPart<T, Item> {
     const Item* const grads =
         in_panels(grad, a.grad_out.row, a.value_size, scratch<Item, Use::grads>(queries_together * sums.v_row));
     Item* const keys = scratch<Item, Use::keys>(keys_together * keys_row);
-    Item* const key_columns = scratch<Item, Use::key_columns>(keys_together * columns_row);
+    Item* const key_columns = scratch<Item, Use::key_columns>(Base::columns_size(a.size));
     Item* const values = scratch<Item, Use::values>(keys_together * values_row);
     C* const result = scratch<C, Use::result>(queries_together * Base::size_of(a.size));
     weights_ = scratch<C, Use::scores>(keys_together * row);
     slopes_ = scratch<C, Use::slopes>(keys_together * row);
     if constexpr (in_item > 1) {
       slope_columns_ = scratch<Item, Use::weights>(keys_together * row);
-      narrow_weights_ = scratch<T, Use::narrow_scores>(keys_together * row);
-      narrow_slopes_ = scratch<T, Use::narrow_slopes>(keys_together * row);
+      narrow_weights_ = scratch<T, Use::narrow_scores>(keys_together * narrow_row);
+      narrow_slopes_ = scratch<T, Use::narrow_slopes>(keys_together * narrow_row);
     }
     read_queries();
     Base::each_keys([&] {
-      const Block<T> key_block{k + j_ * a.k.row, a.k.row, 1, n_, a.size};
-      pack_rows(key_block, keys_row, keys);
-      pack_columns(key_block, columns_row, key_columns);
-      pack_rows(Block<T>{v + j_ * a.v.row, a.v.row, 1, n_, a.value_size}, values_row, values);
+      const T* const part_of_k = k + j_ * a.k.row;
+      pack_steps<Micro>(Block<T>{part_of_k, a.k.row, 1, n_, a.size}, keys_row, keys);
+      Base::pack_key_columns(part_of_k, a.k.row, a.size, key_columns);
+      pack_steps<Micro>(Block<T>{v + j_ * a.v.row, a.v.row, 1, n_, a.value_size}, values_row, values);
       Base::each_panel([&](int64_t panel) {
         Base::fetch(panel);
         Base::multiply_rows(keys, keys_row, turned_queries, a.size, panel, weights_);
         Base::multiply_rows(values, values_row, turned_grads, a.value_size, panel, slopes_);
         Base::each_vector(panel, [&](int64_t at) { differentiate(at); });
-        Base::multiply_columns(key_columns, columns_row, slope_columns(), a.size, panel, result, j_ > 0);
+        Base::multiply_columns(key_columns, slope_columns(), a.size, panel, result, j_ > 0);
       });
       add_rows(weights(), grads, a.value_size, sums.v + j_ * sums.v_row, sums.v_row);
       add_rows(slopes(), queries, a.size, sums.k + j_ * sums.k_row, sums.k_row);
@@ -73,7 +72,7 @@ class BackwardPart : QueryPart<T, Item> {
 
  private:
   const Item* in_panels(const T* from, int64_t from_row, int64_t size, Item* to) const {
-    pack_neighbours<width>(Block<T>{from, from_row, 1, a.queries, size}, to);
+    pack_columns<Micro>(Block<T>{from, from_row, 1, a.queries, size}, to);
     return to;
   }
 
@@ -138,13 +137,23 @@ class BackwardPart : QueryPart<T, Item> {
         store(slope_columns_ + r / 2 * row + at, pairs_of(first.slope, second.slope));
       }
     }
-    // A tile of keys may have some that these queries do not see.
-    for (int64_t r = all; r < std::min(n_, all + tile_rows<V>); ++r) put(r, at, V{}, V{});
+    if constexpr (in_item > 1) {
+      for (int64_t i = divide_up(all, in_item); i < Base::read(at) / in_item; ++i) {
+        store(slope_columns_ + i * row + at, bits_t<V>{});
+      }
+    }
+    // A tile of keys may have some that these queries do not see, and a step begins with queries that see none of it.
+    const int64_t more = Micro::rows + (in_steps ? lanes<V> : 0);
+    for (int64_t r = all; r < std::min(n_, all + more); ++r) put(r, at, V{}, V{});
+    // A step has two vectors of queries, also where one of them is beyond the last query.
+    if (in_steps && at % width == 0 && at + lanes<V> >= a.queries) {
+      for (int64_t r = 0; r < n_; ++r) put(r, at + lanes<V>, V{}, V{});
+    }
   }
   void put(int64_t r, int64_t at, V weight, V slope) {
     if constexpr (in_item > 1) {
-      store(&narrow_weights_[r * row + at].bits, to_bf16(weight));
-      store(&narrow_slopes_[r * row + at].bits, to_bf16(slope));
+      store(&narrow_weights_[r * narrow_row + at].bits, to_bf16(weight));
+      store(&narrow_slopes_[r * narrow_row + at].bits, to_bf16(slope));
     } else {
       store(weights_ + r * row + at, weight);
       store(slopes_ + r * row + at, slope);
@@ -152,20 +161,25 @@ class BackwardPart : QueryPart<T, Item> {
   }
 
   // to[key][of size] += rows[key][items of queries] times what the queries have in panels.
-  void add_rows(const Item* rows, const Item* panels, int64_t size, C* to, int64_t to_row) const {
-    const int64_t items = divide_up(a.queries, in_item), next = row / in_item;
+  void add_rows(const Item* rows, const Item* panels, int64_t size, C* to, int64_t to_row) {
+    const int64_t items = Base::items(a.queries), next = in_item > 1 ? narrow_row / in_item : row;
     for (int64_t c = 0; c < size; c += width) {
       for (int64_t r = 0, count; r < n_; r += count) {
-        count = next_rows<V>(n_ - r);
-        // The first one that sees the tile's first key.
-        const int64_t first = a.causal ? std::max<int64_t>(0, j_ + r - a.first_query) / in_item : 0;
+        count = Micro::next_rows(n_ - r);
+        // The step with the first one that sees the tile's first key.
+        const int64_t query = a.causal ? std::max<int64_t>(0, j_ + r - a.first_query) / in_item : 0;
+        const int64_t first = query / Micro::step * Micro::step;
         C* const at = to + r * to_row + c;
-        multiply_tile<V, false>(count, size - c, items - first,
-                                Tile<C, Item, Item>{rows + r * next + first, next, panels + c * items + first * width,
-                                                    width, 16 * width, at, to_row, at, to_row});
+        Base::micro_.template multiply<false>(
+            count, size - c, items - first,
+            Tile<C, Item, Item>{rows + r * next + first, next, panels + c * items + first * width, width, 16 * width,
+                                at, to_row, at, to_row});
       }
     }
   }
+
+  // Of weights and slopes in 16 bits: whole lines.
+  static constexpr int64_t narrow_row = queries_together + cache_line / int64_t(sizeof(T));
 
   C *weights_ = nullptr, *slopes_ = nullptr;  // [key][query]
   Item* slope_columns_ = nullptr;
@@ -173,7 +187,7 @@ class BackwardPart : QueryPart<T, Item> {
   alignas(cache_line) C bases_[queries_together], deltas_[queries_together];
 };
 
-template <class T, class Item>
+template <class T, class Item, class Micro>
 class Backward {
   using C = Compute<T>;
   using V = Vector<C>;
@@ -196,7 +210,7 @@ class Backward {
       if (!is_last) next = part_of(a, k + 1);
       if (is_last && a.next) next = part_of(*a.next, 0);
       part.next = is_last && !a.next ? nullptr : &next;
-      BackwardPart<T, Item>(part).run(sums);
+      BackwardPart<T, Item, Micro>(part).run(sums);
     }
     put_rows(sums.k, k_row, a.size, C(a.scale), a.grad_k);
     put_rows(sums.v, v_row, a.value_size, 1, a.grad_v);

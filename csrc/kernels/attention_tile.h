@@ -8,7 +8,7 @@
 
 #include "attention.h"
 #include "math.h"
-#include "matmul_tile.h"
+#include "matmul_amx.h"
 #include "runs.h"
 #include "twister.h"
 
@@ -96,16 +96,16 @@ void turn(Block<M> x, lane_t<V>* to, int64_t to_row, F f) {
 }
 
 // to = a b, or it is added: m rows of a, as they lie or as columns (matmul_tile.h), and a panel of b's columns.
-template <class V, bool columns_of_a, class Item>
-void multiply_panel(const Item* a, int64_t a_next, int64_t m, const Item* b, int64_t b_row, int64_t columns,
-                    int64_t items, lane_t<V>* to, int64_t to_row, bool adds) {
+template <bool columns_of_a, class Micro, class C, class Item>
+void multiply_panel(Micro& micro, const Item* a, int64_t a_next, int64_t m, const Item* b, int64_t b_row,
+                    int64_t columns, int64_t items, C* to, int64_t to_row, bool adds) {
   if (items == 0) return;
   for (int64_t r = 0, rows; r < m; r += rows) {
-    rows = next_rows<V>(m - r);
-    lane_t<V>* const at = to + r * to_row;
-    multiply_tile<V, columns_of_a>(rows, columns, items,
-                                   Tile<lane_t<V>, Item, Item>{a + r * (columns_of_a ? 1 : a_next), a_next, b, b_row,
-                                                               16 * b_row, adds ? at : nullptr, to_row, at, to_row});
+    rows = Micro::next_rows(m - r);
+    C* const at = to + r * to_row;
+    micro.template multiply<columns_of_a>(rows, columns, items,
+                                          Tile<C, Item, Item>{a + r * (columns_of_a ? 1 : a_next), a_next, b, b_row,
+                                                              16 * b_row, adds ? at : nullptr, to_row, at, to_row});
   }
 }
 
@@ -124,12 +124,15 @@ RT_INLINE bits_t<V> pairs_of(V first, V second) {
 #endif
 
 // A part of the queries of a head, at most queries_together.
-template <class T, class Item>
+template <class T, class Item, class Micro>
 class QueryPart {
  protected:
   using C = Compute<T>;
   using V = Vector<C>;
-  static constexpr int64_t in_item = numbers_in<Item>, width = tile_columns<V>;
+  static constexpr int64_t in_item = numbers_in<Item>, width = Micro::columns;
+  // Whether what is multiplied comes in steps of several items (BySquares): then what has keys as columns lies in rows
+  // of them, and what a step or a vector of a panel has too much is 0.
+  static constexpr bool in_steps = Micro::step > 1;
   // Of scores: an odd number of cache lines.
   static constexpr int64_t row = queries_together + cache_line / int64_t(sizeof(C));
   static constexpr C lowest_score = -std::numeric_limits<C>::infinity();
@@ -165,17 +168,29 @@ class QueryPart {
   }
 
  protected:
+  static int64_t items(int64_t size) { return items_of<Item, Micro>(size); }
   // Items of so many numbers, in an odd number of cache lines.
   static int64_t row_of(int64_t size) {
-    const int64_t bytes = divide_up(size, in_item) * int64_t(sizeof(Item));
+    const int64_t bytes = items(size) * int64_t(sizeof(Item));
     return (divide_up(bytes, cache_line) | 1) * cache_line / int64_t(sizeof(Item));
   }
 
   // Queries, or what has one row for each of them, in panels [panel][items of size][width].
-  static int64_t turned_size(int64_t size) { return divide_up(size, in_item) * queries_together; }
+  static int64_t turned_size(int64_t size) { return items(size) * queries_together; }
   static const Item* turned(const T* from, int64_t from_row, int64_t count, int64_t size, Item* to) {
-    pack_others<width>(Block<T>{from, 1, from_row, size, count}, to);
+    pack_columns<Micro>(Block<T>{from, 1, from_row, size, count}, to);
     return to;
+  }
+
+  // What the keys have in columns, [items of keys][of size]; in steps [of size][items of keys].
+  static int64_t columns_row(int64_t size) { return in_steps ? row_of(keys_together) : round_up(size, lanes<V>); }
+  static int64_t columns_size(int64_t size) { return (in_steps ? size : keys_together) * columns_row(size); }
+  void pack_key_columns(const T* from, int64_t from_row, int64_t size, Item* to) const {
+    if constexpr (in_steps) {
+      pack_steps<Micro>(Block<T>{from, 1, from_row, size, n_}, columns_row(size), to);
+    } else {
+      pack_columns(Block<T>{from, from_row, 1, n_, size}, columns_row(size), to);
+    }
   }
 
   // Of the keys from j on, n of them, how many the queries before `end` see.
@@ -208,23 +223,31 @@ class QueryPart {
     for (int64_t at = panel; at < std::min(panel + width, a.queries); at += lanes<V>) f(at);
   }
 
-  // scores[key][query] = rows of keys times turned queries, of a panel, for the keys that its queries see.
-  void multiply_rows(const Item* rows, int64_t next, const Item* turned, int64_t size, int64_t panel, C* to) const {
-    const int64_t items = divide_up(size, in_item), first = seen(panel + lanes<V>), all = seen(panel + width);
-    const Item* const b = turned + panel * items;
-    multiply_panel<V, false>(rows, next, first, b, width, a.queries - panel, items, to + panel, row, false);
-    // The rest is seen by the second vector of queries alone.
-    multiply_panel<V, false>(rows + first * next, next, all - first, b + lanes<V>, width, lanes<V>, items,
-                             to + first * row + panel + lanes<V>, row, false);
+  // How many keys' weights by a vector of queries are read: of those that it does not see they are 0.
+  int64_t read(int64_t at) const {
+    return in_steps ? items(seen(at / width * width + width)) * in_item : seen(at + lanes<V>);
   }
-  // to[of size][query] = or += columns[items of keys][of size] times weights[items of keys][query], of a panel.
-  void multiply_columns(const Item* columns, int64_t next, const Item* weights, int64_t size, int64_t panel, C* to,
-                        bool adds) const {
-    const int64_t first = divide_up(seen(panel + lanes<V>), in_item), all = divide_up(seen(panel + width), in_item);
+
+  // scores[key][query] = rows of keys times turned queries, of a panel, for the keys that its queries see.
+  void multiply_rows(const Item* rows, int64_t next, const Item* turned, int64_t size, int64_t panel, C* to) {
+    const int64_t items = this->items(size), all = seen(panel + width);
+    const int64_t first = in_steps ? all : seen(panel + lanes<V>);
+    const Item* const b = turned + panel * items;
+    multiply_panel<false>(micro_, rows, next, first, b, width, a.queries - panel, items, to + panel, row, false);
+    // The rest is seen by the second vector of queries alone.
+    multiply_panel<false>(micro_, rows + first * next, next, all - first, b + lanes<V>, width, lanes<V>, items,
+                          to + first * row + panel + lanes<V>, row, false);
+  }
+  // to[of size][query] = or += what keys have in columns times weights[items of keys][query], of a panel.
+  void multiply_columns(const Item* columns, const Item* weights, int64_t size, int64_t panel, C* to, bool adds) {
+    const int64_t all = items(seen(panel + width)), first = in_steps ? all : items(seen(panel + lanes<V>));
+    const int64_t next = columns_row(size);
     C* const at = to + panel * size_of(size);
-    multiply_panel<V, true>(columns, next, size, weights + panel, row, a.queries - panel, first, at, width, adds);
-    multiply_panel<V, true>(columns + first * next, next, size, weights + first * row + panel + lanes<V>, row, lanes<V>,
-                            all - first, at + lanes<V>, width, true);
+    multiply_panel<!in_steps>(micro_, columns, next, size, weights + panel, row, a.queries - panel, first, at, width,
+                              adds);
+    if (first == all) return;
+    multiply_panel<!in_steps>(micro_, columns + first * next, next, size, weights + first * row + panel + lanes<V>, row,
+                              lanes<V>, all - first, at + lanes<V>, width, true);
   }
   // Of what multiply_columns makes, [panel][size][width], so that whole squares can be turned.
   static int64_t size_of(int64_t size) { return round_up(size, lanes<V>); }
@@ -283,6 +306,7 @@ class QueryPart {
   }
 
   const AttentionArgs& a;
+  [[no_unique_address]] Micro micro_;
   const C factor_;  // from a product to an exponent
   const int64_t seen_keys_;
   int64_t j_ = 0, n_ = 0;

@@ -1,6 +1,7 @@
 #include "color.h"
 
 #include <array>
+#include <cmath>
 
 #include "pixels.h"
 
@@ -125,8 +126,9 @@ class Image {
  public:
   using Pieces = Block<channels>;
 
-  Image(const T* in, T* out, int64_t pixels, bool stream)
-      : in_{in, pixels}, out_{out, pixels, stream}, pixels_(pixels) {}
+  // Of all its pixels, those from begin to end are changed.
+  Image(const T* in, T* out, int64_t pixels, int64_t begin, int64_t end, bool stream)
+      : in_{in, pixels}, out_{out, pixels, stream}, pixels_(pixels), begin_(begin), end_(end) {}
 
   void change(const int64_t* which, const float* factors, int64_t count, Step* steps) {
     int64_t made = 0;
@@ -139,16 +141,24 @@ class Image {
       ++made;
     }
     if (made == 0) {
-      if (in_.image != out_.image) std::memcpy(out_.image, in_.image, size_t(pixels_ * channels) * sizeof(T));
+      if (in_.image != out_.image) {
+        each_run([&](int64_t at, int64_t n) { std::memcpy(out_.image + at, in_.image + at, size_t(n) * sizeof(T)); });
+      }
     } else if (made == 1 && is_bytes && steps[0].which == ColorStep::equalize) {
       equalize_bytes(steps[0]);
+    } else if (made == 1 && is_bytes && is_of_bits(steps[0].which)) {
+      each_run([&](int64_t at, int64_t n) { change_bits(steps[0], in_.image + at, out_.image + at, n); });
     } else if (made == 1 && steps[0].which != ColorStep::equalize) {
+      const bool looks = steps[0].which == ColorStep::contrast || steps[0].which == ColorStep::autocontrast;
       with_formula<T, channels>(steps[0], [&](auto formula) {
-        along(pixels_,
-              [&](int64_t i, auto whole) { out_.put(i, pixels_ - i, formula(in_.get(i, pixels_ - i, whole)), whole); });
+        along(end_ - begin_, [&](int64_t k, auto whole) {
+          const int64_t i = begin_ + k;
+          if (whole && looks) fetch_next(i);
+          out_.put(i, end_ - i, formula(in_.get(i, end_ - i, whole)), whole);
+        });
       });
     } else {
-      each_block(steps, made, [&](Pieces& block, int64_t begin) {
+      each_block(begin_, end_, steps, made, [&](Pieces& block, int64_t begin) {
         along(block.count, [&](int64_t i, auto whole) { out_.put(begin + i, block.count - i, block.get(i), whole); });
       });
     }
@@ -162,16 +172,60 @@ class Image {
     return image + c * (interleaved ? 1 : pixels_);
   }
 
+  // The same pixels of the image after this one, which is looked at while nothing can be written.
+  RT_INLINE void fetch_next(int64_t i) const {
+    if (is_bytes) return;
+    for (int k = 0; k < channels; ++k) {
+      const int64_t at = interleaved ? 3 * i + k * lanes<Pixels> : k * pixels_ + i;
+      _mm_prefetch(reinterpret_cast<const char*>(in_.image + channels * pixels_ + at), _MM_HINT_T1);
+    }
+  }
+
   static bool does(ColorStep which) {
     const bool is_colored = channels == 3;
     return which != ColorStep::none && (is_colored || (which != ColorStep::saturation && which != ColorStep::hue));
   }
 
+  // f(at, n) for the numbers that are side by side.
   template <class F>
-  void each_block(const Step* steps, int64_t count, F f) {
+  void each_run(F f) const {
+    constexpr int64_t planes = interleaved ? 1 : channels, size = interleaved ? channels : 1;
+    if (end_ - begin_ == pixels_) return f(0, channels * pixels_);
+    for (int64_t c = 0; c < planes; ++c) f(c * pixels_ + begin_ * size, (end_ - begin_) * size);
+  }
+
+  // What is done to bytes as they are.
+  static bool is_of_bits(ColorStep which) {
+    return which == ColorStep::invert || which == ColorStep::solarize || which == ColorStep::posterize;
+  }
+  template <class B>
+  static void change_bits(const Step& step, const B* x, B* y, int64_t n) {
+    using V = Vector<uint8_t>;
+    const auto each = [&](auto formula) {
+      int64_t i = 0;
+      for (; i + vector_bytes <= n; i += vector_bytes) store(y + i, V(formula(load<V>(x + i))));
+      if (i == n) return;
+      uint8_t last[vector_bytes] = {};
+      std::memcpy(last, x + i, size_t(n - i));
+      store(last, V(formula(load<V>(last))));
+      std::memcpy(y + i, last, size_t(n - i));
+    };
+    if (step.which == ColorStep::posterize) {
+      const int bits = int(std::min(8.f, std::max(0.f, step.factor)));
+      const auto kept = uint8_t(256 - (1 << (8 - bits)));
+      return each([=](V v) { return v & kept; });
+    }
+    const bool all = step.which == ColorStep::invert || step.factor <= 0;
+    if (!all && !(step.factor <= 255)) return each([](V v) { return v; });
+    const auto least = all ? uint8_t(0) : uint8_t(std::ceil(step.factor));
+    each([=](V v) { return v ^ V(v >= least); });
+  }
+
+  template <class F>
+  void each_block(int64_t first, int64_t end, const Step* steps, int64_t count, F f) {
     Pieces block;
-    for (int64_t begin = 0; begin < pixels_; begin += at_once) {
-      block.count = std::min(at_once, pixels_ - begin);
+    for (int64_t begin = first; begin < end; begin += at_once) {
+      block.count = std::min(at_once, end - begin);
       along(block.count, [&](int64_t i, auto whole) { block.put(i, in_.get(begin + i, block.count - i, whole)); });
       for (int64_t k = 0; k < count; ++k) apply(steps[k], block);
       f(block, begin);
@@ -194,13 +248,27 @@ class Image {
     }
   }
 
+  // f(count, get) for the pixels as the steps before leave them, so many at a time: get(i, whole) is of those from i
+  // on.
+  template <class F>
+  RT_INLINE void each_before(const Step* before, int64_t count, F f) {
+    if (count > 0) {
+      return each_block(0, pixels_, before, count,
+                        [&](Pieces& block, int64_t) { f(block.count, [&](int64_t i, auto) { return block.get(i); }); });
+    }
+    for (int64_t begin = 0; begin < pixels_; begin += at_once) {
+      const int64_t n = std::min(at_once, pixels_ - begin);
+      f(n, [&](int64_t i, auto whole) { return in_.get(begin + i, n - i, whole); });
+    }
+  }
+
   void look_at_mean(Step& step, const Step* before, int64_t count) {
     double sum = 0;
-    each_block(before, count, [&](Pieces& block, int64_t) {
+    each_before(before, count, [&](int64_t n, auto get) {
       Pixels part{};
-      along(block.count, [&](int64_t i, auto whole) {
-        const Pixels gray = gray_of<T, channels>(block.get(i));
-        part += whole ? gray : keep_part(gray, block.count - i, 0);
+      along(n, [&](int64_t i, auto whole) {
+        const Pixels gray = gray_of<T, channels>(get(i, whole));
+        part += whole ? gray : keep_part(gray, n - i, 0);
       });
       sum += double(sum_lanes(part));
     });
@@ -208,20 +276,19 @@ class Image {
   }
 
   void look_at_range(Step& step, const Step* before, int64_t count) {
+    constexpr float infinity = std::numeric_limits<float>::infinity();
     Pixels least[channels], most[channels];
     for (int c = 0; c < channels; ++c) {
-      least[c] = splat<Pixels>(std::numeric_limits<float>::infinity());
+      least[c] = splat<Pixels>(infinity);
       most[c] = -least[c];
     }
-    each_block(before, count, [&](Pieces& block, int64_t) {
-      for (int c = 0; c < channels; ++c) {
-        for (int64_t i = block.count; i % lanes<Pixels> != 0; ++i) block.channel(c)[i] = block.channel(c)[0];
-      }
-      along(block.count, [&](int64_t i, auto) {
-        const Colors x = block.get(i);
+    each_before(before, count, [&](int64_t n, auto get) {
+      along(n, [&](int64_t i, auto whole) {
+        const Colors x = get(i, whole);
         for (int c = 0; c < channels; ++c) {
-          least[c] = smallest(least[c], x.channel[c]);
-          most[c] = largest(most[c], x.channel[c]);
+          const Pixels v = x.channel[c];
+          least[c] = smallest(least[c], whole ? v : keep_part(v, n - i, infinity));
+          most[c] = largest(most[c], whole ? v : keep_part(v, n - i, -infinity));
         }
       });
     });
@@ -259,7 +326,7 @@ class Image {
     if (is_bytes && count == 0) {
       for (int c = 0; c < channels; ++c) count_bytes(channel_of(in_.image, c), step_of_pixels, pixels_, counts[c]);
     } else {
-      each_block(before, count, [&](Pieces& block, int64_t) {
+      each_block(0, pixels_, before, count, [&](Pieces& block, int64_t) {
         int32_t bytes[at_once];
         for (int c = 0; c < channels; ++c) {
           to_bytes(block.channel(c), block.count, bytes);
@@ -288,7 +355,7 @@ class Image {
       for (int v = 0; v < 256; ++v) to[v] = uint8_t(step.to[size_t(c)][size_t(v)]);
       const T* x = channel_of(in_.image, c);
       T* y = channel_of(out_.image, c);
-      for (int64_t i = 0; i < pixels_; ++i) y[i * step_of_pixels] = to[uint8_t(x[i * step_of_pixels])];
+      for (int64_t i = begin_; i < end_; ++i) y[i * step_of_pixels] = to[uint8_t(x[i * step_of_pixels])];
     }
   }
   static void equalize(const Step& step, Pieces& block) {
@@ -303,7 +370,7 @@ class Image {
 
   View<const T, channels, interleaved> in_;
   View<T, channels, interleaved> out_;
-  int64_t pixels_;
+  int64_t pixels_, begin_, end_;
 };
 
 template <class T, int channels, bool interleaved>
@@ -314,7 +381,8 @@ void change(const ColorArgs& a) {
     T* out = static_cast<T*>(a.out) + at;
     const bool stream =
         a.stream && a.pixels % lanes<Pixels> == 0 && reinterpret_cast<uintptr_t>(out) % vector_bytes == 0;
-    Image<T, channels, interleaved> image(static_cast<const T*>(a.in) + at, out, a.pixels, stream);
+    const int64_t begin = a.begin * color_unit, end = std::min(a.end * color_unit, a.pixels);
+    Image<T, channels, interleaved> image(static_cast<const T*>(a.in) + at, out, a.pixels, begin, end, stream);
     image.change(a.which + n * a.steps, a.factors + n * a.steps, a.steps, steps);
   }
   if (a.stream) _mm_sfence();
@@ -328,20 +396,24 @@ void change(const ColorArgs& a) {
 void change(const ColorArgs& a) { a.bytes ? change<uint8_t>(a) : change<float>(a); }
 
 // n numbers, of which each takes the next of `period` factors; or all the same, of a period of 0.
-template <class T, bool stream>
+template <bool stream, bool repeats, class T>
 void scale_row(const T* x, float* y, int64_t n, const float* scale, const float* shift, int64_t period) {
   int64_t at = 0;
-  for (int64_t i = 0; i < n; i += lanes<Pixels>) {
-    const Pixels a = period ? load<Pixels>(scale + at) : splat<Pixels>(*scale);
-    const Pixels b = period ? load<Pixels>(shift + at) : splat<Pixels>(*shift);
-    const Pixels v = load_pixels(x + i, n - i) * a + b;
-    if (stream && i + lanes<Pixels> <= n) {
-      stream_out(y + i, v);
-    } else {
-      store_pixels(y + i, v, n - i);
+  Pixels a = splat<Pixels>(*scale), b = splat<Pixels>(*shift);
+  along(n, [&](int64_t i, auto whole) {
+    if (repeats) {
+      a = load<Pixels>(scale + at);
+      b = load<Pixels>(shift + at);
+      if ((at += lanes<Pixels>) == period) at = 0;
     }
-    if (period && (at += lanes<Pixels>) == period) at = 0;
-  }
+    if (whole) {
+      fetch_ahead(x + i);
+      const Pixels v = load_pixels(x + i) * a + b;
+      stream ? stream_out(y + i, v) : store_pixels(y + i, v);
+    } else {
+      store_pixels(y + i, load_pixels(x + i, n - i) * a + b, n - i);
+    }
+  });
 }
 
 template <class T>
@@ -351,15 +423,41 @@ void scale_and_shift(const NormalizeArgs& a) {
     float* y = a.out + row * a.n;
     const int64_t c = a.interleaved ? 0 : row % a.channels, period = a.interleaved ? a.channels * normalize_period : 0;
     const bool stream = a.stream && reinterpret_cast<uintptr_t>(y) % vector_bytes == 0;
-    const auto run = stream ? scale_row<T, true> : scale_row<T, false>;
+    const auto run = a.interleaved ? (stream ? scale_row<true, true, T> : scale_row<false, true, T>)
+                                   : (stream ? scale_row<true, false, T> : scale_row<false, false, T>);
     run(x, y, a.n, a.scale + c, a.shift + c, period);
   }
   if (a.stream) _mm_sfence();
 }
 void scale_and_shift(const NormalizeArgs& a) { a.bytes ? scale_and_shift<uint8_t>(a) : scale_and_shift<float>(a); }
 
+// As lerp, from the nearer of the two.
+template <bool stream>
+void mix_row(const float* x, const float* before, float* y, int64_t n, float kept) {
+  const float* const nearer = kept < 0.5f ? before : x;
+  const float part = kept < 0.5f ? kept : kept - 1;
+  along(n, [&](int64_t i, auto whole) {
+    if (whole) fetch_ahead(x + i);
+    const int64_t left = whole ? lanes<Pixels> : n - i;
+    const Pixels apart = load_pixels(x + i, left) - load_pixels(before + i, left);
+    const Pixels v = load_pixels(nearer + i, left) + apart * part;
+    stream&& whole ? stream_out(y + i, v) : store_pixels(y + i, v, left);
+  });
+}
+void with_before(const MixArgs& a) {
+  for (int64_t row = a.begin; row < a.end; ++row) {
+    const int64_t image = row / a.channels, back = (image > 0 ? 1 : 1 - a.images) * a.channels * a.n;
+    const float* x = a.in + row * a.n;
+    float* y = a.out + row * a.n;
+    const bool stream = a.stream && reinterpret_cast<uintptr_t>(y) % vector_bytes == 0;
+    (stream ? mix_row<true> : mix_row<false>)(x, x - back, y, a.n, a.kept[image]);
+  }
+  if (a.stream) _mm_sfence();
+}
+
 }  // namespace
 }  // namespace rusttorch
 
 RUSTTORCH_DEFINE_TABLE(color, ColorArgs, {&change})
 RUSTTORCH_DEFINE_TABLE(normalize, NormalizeArgs, {&scale_and_shift})
+RUSTTORCH_DEFINE_TABLE(mix, MixArgs, {&with_before})

@@ -19,6 +19,7 @@ enum class ColorStep : uint8_t {
 };
 constexpr int color_steps = int(ColorStep::equalize) + 1;
 constexpr int64_t color_most_steps = 8;  // of an image
+constexpr int64_t color_unit = 64;
 
 // Several steps for each image, one after the other. Whole numbers stay whole after each.
 struct ColorArgs {
@@ -26,6 +27,7 @@ struct ColorArgs {
   bool interleaved;  // [pixels][3]; else [channels][pixels]
   bool stream;       // the output is too large for the cache: floats are written around it
   int64_t images, channels, pixels;
+  int64_t begin, end;  // of each image, so many pixels of the result, color_unit at a time
   const void* in;
   void* out;  // may be in
   int64_t steps;
@@ -62,10 +64,30 @@ struct NormalizeArgs {
 };
 constexpr int64_t normalize_period = 16;
 
+// Each image blended with the one before it, the first with the last: in kept + before (1 - kept). Rows of n floats:
+// each image's channels.
+struct MixArgs {
+  bool stream;  // the output is too large for the cache: write it around it
+  int64_t begin, end, n, channels;
+  int64_t images;
+  const float* in;
+  float* out;
+  const float* kept;  // of each image
+
+  MixArgs part(int64_t from, int64_t to) const {
+    MixArgs part = *this;
+    part.begin = from;
+    part.end = to;
+    return part;
+  }
+};
+
 #define RUSTTORCH_COLOR(X) X(change)
 #define RUSTTORCH_NORMALIZE(X) X(scale_and_shift)
+#define RUSTTORCH_MIX(X) X(with_before)
 
 }  // namespace rusttorch
 
 RUSTTORCH_DECLARE_FAMILY(color, ColorArgs, RUSTTORCH_COLOR)
 RUSTTORCH_DECLARE_FAMILY(normalize, NormalizeArgs, RUSTTORCH_NORMALIZE)
+RUSTTORCH_DECLARE_FAMILY(mix, MixArgs, RUSTTORCH_MIX)

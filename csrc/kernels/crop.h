@@ -10,6 +10,7 @@ struct CropArgs {
   bool stream;           // the output is too large for the cache: write it around it
   bool interleaved;      // [height][width][channels]; else [channels][height][width]
   int64_t images, channels;
+  int64_t begin, end;  // of each image, rows of the result
   int64_t in_height, in_width, out_height, out_width;
   const void* in;
   void* out;

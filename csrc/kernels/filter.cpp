@@ -31,8 +31,8 @@ class Blur {
 
   void run() {
     const int64_t half = a_.taps_down / 2;
-    int64_t there = 0;
-    for (int64_t y = 0; y < a_.height; ++y) {
+    int64_t there = std::max<int64_t>(0, a_.begin - half);
+    for (int64_t y = a_.begin; y < a_.end; ++y) {
       for (; there < std::min(a_.height, y + half + 1); ++there) add_row(there);
       write_row(y);
     }
@@ -118,13 +118,13 @@ void sharpen(const FilterArgs& a, const T* in, T* out, float factor) {
   const int64_t n = a.width * a.step, step = a.step, inner = n - 2 * step;
   const auto copy_row = [&](int64_t y) { std::memcpy(out + y * n, in + y * n, size_t(n) * sizeof(T)); };
   if (a.height <= 2 || a.width <= 2 || factor == 1) {
-    for (int64_t y = 0; y < a.height; ++y) copy_row(y);
+    for (int64_t y = a.begin; y < a.end; ++y) copy_row(y);
     return;
   }
-  copy_row(0);
-  copy_row(a.height - 1);
+  if (a.begin == 0) copy_row(0);
+  if (a.end == a.height) copy_row(a.height - 1);
   float* columns = static_cast<float*>(a.scratch);
-  for (int64_t y = 1; y < a.height - 1; ++y) {
+  for (int64_t y = std::max<int64_t>(1, a.begin); y < std::min(a.height - 1, a.end); ++y) {
     const T* x = in + y * n;
     T* to = out + y * n;
     for (int64_t i = 0; i < n; i += lanes<Pixels>) {

@@ -9,6 +9,7 @@ struct FilterArgs {
   bool bytes;                   // uint8; else float
   int64_t images, planes;       // of an image
   int64_t height, width, step;  // pixels, and how far apart they are in a row: the channels, where they are interleaved
+  int64_t begin, end;           // of each plane, rows of the result
   const void* in;
   void* out;
   // blur: [images][taps], odd, for rows and columns, with the image mirrored about its edge.

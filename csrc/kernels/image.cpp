@@ -2,15 +2,15 @@
 
 #include <bit>
 
-#include "runs.h"
+#include "pixels.h"
 #include "scratch.h"
 
 namespace rusttorch {
 namespace {
 
-constexpr int64_t L = vector_bytes / 4;  // lanes
-constexpr int64_t room = 4;              // channels of a pixel
-constexpr int64_t together = L / room;   // rows of which a vector has a pixel each
+constexpr int64_t L = vector_bytes / 4;       // lanes
+constexpr int64_t room = 4;                   // channels of a pixel
+constexpr int64_t rows_of_vector = L / room;  // rows of which a vector has a pixel each
 using Integers = Vector<int32_t>;
 
 template <class V>
@@ -22,8 +22,8 @@ RT_INLINE V as_level(V v) {
 // the same of four columns, which are read as 16 bytes; a vector in parts, to as many rows; and numbers as bytes.
 template <int64_t bytes, class V>
 RT_INLINE V pixels_at(const uint8_t* const* rows, int64_t at) {
-  uint32_t words[together] = {};
-  for (int64_t k = 0; k < together; ++k) std::memcpy(words + k, rows[k] + at, bytes);
+  uint32_t words[rows_of_vector] = {};
+  for (int64_t k = 0; k < rows_of_vector; ++k) std::memcpy(words + k, rows[k] + at, bytes);
 #if defined(__AVX512F__)
   const __m128i levels = _mm_setr_epi32(int(words[0]), int(words[1]), int(words[2]), int(words[3]));
   const __m512i numbers = _mm512_cvtepu8_epi32(levels);
@@ -131,7 +131,7 @@ RT_INLINE V finished(V v, bool clips) {
   }
 }
 
-// Rows of the image, made as wide as the result's: several together, each in its place of a ring.
+// Rows of the image, made as wide as the result's: several rows_of_vector, each in its place of a ring.
 template <class C>
 class WideRows {
   using V = Vector<C>;
@@ -147,9 +147,9 @@ class WideRows {
 
   // So many of them, from the line-th on.
   __attribute__((noinline)) void make(int64_t line) const {
-    const uint8_t* rows[together];
-    C* wide[together];
-    for (int64_t k = 0; k < together; ++k) {
+    const uint8_t* rows[rows_of_vector];
+    C* wide[rows_of_vector];
+    for (int64_t k = 0; k < rows_of_vector; ++k) {
       rows[k] = a_.in + a_.lines[std::min(line + k, a_.line_count - 1)] * a_.line;
       wide[k] = row(line + k);
     }
@@ -242,7 +242,7 @@ class WideRows {
   const bool is_sparse_ = a_.columns.out * a_.columns.taps <= needed();
   const int64_t at_once_ = columns_at_once();
   const int64_t pitch_ = round_up(a_.columns.out, L) * room;
-  const int64_t mask_ = int64_t(std::bit_ceil(uint64_t(a_.rows.taps + together - 1))) - 1;
+  const int64_t mask_ = int64_t(std::bit_ceil(uint64_t(a_.rows.taps + rows_of_vector - 1))) - 1;
   const Workspace<C, Use::strip> strip_{is_sparse_ ? 0 : most_needed() * L};
   const Workspace<C, Use::ring> ring_{(mask_ + 1) * pitch_};
 };
@@ -265,7 +265,7 @@ class Resample {
     int64_t ready = a_.rows.first[a_.begin];
     for (int64_t o = a_.begin; o < a_.end; ++o) {
       const int64_t end = a_.rows.first[o] + a_.rows.taps;
-      for (; ready < end; ready += together) wide_.make(ready);
+      for (; ready < end; ready += rows_of_vector) wide_.make(ready);
       sum(o);
     }
   }
@@ -342,8 +342,73 @@ class Resample {
   const bool has_pixels_ = a_.channels > 1 && a_.channel_stride == 1 && a_.column_stride == a_.channels;
 };
 
+// Where no pixel is made of several, and all are side by side: rows of the image, forwards or backwards.
+template <class T, int channels>
+class Copy {
+ public:
+  static bool takes(const ImageArgs& a) {
+    const int64_t n = a.columns.out;
+    if (a.rows.taps != 1 || a.columns.taps != 1 || a.channels != channels || n < L) return false;
+    const bool planes = a.column_stride == 1;
+    if (!planes && !(a.channel_stride == 1 && a.column_stride == channels)) return false;
+    const int32_t* const first = a.columns.first;
+    const int32_t step = first[1] - first[0];
+    for (int64_t o = 1; o < n; ++o) {
+      if (first[o] - first[o - 1] != step) return false;
+    }
+    return step == 1 || step == -1;
+  }
+
+  explicit Copy(const ImageArgs& a) : a_(a) {}
+
+  void run() const {
+    const bool backwards = a_.columns.first[1] < a_.columns.first[0];
+    const int64_t n = a_.columns.out, left = std::min(a_.columns.first[0], a_.columns.first[n - 1]);
+    for (int64_t o = a_.begin; o < a_.end; ++o) {
+      const uint8_t* const x = a_.in + a_.lines[a_.rows.first[o]] * a_.line + left * channels;
+      T* const y = static_cast<T*>(a_.out) + o * a_.row_stride;
+      backwards ? row<true>(x, y, n) : row<false>(x, y, n);
+    }
+  }
+
+ private:
+  // The last vector may have what the one before it has.
+  template <bool backwards>
+  void row(const uint8_t* x, T* y, int64_t n) const {
+    const View<const uint8_t, channels, channels == 3> in{x, 0};
+    const bool planes = a_.column_stride == 1;
+    for (int64_t i = 0; i < n; i += L) {
+      i = std::min(i, n - L);
+      Colors v = in.get(backwards ? n - L - i : i, L, std::true_type());
+      for (int c = 0; c < channels; ++c) {
+        Pixels& x = v.channel[c];
+        if (backwards) x = rusttorch::lanes_of(x, x, [](int64_t k) { return L - 1 - k; });
+        if (!std::is_same_v<T, uint8_t>) x = x * a_.scale[c] + a_.bias[c];
+      }
+      if (!planes && channels == 3) v = together(v);
+      for (int c = 0; c < channels; ++c)
+        put_levels(y + (planes ? i + c * a_.channel_stride : channels * i + c * L), v.channel[c]);
+    }
+  }
+  static RT_INLINE void put_levels(T* y, Pixels v) {
+    if constexpr (std::is_same_v<T, uint8_t>) {
+      rusttorch::store_pixels(y, v);
+    } else {
+      put(y, v, L);
+    }
+  }
+
+  const ImageArgs& a_;
+};
+
+template <class T>
+void run_as(const ImageArgs& a) {
+  if (Copy<T, 3>::takes(a)) return Copy<T, 3>(a).run();
+  if (Copy<T, 1>::takes(a)) return Copy<T, 1>(a).run();
+  Resample<T>(a).run();
+}
 void run(const ImageArgs& a) {
-  with_type<floats | 1 << int(Dtype::b8)>(a.dtype, [&](auto t) { Resample<decltype(t)>(a).run(); });
+  with_type<floats | 1 << int(Dtype::b8)>(a.dtype, [&](auto t) { run_as<decltype(t)>(a); });
 }
 
 }  // namespace

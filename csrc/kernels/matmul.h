@@ -45,7 +45,8 @@ constexpr int64_t few_numbers = 1 << 16;
 
 // blocks: any strides. dots: a few rows of a, and columns of b that are runs. combinations, strips: b's rows that are
 // runs, and a few rows of a, or some more. pairs, dots_of_pairs: as blocks and dots, of bfloat16 on a CPU with
-// AVX512-BF16. pack, pack_pairs: b to out as blocks and pairs read it, which several products may then do.
+// AVX512-BF16. squares: as blocks, of bfloat16 on a CPU with AMX. pack, pack_pairs, pack_squares: b to out as blocks,
+// pairs and squares read it, which several products may then do.
 #define RUSTTORCH_MATMUL(X) \
   X(blocks)                 \
   X(dots)                   \
@@ -54,7 +55,9 @@ constexpr int64_t few_numbers = 1 << 16;
   X(pairs)                  \
   X(dots_of_pairs)          \
   X(pack)                   \
-  X(pack_pairs)
+  X(pack_pairs)             \
+  X(squares)                \
+  X(pack_squares)
 
 }  // namespace rusttorch
 

@@ -180,7 +180,8 @@ void strips_of(const MatmulArgs& g) {
       const int64_t k = std::min(deep, g.k - p), of_packed = p % packed;
       if (of_packed == 0) {
         const T* from = static_cast<const T*>(g.a) + p * g.a_column;
-        a = rows_of_a<T, C>({from, g.a_row, g.a_column, g.m, std::min(packed, g.k - p)}, g.n, groups, a_row);
+        a = rows_of_a<ByVectors<V>, T, C>({from, g.a_row, g.a_column, g.m, std::min(packed, g.k - p)}, g.n, groups,
+                                          a_row);
       }
       const T* b = static_cast<const T*>(g.b) + p * g.b_row + j;
       for (int64_t c = 0; c < n; c += width) {

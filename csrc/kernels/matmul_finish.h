@@ -22,6 +22,12 @@ RT_INLINE void along_columns(int64_t n, F f) {
   }
 }
 
+// What a product's factors are made of, an item: a number as it is computed with, or two of bfloat16 that follow each
+// other along k, whose products one operation adds (AVX512-BF16, AMX). Of an odd k the last one's second is 0.
+struct Pair {
+  bf16 first, second;
+};
+
 struct Same {
   template <class V>
   V operator()(V x) const {
@@ -62,22 +68,33 @@ RT_INLINE void scale_and_add(const MatmulArgs& g, int64_t i, int64_t j, int64_t 
   }
 }
 
-template <class T, class C>
+// Of pairs' sums by what CPUs have that multiply those, which makes what is less than a normal number 0, as they do.
+template <class Item, class T, class C>
 RT_INLINE void write_row(T* to, int64_t n, const C* from) {
   using V = Vector<C>;
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<Item, Pair>) {
+    constexpr int64_t together = 2 * lanes<V>;
+    for (; n >= together; n -= together, from += together, to += together) {
+      __m512i words;
+      asm("vcvtne2ps2bf16 %2, %1, %0" : "=v"(words) : "v"(load<V>(from + lanes<V>)), "v"(load<V>(from)));
+      _mm512_storeu_si512(to, words);
+    }
+  }
+#endif
   along_columns<V>(n, [&](int64_t c, auto, auto into) { into(to + c, load<V>(from + c)); });
 }
 
 // Sums of m rows from i on and n columns from j on, at sums[r * row + c], to out, row by row. Whole vectors of them are
 // read and written: rows are padded, with anything that is a number.
-template <class T, class C>
+template <class T, class Item = Compute<T>, class C>
 void finish(const MatmulArgs& g, int64_t i, int64_t j, int64_t m, int64_t n, C* sums, int64_t row) {
   using V = Vector<C>;
   with_activation<V>(g.activation, [&]<class F>(F f) {
     for (int64_t r = 0; r < m; ++r, sums += row) {
       const int64_t begin = (i + r) * g.out_row + j;
       scale_and_add<T>(g, i + r, j, n, sums);
-      if (g.sums) write_row(static_cast<T*>(g.sums) + begin, n, sums);
+      if (g.sums) write_row<Item>(static_cast<T*>(g.sums) + begin, n, sums);
       if (g.gate) {
         const T* gate = static_cast<const T*>(g.gate) + begin;
         along_columns<V>(
@@ -85,7 +102,7 @@ void finish(const MatmulArgs& g, int64_t i, int64_t j, int64_t m, int64_t n, C* 
       } else if constexpr (!std::is_same_v<F, Same>) {
         for (int64_t c = 0; c < n; c += lanes<V>) store(sums + c, f(load<V>(sums + c)));
       }
-      write_row(static_cast<T*>(g.out) + begin, n, sums);
+      write_row<Item>(static_cast<T*>(g.out) + begin, n, sums);
     }
   });
 }

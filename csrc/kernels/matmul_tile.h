@@ -105,34 +105,50 @@ int64_t next_rows(int64_t left) {
   return left <= most ? left : left < 2 * most ? divide_up(left, 2) : most;
 }
 
+// What multiplies a tile; it takes `step` items of k at a time.
+template <class V>
+struct ByVectors {
+  static constexpr int64_t rows = tile_rows<V>, columns = tile_columns<V>, step = 1, block_rows = 192;
+  static constexpr bool takes_groups = true;
+
+  static int64_t next_rows(int64_t left) { return rusttorch::next_rows<V>(left); }
+  template <bool group, class A, class B>
+  static void multiply(int64_t rows, int64_t columns, int64_t k, const Tile<lane_t<V>, A, B>& tile) {
+    multiply_tile<V, group>(rows, columns, k, tile);
+  }
+};
+
 // Whether a tile's rows evict each other from the first cache, or b's: of lines whose distance is a multiple of 4 KB
 // eight find room there, of 2 KB sixteen. (A tile of 14 rows of 1,024 floats: 75 GFLOP/s as they lie, 95 packed, on a
 // Zen 4.)
-template <class V, class T>
+template <class Micro, class T>
 bool evict_each_other(const Block<T>& x) {
   constexpr int64_t ways = 8;
-  return std::min(x.m, tile_rows<V>) > ways && x.row * int64_t(sizeof(T)) % 2048 == 0;
+  return std::min(x.m, Micro::rows) > ways && x.row * int64_t(sizeof(T)) % 2048 == 0;
 }
 
 // Rows of a (strides row and column) in items, in groups where they are neighbours: as they lie, or packed, if that is
 // repaid by the columns of b. The distance of a group's rows is how many items one has.
-template <class T, class Item>
+template <class Micro, class T, class Item>
 const Item* rows_of_a(const Block<T>& x, int64_t columns, bool groups, int64_t& row) {
   using V = Vector<Compute<T>>;
   constexpr int64_t in_item = numbers_in<Item>;
   if constexpr (sizeof(Item) == in_item * sizeof(T)) {  // of numbers that are not widened
-    const bool are_items = x.column == 1 && x.row % in_item == 0 && x.k % in_item == 0;
-    if (are_items && !(evict_each_other<V>(x) && columns > 2 * tile_columns<V>)) {
+    const bool are_items = x.column == 1 && x.row % in_item == 0 && x.k % (in_item * Micro::step) == 0;
+    // A step's items are a line, or are read from two.
+    const bool in_lines = (reinterpret_cast<uintptr_t>(x.from) | uintptr_t(x.row) * sizeof(T)) % cache_line == 0;
+    const bool slow = evict_each_other<Micro>(x) || (Micro::step > 1 && !in_lines);
+    if (are_items && !(slow && columns > 2 * Micro::columns)) {
       row = x.row / in_item;
       return reinterpret_cast<const Item*>(x.from);
     }
   }
-  row = divide_up(x.k, in_item);
+  row = items_of<Item, Micro>(x.k);
   if (!groups)
     row = (divide_up(row * int64_t(sizeof(Item)), cache_line) | 1) * cache_line /
           int64_t(sizeof(Item));  // an odd number of lines
   Item* const to = scratch<Item, Use::a>(x.m * row + lanes<V>);
-  groups ? pack_groups(x, &next_rows<V>, to) : pack_rows(x, row, to);
+  groups ? pack_groups(x, &next_rows<V>, to) : pack_steps<Micro>(x, row, to);
   return to;
 }
 

@@ -82,12 +82,13 @@ class Warp {
   void run() {
     const double* m = matrix_;
     const bool affine = m[6] == 0 && m[7] == 0 && m[8] == 1;
-    if (bilinear && affine && m[1] == 0 && m[3] == 0 && a_.channels == 3 && has_box()) {
+    if (bilinear && affine && m[1] == 0 && m[3] == 0 && (a_.channels == 3 || a_.channels == 1) && has_box()) {
+      if (a_.channels == 1) return run_upright(View<const T, 1, false>{in_, 0});
       return a_.interleaved ? run_upright(View<const T, 3, true>{in_, 0})
                             : run_upright(View<const T, 3, false>{in_, a_.in_height * a_.in_width});
     }
     copy();
-    for (int64_t y = 0; y < a_.out_height; ++y) {
+    for (int64_t y = a_.begin; y < a_.end; ++y) {
       affine ? locate<true>(y) : locate<false>(y);
       sample();
       write(y);
@@ -115,7 +116,7 @@ class Warp {
     locate<true>(0);
     const float* const start =
         blended - (at_[0] / (pitch_ * warp_channels) * pitch_ + warp_border + first) * warp_channels;
-    for (int64_t y = 0; y < a_.out_height; ++y) {
+    for (int64_t y = a_.begin; y < a_.end; ++y) {
       const float at = float(matrix_[4] * (double(y) + 0.5) + matrix_[5] - 0.5 + double(warp_border));
       const float py = lesser(greater(at, least_[1]), most_[1]);
       const int64_t upper = int64_t(py) - warp_border, lower = std::min(upper + 1, a_.in_height - 1);
@@ -160,6 +161,7 @@ class Warp {
   }
 
   void copy_row(T* to, int64_t at) const {
+    if (a_.channels == 1) return copy_colors(to, View<const T, 1, false>{in_, 0}, at);
     if (a_.channels == 3) {
       return a_.interleaved ? copy_colors(to, View<const T, 3, true>{in_, 0}, at)
                             : copy_colors(to, View<const T, 3, false>{in_, a_.in_height * a_.in_width}, at);
@@ -232,6 +234,7 @@ class Warp {
 
   void write(int64_t y) const {
     const int64_t at = y * a_.out_width, plane = a_.out_height * a_.out_width;
+    if (a_.channels == 1) return write_colors(View<T, 1, false>{out_, 0}, at);
     if (a_.channels == 3) {
       return a_.interleaved ? write_colors(View<T, 3, true>{out_, 0}, at)
                             : write_colors(View<T, 3, false>{out_, plane}, at);

@@ -11,6 +11,7 @@ struct WarpArgs {
   bool interleaved;  // [height][width][channels]; else [channels][height][width]
   int64_t images, channels;
   int64_t in_height, in_width, out_height, out_width;
+  int64_t begin, end;  // of each image, rows of the result
   const void* in;
   void* out;
   const double* matrix;  // [images][9]: from (x, y, 1) in the result to (x w, y w, w) in the image

@@ -76,8 +76,9 @@ class AttentionPlan {
   Tensor draw_states() const;
   AttentionArgs of_group(int64_t batch, int64_t head) const;
   Tensor empty_turned(int64_t heads, int64_t rows, int64_t size) const;
-  const Kernel<AttentionArgs>& which(attention numbers, attention pairs) const {
-    return kernel(has_pairs(args_.dtype) ? pairs : numbers).on(Device::cpu);
+  const Kernel<AttentionArgs>& which(attention numbers, attention pairs, attention squares) const {
+    const Dtype dtype = args_.dtype;
+    return kernel(has_squares(dtype) ? squares : has_pairs(dtype) ? pairs : numbers).on(Device::cpu);
   }
 
   const AttentionRequest& r;
@@ -145,8 +146,10 @@ Handed AttentionPlan::fit() {
   return stock_is_faster() ? Handed::size : Handed::no;
 }
 
-// Intel's CPUs have products of bfloat16 (AMX) that ours do not use.
-bool AttentionPlan::stock_is_faster() const { return r.query.element_size() == 2 && is_intel(); }
+// Intel's CPUs have products of float16 (AVX512-FP16) that ours do not use.
+bool AttentionPlan::stock_is_faster() const {
+  return r.query.element_size() == 2 && is_intel() && !has_squares(*dtype_of(r.query));
+}
 
 void AttentionPlan::read() {
   const Tensor &q = r.query, &k = r.key;
@@ -237,7 +240,7 @@ Three AttentionPlan::forward() {
   logsumexp_ = empty_beside(r.query, {batches_, args_.queries, heads_, 1}, wide).transpose(1, 2);
   random_ = r.dropout_p > 0 ? draw_states() : empty_beside(r.query, {0}, at::kInt);
   if (is_empty()) return {out_.zero_(), logsumexp_.squeeze(3).zero_(), random_};
-  const auto& forward = which(attention::forward, attention::forward_of_pairs);
+  const auto& forward = which(attention::forward, attention::forward_of_pairs, attention::forward_of_squares);
   const int64_t parts = parts_of(args_.queries);
   const int64_t work = std::min(queries_together, args_.queries) * args_.keys * args_.size / 8;
   const auto part = [&](int64_t k) {
@@ -259,7 +262,7 @@ Three AttentionPlan::backward() {
   grad_k_ = empty_turned(key_heads_, args_.keys, args_.size);
   grad_v_ = empty_turned(key_heads_, args_.keys, args_.value_size);
   if (is_empty()) return {grad_q_.zero_(), grad_k_.zero_(), grad_v_.zero_()};
-  const auto& backward = which(attention::backward, attention::backward_of_pairs);
+  const auto& backward = which(attention::backward, attention::backward_of_pairs, attention::backward_of_squares);
   const int64_t work = args_.heads * args_.queries * args_.keys * args_.size / 4;
   const auto group = [&](int64_t k) { return of_group(k / key_heads_, k % key_heads_); };
   run_in_turn(backward, batches_ * key_heads_, work, group);

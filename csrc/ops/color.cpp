@@ -22,6 +22,7 @@ void change(const char* op, const Images& images, const Tensor& out, const Tenso
   a.images = images.count();
   a.channels = channels;
   a.pixels = images.pixels();
+  a.end = divide_up(a.pixels, color_unit);
   a.in = images.tensor().const_data_ptr();
   a.steps = count;
   a.which = which.const_data_ptr<int64_t>();
@@ -31,7 +32,9 @@ void change(const char* op, const Images& images, const Tensor& out, const Tenso
   }
   a.out = out.mutable_data_ptr();
   if (out.numel() == 0) return;
-  run_images(images, kernel(color::change).on(Device::cpu), a, channels * a.pixels);
+  // (What a step asks of the whole image, each thread finds out; so it may not be changed meanwhile.)
+  const int64_t units = a.out == a.in ? 1 : a.end;
+  run_images(images, kernel(color::change).on(Device::cpu), a, channels * a.pixels, units);
 }
 
 Tensor color_images(const Tensor& images, const Tensor& steps, const Tensor& factors) {
@@ -76,6 +79,26 @@ Tensor normalize_images(const Tensor& images, const Tensor& mean, const Tensor& 
   return out;
 }
 
+Tensor mix_images(const Tensor& images, const Tensor& kept) {
+  const Images batch("mix_images", images);
+  TORCH_CHECK(!batch.bytes(), "mix_images: expected images of float32, but got ", images.scalar_type());
+  const Tensor parts = batch.parameter("kept", kept, {batch.count()}, at::kFloat);
+  const Tensor out = batch.result(batch.height(), batch.width());
+  stats<"mix_images">.count(Handed::no);
+  if (out.numel() == 0) return out;
+  MixArgs a{};
+  a.stream = is_large(out);
+  a.n = batch.pixels();
+  a.channels = batch.channels();
+  a.images = batch.count();
+  a.end = a.images * a.channels;
+  a.in = batch.tensor().const_data_ptr<float>();
+  a.out = out.mutable_data_ptr<float>();
+  a.kept = parts.const_data_ptr<float>();
+  run_items(out, kernel(mix::with_before).on(Device::cpu), a, a.end, a.n);
+  return out;
+}
+
 }  // namespace
 
 const Rows& color_rows() {
@@ -83,6 +106,7 @@ const Rows& color_rows() {
       {"color_images", impl<&color_images>(), &stats<"color_images">},
       {"color_images_", impl<&color_images_>(), &stats<"color_images_">},
       {"normalize_images", impl<&normalize_images>(), &stats<"normalize_images">},
+      {"mix_images", impl<&mix_images>(), &stats<"mix_images">},
   };
   return rows;
 }

@@ -23,12 +23,13 @@ Tensor crop_images(const Tensor& images, const Tensor& corner, const Tensor& mir
   a.element_size = int64_t(out.element_size());
   a.interleaved = batch.interleaved();
   a.images = n;
+  a.end = size[0];
   a.channels = batch.channels();
   a.in_height = batch.height();
   a.in_width = batch.width();
   a.out_height = size[0];
   a.out_width = size[1];
-  a.stream = is_large(out) && size[1] * a.element_size * (a.interleaved ? a.channels : 1) % 64 == 0;
+  a.stream = is_large(out);
   a.in = batch.tensor().const_data_ptr();
   a.out = out.mutable_data_ptr();
   a.corner = corners.const_data_ptr<int64_t>();
@@ -38,7 +39,7 @@ Tensor crop_images(const Tensor& images, const Tensor& corner, const Tensor& mir
   for (int64_t i = 0; i < 2 * n; ++i) {
     TORCH_CHECK(a.corner[i] >= -most && a.corner[i] <= most, "crop_images: a corner at ", a.corner[i]);
   }
-  run_images(batch, kernel(crop::cut).on(Device::cpu), a, a.channels * size[0] * size[1]);
+  run_images(batch, kernel(crop::cut).on(Device::cpu), a, a.channels * size[0] * size[1], size[0]);
   return out;
 }
 

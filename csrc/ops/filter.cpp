@@ -12,7 +12,7 @@ FilterArgs arguments(const Images& images, const Tensor& out) {
   a.bytes = images.bytes();
   a.images = images.count();
   a.planes = images.interleaved() ? 1 : images.channels();
-  a.height = images.height();
+  a.height = a.end = images.height();
   a.width = images.width();
   a.step = images.interleaved() ? images.channels() : 1;
   a.in = images.tensor().const_data_ptr();
@@ -23,7 +23,7 @@ FilterArgs arguments(const Images& images, const Tensor& out) {
 Tensor run(const Images& images, const Tensor& out, filter which, const FilterArgs& a) {
   if (out.numel() == 0) return out;
   const int64_t elements = images.channels() * images.pixels() * (1 + a.taps_across + a.taps_down);
-  run_images(images, kernel(which).on(Device::cpu), a, elements, filter_scratch(a) * int64_t(sizeof(float)));
+  run_images(images, kernel(which).on(Device::cpu), a, elements, a.height, filter_scratch(a) * int64_t(sizeof(float)));
   return out;
 }
 

@@ -65,17 +65,27 @@ class Images {
 // Too large for the cache, by measurement.
 inline bool is_large(const Tensor& out) { return out.nbytes() >= size_t(16) << 20; }
 
-// Images are shared by threads. Each has scratch of its own, of so many bytes.
+// Images are shared by threads; where there are fewer, so are their rows, from begin to end, which number `rows`. Each
+// thread has scratch of its own, of so many bytes.
 template <class A>
-void run_images(const Images& images, const Kernel<A>& kernel, const A& args, int64_t elements, int64_t scratch = 0) {
-  parallel(images.count(), elements, [&](int64_t begin, int64_t end) {
-    A part = args.part(begin, end);
+void run_images(const Images& images, const Kernel<A>& kernel, const A& args, int64_t elements, int64_t rows,
+                int64_t scratch = 0) {
+  const int64_t wanted = std::min(threads() / std::max<int64_t>(1, images.count()), elements / grain);
+  const int64_t parts = std::clamp<int64_t>(wanted, 1, std::max<int64_t>(1, rows));
+  parallel(images.count() * parts, elements / parts, [&](int64_t begin, int64_t end) {
     Tensor own;
-    if constexpr (requires { part.scratch; }) {
-      own = empty_beside(images.tensor(), {scratch}, at::kByte);
-      part.scratch = own.mutable_data_ptr();
+    if constexpr (requires { args.scratch; }) own = empty_beside(images.tensor(), {scratch}, at::kByte);
+    const auto run = [&](A part) {
+      if constexpr (requires { part.scratch; }) part.scratch = own.mutable_data_ptr();
+      kernel.run(part);
+    };
+    if (parts == 1) return run(args.part(begin, end));
+    for (int64_t k = begin; k < end; ++k) {
+      A part = args.part(k / parts, k / parts + 1);
+      part.begin = rows * (k % parts) / parts;
+      part.end = rows * (k % parts + 1) / parts;
+      run(part);
     }
-    kernel.run(part);
   });
 }
 

@@ -9,10 +9,12 @@
 
 namespace rusttorch {
 
-// Whether the CPU is Intel's, which have AMX: with that oneDNN's products of bfloat16 are many times as fast as ours.
+// Whether the CPU is Intel's, where MKL's products and random numbers are made for it.
 bool is_intel();
-// Whether our kernels take pairs of such numbers.
+// Whether our kernels take pairs of such numbers (AVX512-BF16; Intel's CPUs are no faster with it than widened), or
+// squares of them (AMX).
 bool has_pairs(Dtype dtype);
+bool has_squares(Dtype dtype);
 
 class MatmulPlan;
 

@@ -29,7 +29,7 @@ Tensor warp_images(const Tensor& images, const Tensor& matrix, at::IntArrayRef o
   a.channels = batch.channels();
   a.in_height = batch.height();
   a.in_width = batch.width();
-  a.out_height = height;
+  a.out_height = a.end = height;
   a.out_width = width;
   a.in = batch.tensor().const_data_ptr();
   a.out = out.mutable_data_ptr();
@@ -38,7 +38,7 @@ Tensor warp_images(const Tensor& images, const Tensor& matrix, at::IntArrayRef o
   a.fill = filled.const_data_ptr<float>();
   stats<"warp_images">.count(Handed::no);
   const auto& kernel = rusttorch::kernel(bilinear ? warp::bilinear : warp::nearest).on(Device::cpu);
-  run_images(batch, kernel, a, a.channels * (batch.pixels() + height * width), warp_scratch(a));
+  run_images(batch, kernel, a, a.channels * (batch.pixels() + height * width), height, warp_scratch(a));
   return out;
 }
 

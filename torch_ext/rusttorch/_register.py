@@ -224,7 +224,7 @@ FAKE = {
     "rnn_layer_backward": _rnn_layer_backward,
     "images_to_batch": _images_to_batch,
     "images_to_batch.out": lambda *args, out, **kwargs: out,
-    **dict.fromkeys(("color_images", "blur_images", "sharpen_images"), _like_images),
+    **dict.fromkeys(("color_images", "blur_images", "sharpen_images", "mix_images"), _like_images),
     "color_images_": lambda images, *args: images,
     "normalize_images": lambda images, mean, std: _like_images(images, dtype=torch.float32),
     "warp_images": lambda images, matrix, size, *args, **kwargs: _like_images(images, size=size),

@@ -221,6 +221,8 @@ SENTENCES = {
     "[N, K] says how much: rusttorch.data.functional names them.",
     "normalize_images": f"{IMAGES}, (images - mean) / std as float32, with mean and std of each channel; uint8 is "
     "divided by 255 first.",
+    "mix_images": f"{IMAGES} of float32, each times kept [N] and the one before it, or of the first the last, times "
+    "1 - kept.",
     "warp_images": f"{IMAGES}, of each pixel of output_size what lies where its matrix [N, 3, 3] leads from there. box "
     "[N, 4]: beyond it (left, top, right, bottom) its edge goes on; fill [C]: else this is beyond the image.",
     "crop_images": f"{IMAGES}, each from its corner [N, 2] (top, left) on, then mirrored [N, 2] (upside down, left to "

@@ -52,9 +52,8 @@ def _nearest(value, images):
 
 
 def _fill(value, images):
-    """Of each channel; None is 0."""
-    value = torch.as_tensor(0.0 if value is None else value, dtype=torch.float32)
-    return _nearest(value, images).expand(images.shape[1])
+    """Of each channel; None is 0. (The ops round it.)"""
+    return torch.as_tensor(0.0 if value is None else value, dtype=torch.float32).expand(images.shape[1])
 
 
 def _whole(value):
@@ -122,10 +121,6 @@ def rgb_to_grayscale(images, num_output_channels=1, which=None):
 
 def invert(images, which=None):
     """White less the image."""
-    if images.dtype == torch.uint8:
-        if which is None:
-            return images ^ 255
-        return images ^ (255 * _which(which, images)).to(torch.uint8)[:, None, None, None]
     return _color(images, "invert", which=which)
 
 
@@ -136,10 +131,6 @@ def solarize(images, threshold, which=None):
 
 def posterize(images, bits, which=None):
     """With so many bits of each channel."""
-    if images.dtype == torch.uint8:
-        kept = 256 - 2 ** (8 - _each(bits, images, dtype=torch.int64).clamp(0, 8))
-        kept = kept if which is None else torch.where(_which(which, images), kept, 255)
-        return images & kept.to(torch.uint8)[:, None, None, None]
     return _color(images, "posterize", bits, which)
 
 
@@ -157,7 +148,7 @@ def normalize(images, mean, std):
     """(images - mean) / std as float32, with mean and std of each channel or of all; uint8 images are divided by 255
     first."""
     mean, std = (torch.as_tensor(value, dtype=torch.float32) for value in (mean, std))
-    mean, std = (value.expand(images.shape[1]) if value.dim() == 0 else value for value in (mean, std))
+    mean, std = (value.expand(images.shape[1]) if value.numel() == 1 else value for value in (mean, std))
     return _ops.normalize_images(images, mean, std)
 
 
@@ -252,7 +243,7 @@ def erase(images, i, j, h, w, v=0.0, inplace=False):
     """
     images = images if inplace else images.clone()
     v = torch.as_tensor(v)
-    v = _nearest(v, images) if v.dim() == 4 else _fill(v, images)[:, None, None].expand_as(images)
+    v = _nearest(v, images) if v.dim() == 4 else _nearest(_fill(v, images), images)[:, None, None].expand_as(images)
     rows, columns, heights, widths = (_each(t, images, dtype=torch.int64).tolist() for t in (i, j, h, w))
     for k, (row, column, height, width) in enumerate(zip(rows, columns, heights, widths, strict=True)):
         if height > 0 and width > 0:

@@ -514,10 +514,7 @@ class MixUp(_Mixed):
     def mix(self, images, kept, generator):
         if not images.is_floating_point():
             raise ValueError(f"MixUp is of float images, but got {images.dtype}: ToDtype(torch.float32, scale=True)")
-        out, weight = torch.empty_like(images), kept.to(images.dtype)[:, None, None, None]
-        torch.lerp(images[:-1], images[1:], weight[1:], out=out[1:])
-        torch.lerp(images[-1:], images[:1], weight[:1], out=out[:1])
-        return out, kept
+        return torch.ops.rusttorch.mix_images(images, kept), kept
 
 
 class CutMix(_Mixed):
