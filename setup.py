@@ -8,10 +8,12 @@ compiled as C++, in place of the CPU's kernels, which is how tools/emulate.py te
 here is what torch.utils.cpp_extension does.
 """
 
+import hashlib
 import os
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import torch
@@ -62,6 +64,7 @@ INSTRUCTION_SETS = {
         *("-mavx2", "-mfma", "-mf16c", "-mprefer-vector-width=512"),
     ],
 }
+TABLES = "csrc/tables.cpp"
 EMULATION = os.environ.get("RUSTTORCH_EMULATION") == "1"
 
 
@@ -72,11 +75,16 @@ def cpu_sources():
 
 
 def emulated_sources():
-    """The device's kernels as C++, and what runs them (tests/emulation)."""
+    """The device's kernels as C++, what runs them (tests/emulation), and their tables in the place of the CPU's.
+
+    All else is compiled as ever, so that ccache has it.
+    """
     folder = ROOT / "tests" / "emulation"
     flags = [f"-isystem {os.environ['CUDA_HOME']}/include", "-DRUSTTORCH_EMULATION", "-Wno-unknown-pragmas"]
     flags += ["-mfma"]  # a device contracts too
     yield "device", folder / "device.cpp", flags
+    for source in ("csrc_cuda/register.cpp", TABLES):
+        yield Path(source).stem, ROOT / source, flags
     for source in sorted((ROOT / "csrc_cuda").glob("*.cu")):
         yield source.stem, source, [*flags, "-x c++", f"-include {folder / 'device.h'}"]
 
@@ -102,25 +110,31 @@ def compile_kernels(folder):
     return objects
 
 
-def precompile(compiler, folder):
-    """Compiles csrc/precompiled.h, which takes half of the time that a source needs by itself; returns the flags."""
-    folder = Path(folder).absolute()
-    header, made_by = folder / "precompiled.h", folder / "precompiled.made_by"
+def precompile(compiler):
+    """Compiles csrc/precompiled.h, which takes half of the time that a source needs by itself; returns the flags.
+
+    It lies where every build with these flags looks for it, so that ccache has what another build compiled.
+    """
     text = (ROOT / "csrc" / "precompiled.h").read_text()
     includes = [f"-isystem{path}" for path in cpp_extension.include_paths()]
     command = [os.environ.get("CXX", "c++"), *compiler[1:], *TORCH_FLAGS, *includes]
     made = "\n".join([torch.__version__, *command, text])
-    if not made_by.exists() or made_by.read_text() != made:
-        header.write_text(text)
-        subprocess.run([*command, "-x", "c++-header", header, "-o", f"{header}.gch"], check=True)
-        made_by.write_text(made)
+    header = ROOT / "build" / "precompiled" / hashlib.sha256(made.encode()).hexdigest()[:16] / "precompiled.h"
+    if not header.exists():
+        header.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=header.parent) as folder:  # another build may be at it
+            source, compiled = Path(folder, header.name), Path(folder, f"{header.name}.gch")
+            source.write_text(text)
+            subprocess.run([*command, "-x", "c++-header", source, "-o", compiled], check=True)
+            compiled.rename(f"{header}.gch")
+            source.rename(header)
     return ["-include", str(header), "-Winvalid-pch", "-fpch-preprocess"]  # the last for ccache
 
 
 class Build(cpp_extension.BuildExtension):
     def build_extensions(self):
         objects = compile_kernels(self.build_temp)
-        flags = precompile(self.compiler.compiler_so, self.build_temp)
+        flags = precompile(self.compiler.compiler_so)
         for extension in self.extensions:
             extension.extra_objects += objects
             extension.depends += objects
@@ -149,10 +163,8 @@ def extension():
     if EMULATION or not with_cuda():
         return cpp_extension.CppExtension(
             "rusttorch._C",
-            [*sources, "csrc_cuda/register.cpp"] if EMULATION else sources,
-            include_dirs=[f"{os.environ['CUDA_HOME']}/include"] if EMULATION else [],
+            [source for source in sources if not (EMULATION and source == TABLES)],
             depends=headers,
-            define_macros=[("RUSTTORCH_EMULATION", None)] if EMULATION else [],
             extra_compile_args=TORCH_FLAGS,
             extra_link_args=link,
         )

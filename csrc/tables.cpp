@@ -25,6 +25,13 @@ template <class A>
 
 }  // namespace
 
+extern const bool has_cpu_kernels;
+#ifdef RUSTTORCH_EMULATION
+const bool has_cpu_kernels = false;
+#else
+const bool has_cpu_kernels = true;
+#endif
+
 #define RUSTTORCH_BEST(family) best(base::family##_kernels, avx2::family##_kernels, avx512::family##_kernels)
 
 // By Device.

@@ -18,6 +18,7 @@ from cuda_check import cuda_home
 
 ROOT = Path(__file__).parents[1]
 BUILD = ROOT / "build" / "emulation"
+OBJECTS = ROOT / "build" / "emulation_objects"  # as deep as other builds': ccache, which has theirs, knows relative paths
 DEVICE_TABLES = (
     (ROOT / "csrc" / "families.h").read_text().split("#define RUSTTORCH_DEVICE_TABLES")[1].split("#define")[0]
 )
@@ -81,7 +82,7 @@ def kernels_of(library):
 def main():
     environment = {**os.environ, "CUDA_HOME": str(cuda_home()), "RUSTTORCH_EMULATION": "1"}
     setup = [sys.executable, "setup.py", "-q", "build_py", "--build-lib", BUILD]
-    setup += ["build_ext", "--build-lib", BUILD, "--build-temp", BUILD / "temp"]
+    setup += ["build_ext", "--build-lib", BUILD, "--build-temp", OBJECTS]
     subprocess.run(setup, cwd=ROOT, env=environment, check=True)
 
     chosen = sys.argv[1:] or ["-k", f"not ({' or '.join(LEFT_OUT)})"]

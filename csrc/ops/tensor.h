@@ -18,15 +18,12 @@ using at::Tensor;
 
 inline Device device_type(const Tensor& t) { return t.is_cuda() ? Device::cuda : Device::cpu; }
 
-// Whether t's kernels are those of csrc/kernels. All others are those of csrc_cuda, which in the tests' emulation of a
-// GPU (tests/emulation) get CPU tensors.
-inline bool on_cpu([[maybe_unused]] const Tensor& t) {
-#ifdef RUSTTORCH_EMULATION
-  return false;
-#else
-  return t.is_cpu();
-#endif
-}
+// Whether csrc/kernels is there (csrc/tables.cpp): in the tests' emulation of a GPU (tests/emulation) it is not, and CPU
+// tensors get the kernels of csrc_cuda.
+extern const bool has_cpu_kernels;
+
+// Whether t's kernels are those of csrc/kernels.
+inline bool on_cpu(const Tensor& t) { return has_cpu_kernels && t.is_cpu(); }
 
 // A tensor on t's device, contiguous in a memory format.
 inline Tensor empty_beside(const Tensor& t, at::IntArrayRef sizes, at::ScalarType dtype,
