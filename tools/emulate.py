@@ -18,7 +18,9 @@ from cuda_check import cuda_home
 
 ROOT = Path(__file__).parents[1]
 BUILD = ROOT / "build" / "emulation"
-OBJECTS = ROOT / "build" / "emulation_objects"  # as deep as other builds': ccache, which has theirs, knows relative paths
+OBJECTS = (
+    ROOT / "build" / "emulation_objects"
+)  # as deep as other builds': ccache, which has theirs, knows relative paths
 DEVICE_TABLES = (
     (ROOT / "csrc" / "families.h").read_text().split("#define RUSTTORCH_DEVICE_TABLES")[1].split("#define")[0]
 )
@@ -37,7 +39,8 @@ LEFT_OUT = {
     "attention_": "the CPU's kernels; a device has stock's",
     "rnn_layer_forward": "the CPU's kernels; a device has cuDNN's",
     **dict.fromkeys(
-        (f"{name}_images" for name in ("color", "normalize", "warp", "crop", "blur", "sharpen")), "no device has them"
+        (f"{name}_images" for name in ("color", "normalize", "mix", "warp", "crop", "blur", "sharpen")),
+        "no device has them",
     ),
     "images_to_batch": "no device has it",
     "_fused_add_": "the CPU's kernels; on a device sums and their norms are made of other ops",

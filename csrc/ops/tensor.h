@@ -18,8 +18,8 @@ using at::Tensor;
 
 inline Device device_type(const Tensor& t) { return t.is_cuda() ? Device::cuda : Device::cpu; }
 
-// Whether csrc/kernels is there (csrc/tables.cpp): in the tests' emulation of a GPU (tests/emulation) it is not, and CPU
-// tensors get the kernels of csrc_cuda.
+// Whether csrc/kernels is there (csrc/tables.cpp): in the tests' emulation of a GPU (tests/emulation) it is not, and
+// CPU tensors get the kernels of csrc_cuda.
 extern const bool has_cpu_kernels;
 
 // Whether t's kernels are those of csrc/kernels.

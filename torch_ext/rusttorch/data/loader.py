@@ -215,7 +215,7 @@ def _collate(samples):
 
 def _stacked(tensors, *, collate_fn_map):
     shape = tensors[0].shape
-    if len(shape) == 3 and shape[0] in (3, 4) and shape.numel() and all(_is_picture(t, shape) for t in tensors):
+    if len(shape) == 3 and shape[0] == 3 and shape.numel() and all(_is_picture(t, shape) for t in tensors):
         pictures = [tensor.permute(1, 2, 0) for tensor in tensors]
         return torch.ops.rusttorch.images_to_batch(pictures, shape[1:], dtype=torch.uint8)
     return collate_tensor_fn(tensors, collate_fn_map=collate_fn_map)

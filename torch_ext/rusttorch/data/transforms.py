@@ -508,12 +508,12 @@ class _Mixed(Transform):
 
 
 class MixUp(_Mixed):
-    """kept * image + (1 - kept) * the one before it, for float images, with kept drawn from Beta(alpha, alpha)
+    """kept * image + (1 - kept) * the one before it, for float32 images, with kept drawn from Beta(alpha, alpha)
     (H. Zhang et al., 2018)."""
 
     def mix(self, images, kept, generator):
-        if not images.is_floating_point():
-            raise ValueError(f"MixUp is of float images, but got {images.dtype}: ToDtype(torch.float32, scale=True)")
+        if images.dtype != torch.float32:
+            raise ValueError(f"MixUp is of float32 images, but got {images.dtype}: ToDtype(torch.float32, scale=True)")
         return torch.ops.rusttorch.mix_images(images, kept), kept
 
 
