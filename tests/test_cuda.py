@@ -20,7 +20,9 @@ STOCK_S = {
     "attention": "stock's kernels run",
     "recurrent": "cuDNN runs, through aten",
     "image": "none: images are where they were decoded",
-    **dict.fromkeys(("color", "normalize", "warp", "crop", "filter"), "batches of images are changed on the CPU only"),
+    **dict.fromkeys(
+        ("color", "normalize", "mix", "warp", "crop", "filter"), "batches of images are changed on the CPU only"
+    ),
 }
 KEYS = ("CPU", "CUDA") if _build.CUDA else ("CPU",)
 

@@ -272,7 +272,7 @@ def test_mixup():
     torch.testing.assert_close(one, x[:1])
     torch.manual_seed(0)
     assert not torch.equal(T.MixUp()((x, hot))[0], T.MixUp()((x, hot))[0])
-    I.refused(lambda: T.MixUp()((batch(), labels)), "float images")
+    I.refused(lambda: T.MixUp()((batch(), labels)), "float32 images")
     I.refused(lambda: T.MixUp()((x, labels)), "num_classes")
 
 
