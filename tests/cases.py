@@ -13,6 +13,9 @@ ON_DEVICE = torch.get_default_device().type != "cpu"
 # What tools/emulate.py runs: a device's kernels, on CPU tensors.
 EMULATED = "RUSTTORCH_EMULATION_REPORT" in os.environ
 CPU_FLAGS = Path("/proc/cpuinfo").read_text()
+INTEL = "GenuineIntel" in CPU_FLAGS  # where stock's products and random numbers are MKL's
+# Whether kernels use AMX, which they do beside AVX-512 only.
+AMX = "amx_bf16" in CPU_FLAGS and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 INTEGERS = (torch.int32, torch.int64)
 

@@ -9,13 +9,11 @@ import pytest
 import rusttorch
 import torch
 import torch.nn.functional as F
-from cases import CPU_FLAGS, opcheck, same_error
+from cases import AMX, CPU_FLAGS, INTEL, opcheck, same_error
 from torch._subclasses import FakeTensorMode
 
 OPS = torch.ops.rusttorch
 ATEN = torch.ops.aten
-INTEL = "GenuineIntel" in CPU_FLAGS  # where stock's random numbers are MKL's
-AMX = "amx_bf16" in CPU_FLAGS and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 # Stock's attention of bfloat16 raises on a CPU with AMX where ATEN_CPU_CAPABILITY leaves AVX-512 out.
 BFLOAT16 = (torch.bfloat16,) if AMX or "amx_bf16" not in CPU_FLAGS else ()
 FLOATS = (torch.float32, torch.float64, torch.float16, *BFLOAT16)

@@ -1,15 +1,12 @@
 """Dropout: which elements are kept, what becomes of them, the generator's state, gradients."""
 
-from pathlib import Path
-
 import pytest
 import rusttorch
 import torch
 import torch.nn.functional as F
-from cases import opcheck
+from cases import INTEL, opcheck
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-INTEL = "GenuineIntel" in Path("/proc/cpuinfo").read_text()  # where stock draws by MKL
 
 
 def kept(shape, p, seed):

@@ -13,6 +13,7 @@ import pytest
 import rusttorch
 import torch
 import transformers
+from cases import INTEL
 from rusttorch.fusion import Fusion
 from torch import nn
 from transformers import (
@@ -334,7 +335,9 @@ def test_loss_of_someone_else():
         m, stock = model("Llama"), model("Llama")
         rusttorch.fuse_(m)
         m.loss_function = stock.loss_function = loss
-        torch.testing.assert_close(m(**batch(m)).loss, stock(**batch(m)).loss)
+        ours, theirs = m(**batch(m)).loss, stock(**batch(m)).loss
+        torch.testing.assert_close(ours, theirs)
+        assert INTEL or torch.equal(ours, theirs)  # there a product's last bits depend on where its factors lie
         assert "linear_cross_entropy" not in hows(rusttorch.fuse_(m))
 
 

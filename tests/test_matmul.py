@@ -8,7 +8,7 @@ import pytest
 import rusttorch
 import torch
 import torch.nn.functional as F
-from cases import CPU_FLAGS, DTYPES, opcheck, same_error
+from cases import AMX, CPU_FLAGS, DTYPES, opcheck, same_error
 from torch.autograd import gradcheck, gradgradcheck
 
 OPS = torch.ops.rusttorch
@@ -281,13 +281,10 @@ def test_pairs_are_taken():
         assert ran("mm") == (1, {}), (m, layout)
 
 
-AMX = pytest.mark.skipif(
-    "amx_bf16" not in CPU_FLAGS or not torch.backends.cpu.get_cpu_capability().startswith("AVX512"),
-    reason="of a CPU with AMX",
-)
+of_amx = pytest.mark.skipif(not AMX, reason="of a CPU with AMX")
 
 
-@AMX
+@of_amx
 def test_squares_are_taken():
     for m, layout in ((1, "t"), (8, "t"), (40, "t"), (1, "c"), (3, "c"), (8, "c"), (40, "c")):
         rusttorch.reset_stats()
@@ -316,7 +313,7 @@ def test_squares_and_what_is_left_of_them(layouts):
         as_right(OPS.mm(a, b), exact.to(a.dtype), exact, sizes, k)
 
 
-@AMX
+@of_amx
 def test_squares_and_those_of_onednn():
     """Both set the shape of AMX's registers: products of several heights by one and the other, in several threads."""
 

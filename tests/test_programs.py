@@ -17,7 +17,7 @@ import rusttorch
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from test_dropout import INTEL
+from cases import INTEL
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn

@@ -6,7 +6,7 @@ import itertools
 import pytest
 import rusttorch
 import torch
-from cases import CPU_FLAGS, DTYPES, opcheck, same_error
+from cases import AMX, CPU_FLAGS, DTYPES, INTEL, opcheck, same_error
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
@@ -15,7 +15,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning"),
     pytest.mark.filterwarnings("ignore:TF32 acceleration on top of oneDNN:UserWarning"),
 ]
-INTEL = "GenuineIntel" in CPU_FLAGS
 OWN = ("rnn_layer_forward", "rnn_layer_backward")
 OPS, ATEN = torch.ops.rusttorch, torch.ops.aten
 CELLS = ("gru", "lstm", "rnn_tanh", "rnn_relu")
@@ -584,8 +583,7 @@ def test_lstms_of_onednn(dtype):
     many, few = 64, 8
     if dtype == torch.bfloat16 and "avx512bw" not in CPU_FLAGS:
         pytest.skip("oneDNN has none of bfloat16")
-    level = torch.backends.cpu.get_cpu_capability()
-    squares = dtype == torch.bfloat16 and "amx_bf16" in CPU_FLAGS and level == "AVX512"
+    squares = AMX and dtype == torch.bfloat16
     always = onednn_has_the_products(dtype) and not squares
     assert handed(layers, many) == handed(layers, few) == always  # their gradients are wanted
     with torch.no_grad():

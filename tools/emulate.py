@@ -18,9 +18,8 @@ from cuda_check import cuda_home
 
 ROOT = Path(__file__).parents[1]
 BUILD = ROOT / "build" / "emulation"
-OBJECTS = (
-    ROOT / "build" / "emulation_objects"
-)  # as deep as other builds': ccache, which has theirs, knows relative paths
+# As deep as other builds' objects, which ccache has then: it knows relative paths.
+OBJECTS = ROOT / "build" / "emulation_objects"
 DEVICE_TABLES = (
     (ROOT / "csrc" / "families.h").read_text().split("#define RUSTTORCH_DEVICE_TABLES")[1].split("#define")[0]
 )
