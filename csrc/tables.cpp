@@ -25,21 +25,17 @@ template <class A>
 
 }  // namespace
 
-extern const bool has_cpu_kernels;
-#ifdef RUSTTORCH_EMULATION
-const bool has_cpu_kernels = false;
-#else
-const bool has_cpu_kernels = true;
-#endif
-
 #define RUSTTORCH_BEST(family) best(base::family##_kernels, avx2::family##_kernels, avx512::family##_kernels)
 
 // By Device.
 #define RUSTTORCH_DEFINE_TABLES(family, Args, ...) const Kernel<Args>* const family##_tables[] = {__VA_ARGS__};
+extern const bool has_cpu_kernels;
 #ifdef RUSTTORCH_EMULATION  // the device's stand in the CPU's place
+const bool has_cpu_kernels = false;
 #define RUSTTORCH_ON_BOTH(family, Args) RUSTTORCH_DEFINE_TABLES(family, Args, device::family##_kernels(), nullptr)
 #define RUSTTORCH_ON_CPU(family, Args) RUSTTORCH_DEFINE_TABLES(family, Args, nullptr, nullptr)
 #else
+const bool has_cpu_kernels = true;
 #ifdef RUSTTORCH_CUDA
 #define RUSTTORCH_DEVICE(family) device::family##_kernels()
 #else

@@ -85,11 +85,7 @@ class Forward : QueryPart<T, Item, Micro> {
         store(weights_ + r * row + at, weight(r));
       }
     }
-    if constexpr (in_item > 1) {
-      for (int64_t i = divide_up(all, in_item); i < Base::read(at) / in_item; ++i) {
-        store(weights_ + i * row + at, bits_t<V>{});
-      }
-    }
+    Base::clear_unseen(weights_, at);
     store(sums_ + at, sum);
   }
 

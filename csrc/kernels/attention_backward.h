@@ -137,11 +137,7 @@ class BackwardPart : QueryPart<T, Item, Micro> {
         store(slope_columns_ + r / 2 * row + at, pairs_of(first.slope, second.slope));
       }
     }
-    if constexpr (in_item > 1) {
-      for (int64_t i = divide_up(all, in_item); i < Base::read(at) / in_item; ++i) {
-        store(slope_columns_ + i * row + at, bits_t<V>{});
-      }
-    }
+    Base::clear_unseen(slope_columns_, at);
     // A tile of keys may have some that these queries do not see, and a step begins with queries that see none of it.
     const int64_t more = Micro::rows + (in_steps ? lanes<V> : 0);
     for (int64_t r = all; r < std::min(n_, all + more); ++r) put(r, at, V{}, V{});

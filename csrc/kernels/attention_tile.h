@@ -223,9 +223,13 @@ class QueryPart {
     for (int64_t at = panel; at < std::min(panel + width, a.queries); at += lanes<V>) f(at);
   }
 
-  // How many keys' weights by a vector of queries are read: of those that it does not see they are 0.
-  int64_t read(int64_t at) const {
-    return in_steps ? items(seen(at / width * width + width)) * in_item : seen(at + lanes<V>);
+  // Of weights as items of keys: those of a step that a vector of queries does not see are 0.
+  void clear_unseen(Item* weights, int64_t at) const {
+    if constexpr (in_steps) {
+      const int64_t read = items(seen(at / width * width + width));
+      for (int64_t i = divide_up(seen(at + lanes<V>), in_item); i < read; ++i)
+        store(weights + i * row + at, bits_t<V>{});
+    }
   }
 
   // scores[key][query] = rows of keys times turned queries, of a panel, for the keys that its queries see.
