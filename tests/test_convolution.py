@@ -178,7 +178,7 @@ def test_the_number_of_threads_changes_no_bit(case, layout):
         results.append(found if forward else found[1:2])  # else the input's gradient alone is ours
     for one, two in zip(*results, strict=True):
         if INTEL and case in POINTWISE:  # a product, which is stock's there
-            torch.testing.assert_close(one, two)
+            torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)
         else:
             assert torch.equal(one, two)
 
