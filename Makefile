@@ -76,7 +76,7 @@ wheel: build
 # What is refused for its size is refused by the allocator; Python itself leaks by design.
 asan: build
 	SANITIZE=address,undefined python setup.py -q build_py --build-lib build/asan \
-	    build_ext --build-lib build/asan --build-temp build/asan/temp
+	    build_ext --build-lib build/asan --build-temp build/asan_objects
 	PYTHONPATH=build/asan FUZZ_CALLS=100000 PYTHONMALLOC=malloc \
 	    LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	    ASAN_OPTIONS=detect_leaks=0:alloc_dealloc_mismatch=0:allocator_may_return_null=1 \
@@ -86,7 +86,7 @@ asan: build
 # before randomization.
 tsan: build
 	SANITIZE=thread python setup.py -q build_py --build-lib build/tsan \
-	    build_ext --build-lib build/tsan --build-temp build/tsan/temp
+	    build_ext --build-lib build/tsan --build-temp build/tsan_objects
 	PYTHONPATH=build/tsan OMP_NUM_THREADS=1 LD_PRELOAD="$$(gcc -print-file-name=libtsan.so)" \
 	    TSAN_OPTIONS=ignore_noninstrumented_modules=1:halt_on_error=1 \
 	    setarch -R python -m pytest tests/test_swap.py tests/test_memory.py -k "threads and not sanitizer"

@@ -132,15 +132,22 @@ def main():
         flags += ["-diag-suppress", "177"]  # bandwidth_bound, which only the CPU's loop asks for
         return run([home / "bin" / "nvcc", *flags, *archs, "-c", source, "-o", object_of(source)])
 
+    includes = [*cpp_extension.include_paths(), home / "include", sysconfig.get_path("include")]
+    compiler = ["c++", "-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror",
+                "-Wno-unused-parameter", "-DRUSTTORCH_CUDA", "-DC10_CUDA_NO_CMAKE_CONFIGURE_FILE",
+                *(f"-isystem{i}" for i in includes)]  # fmt: skip
+    # Torch's headers, which take most of the time, once for all.
+    header = options.out / "precompiled.h"
+    shutil.copy(ROOT / "csrc" / header.name, header)
+
     def host(source):
-        includes = [*cpp_extension.include_paths(), home / "include", sysconfig.get_path("include")]
-        flags = ["-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror",
-                 "-Wno-unused-parameter", "-DRUSTTORCH_CUDA", "-DC10_CUDA_NO_CMAKE_CONFIGURE_FILE"]  # fmt: skip
-        run(["c++", *flags, *(f"-isystem{i}" for i in includes), "-c", source, "-o", object_of(source)])
+        precompiled.result()
+        run([*compiler, "-include", header, "-Winvalid-pch", "-fpch-preprocess", "-c", source, "-o", object_of(source)])
 
     devices = sorted((ROOT / "csrc_cuda").glob("*.cu"))
     hosts = [ROOT / source for source in HOST_SOURCES]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
+        precompiled = pool.submit(run, [*compiler, "-x", "c++-header", header, "-o", f"{header}.gch"])
         logs = [pool.submit(device, source) for source in devices]
         done = [pool.submit(host, source) for source in hosts]
         logs = "".join(log.result() for log in logs)
