@@ -134,6 +134,55 @@ def test_masks(kind, dtype):
             check(*tensors(sizes, dtype), mask.float())
 
 
+def masks_by_blocks(queries, keys):
+    """That hide all or nothing of some blocks: of 128 queries and as many keys."""
+    i, j = torch.arange(queries)[:, None], torch.arange(keys)
+    window = (j <= i + keys - queries) & (j > i + keys - queries - 60)
+    lengths = torch.tensor([keys, 150])[:, None, None, None]
+    return {
+        "window": window,
+        "documents": i // 130 == j // 130,
+        "from the first on": j > i + 100,
+        "paddings": j < lengths,
+        "paddings of documents": (j < lengths) & (i // 70 == j // 90),
+        "of a head": torch.stack((window, ~window, window & False, window | True)),
+        "in steps": window.t().contiguous().t(),
+        "of a query": (i > 130).expand(queries, keys),
+        "all": window | True,
+        "nothing": window & False,
+    }
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("kind", masks_by_blocks(1, 1))
+def test_masks_by_blocks(kind, dtype):
+    """As bools, and as numbers: 0 and minus infinity."""
+    for sizes in ((300, 410, 20, 24), (140, 140, 16, 16)):
+        mask = masks_by_blocks(*sizes[:2])[kind]
+        check(*tensors(sizes, dtype), mask)
+        numbers = mask.to(dtype).log()
+        check(*tensors(sizes, dtype), numbers)
+        if dtype.itemsize == 2:
+            check(*tensors(sizes, dtype), numbers.float())
+    numbers = numbers[None] if numbers.dim() == 3 else numbers  # of 2 or 4 dims
+    ours, stock = (getattr(m, FLASH)(*tensors(sizes, dtype), 0.0, True, attn_mask=numbers)[0] for m in (OPS, ATEN))
+    tolerance = 2e-2 if dtype.itemsize == 2 else 1e-4
+    torch.testing.assert_close(ours, stock, rtol=tolerance, atol=tolerance)
+
+
+def test_what_a_mask_hides_is_not_read():
+    """In whole blocks; so it is not computed."""
+    q, k, v = tensors((140, 400, 16, 16), torch.float32)
+    mask = torch.ones(140, 400, dtype=torch.bool)
+    mask[:, 128:256] = False
+    for hidden in (mask, mask.float().log()):
+        want = torch.autograd.grad(OPS.scaled_dot_product_attention(q, k, v, hidden).square().sum(), (q, k, v))
+        with torch.no_grad():
+            k[:, :, 128:256], v[:, :, 128:256] = torch.nan, torch.inf
+        found = torch.autograd.grad(OPS.scaled_dot_product_attention(q, k, v, hidden).square().sum(), (q, k, v))
+        assert all(map(torch.equal, found, want))
+
+
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_heads_that_share_keys(dtype):
     for sizes in (SIZES[2], SIZES[4]):

@@ -12,7 +12,8 @@ namespace {
 template <class T, class Item, class Micro>
 class Forward : QueryPart<T, Item, Micro> {
   using Base = QueryPart<T, Item, Micro>;
-  using Base::a, Base::factor_, Base::in_item, Base::j_, Base::kept_, Base::lowest_score, Base::n_, Base::row;
+  using Base::a, Base::factor_, Base::in_item, Base::is_first_, Base::j_, Base::kept_, Base::lowest_score, Base::n_,
+      Base::row;
   using typename Base::C, typename Base::Use, typename Base::V;
 
  public:
@@ -37,7 +38,7 @@ class Forward : QueryPart<T, Item, Micro> {
         Base::fetch(panel);
         Base::multiply_rows(keys, keys_row, queries, a.size, panel, scores_);
         Base::each_vector(panel, [&](int64_t at) { weigh(at); });
-        Base::multiply_columns(columns, weights_, a.value_size, panel, result_, j_ > 0);
+        Base::multiply_columns(columns, weights_, a.value_size, panel, result_, !is_first_);
       });
     });
     finish();
@@ -69,7 +70,7 @@ class Forward : QueryPart<T, Item, Micro> {
     const V base = select(largest == lowest_score, V{}, largest);
     store(largest_ + at, largest);
     const V scale = exponential(V(before - base));
-    if (j_ > 0) rescale(at, scale);
+    if (!is_first_) rescale(at, scale);
     V sum = load<V>(sums_ + at) * scale;
     const auto weight = [&](int64_t r) {
       const V score = load<V>(scores + r * row);
@@ -97,6 +98,7 @@ class Forward : QueryPart<T, Item, Micro> {
   }
 
   void finish() {
+    if (is_first_) std::fill_n(result_, queries_together * Base::size_of(a.value_size), C(0));  // nothing was seen
     C scales[queries_together];
     C* const logsumexp = static_cast<C*>(a.logsumexp.data);
     for (int64_t at = 0; at < a.queries; at += lanes<V>) {

@@ -19,7 +19,8 @@ struct KeySums {
 template <class T, class Item, class Micro>
 class BackwardPart : QueryPart<T, Item, Micro> {
   using Base = QueryPart<T, Item, Micro>;
-  using Base::a, Base::factor_, Base::in_item, Base::j_, Base::kept_, Base::lowest_score, Base::n_, Base::row;
+  using Base::a, Base::factor_, Base::in_item, Base::is_first_, Base::j_, Base::kept_, Base::lowest_score, Base::n_,
+      Base::row;
   using Base::in_steps, Base::width;
   using typename Base::C, typename Base::Use, typename Base::V;
 
@@ -60,11 +61,12 @@ class BackwardPart : QueryPart<T, Item, Micro> {
         Base::multiply_rows(keys, keys_row, turned_queries, a.size, panel, weights_);
         Base::multiply_rows(values, values_row, turned_grads, a.value_size, panel, slopes_);
         Base::each_vector(panel, [&](int64_t at) { differentiate(at); });
-        Base::multiply_columns(key_columns, slope_columns(), a.size, panel, result, j_ > 0);
+        Base::multiply_columns(key_columns, slope_columns(), a.size, panel, result, !is_first_);
       });
       add_rows(weights(), grads, a.value_size, sums.v + j_ * sums.v_row, sums.v_row);
       add_rows(slopes(), queries, a.size, sums.k + j_ * sums.k_row, sums.k_row);
     });
+    if (is_first_) std::fill_n(result, queries_together * Base::size_of(a.size), C(0));  // nothing was seen
     C scales[queries_together];
     std::fill_n(scales, queries_together, C(a.scale));
     Base::turn_back(result, a.size, scales, static_cast<T*>(a.grad_q.data), a.grad_q.row);

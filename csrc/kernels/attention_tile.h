@@ -198,19 +198,23 @@ class QueryPart {
     return a.causal ? std::clamp<int64_t>(a.first_query + std::min(end, a.queries) - j_, 0, n_) : n_;
   }
   // Those that all queries from `at` on see, and to whose scores nothing is added.
-  int64_t plain(int64_t at) const { return mask_ ? 0 : seen(at + 1); }
+  int64_t plain(int64_t at) const { return adds_ ? 0 : seen(at + 1); }
 
-  // keys_together of the keys, or what is left of them.
+  // keys_together of the keys, or what is left of them; not those that the mask hides from all of the queries.
   template <class F>
   void each_keys(F f) {
     for (j_ = 0; j_ < seen_keys_; j_ += keys_together) {
       n_ = std::min(keys_together, seen_keys_ - j_);
-      if (mask_) turn_mask();
+      const Mask mask = a.mask.data ? look_at_mask() : Mask::adds_nothing;
+      if (mask == Mask::hides_all) continue;
+      adds_ = mask == Mask::adds;
+      if (adds_) turn_mask();
       if (a.random) {
         turn<V>(Block<uint8_t>{drawn_->data() + j_, a.keys, 1, a.queries, n_}, kept_, row,
                 [&](V v) { return v * C(a.kept_scale); });
       }
       f();
+      is_first_ = false;
     }
   }
   template <class F>
@@ -301,7 +305,7 @@ class QueryPart {
   // lowest.
   V masked(V score, int64_t at, int64_t r) const {
     V x = score * factor_;
-    if (mask_) x += load<V>(mask_ + r * row + at);
+    if (adds_) x += load<V>(mask_ + r * row + at);
     if (!a.causal) return x;
     const int64_t after = a.first_query + at - j_ - r;  // by how much the first query is after the key
     bits_t<V> hidden;
@@ -314,9 +318,41 @@ class QueryPart {
   const C factor_;  // from a product to an exponent
   const int64_t seen_keys_;
   int64_t j_ = 0, n_ = 0;
+  bool is_first_ = true, adds_ = false;  // of these keys: whether none came before, and whether the mask adds to scores
   C *mask_ = nullptr, *kept_ = nullptr;  // [key][query]
 
  private:
+  // What the mask does to the scores of some keys and all of the queries.
+  enum class Mask { hides_all, adds_nothing, adds };
+
+  Mask look_at_mask() const {
+    const auto look = [&](auto hidden, auto seen) {
+      return mask_is(hidden) ? Mask::hides_all : mask_is(seen) ? Mask::adds_nothing : Mask::adds;
+    };
+    switch (a.mask_dtype) {  // minus infinity or 0, in bits
+      case Dtype::b8: return look(uint8_t(0), uint8_t(1));
+      case Dtype::bf16: return look(uint16_t(0xff80), uint16_t(0));
+      case Dtype::f16: return look(uint16_t(0xfc00), uint16_t(0));
+      case Dtype::f32: return look(uint32_t(0xff800000), uint32_t(0));
+      default: return look(uint64_t(0xfff0000000000000), uint64_t(0));
+    }
+  }
+  template <class Bits>
+  bool mask_is(Bits what) const {
+    const Bits* row = static_cast<const Bits*>(a.mask.data) + j_ * a.mask_column;
+    const int64_t rows = a.mask.row == 0 ? 1 : a.queries;  // or all are one
+    for (int64_t i = 0; i < rows; ++i, row += a.mask.row) {
+      Bits differs = 0;
+      if (a.mask_column == 1) {
+        for (int64_t p = 0; p < n_; ++p) differs |= load<Bits>(row + p) ^ what;
+      } else {
+        for (int64_t p = 0; p < n_; ++p) differs |= load<Bits>(row + p * a.mask_column) ^ what;
+      }
+      if (differs) return false;
+    }
+    return true;
+  }
+
   void draw_all() {
     kept_ = scratch<C, Use::kept>(keys_together * row);
     drawn_.emplace(a.queries * a.keys);

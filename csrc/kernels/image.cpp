@@ -342,47 +342,77 @@ class Resample {
   const bool has_pixels_ = a_.channels > 1 && a_.channel_stride == 1 && a_.column_stride == a_.channels;
 };
 
-// Where no pixel is made of several, and all are side by side: rows of the image, forwards or backwards.
+// Where no pixel is made of several: pixels of the image, side by side, backwards, or here and there.
 template <class T, int channels>
 class Copy {
  public:
   static bool takes(const ImageArgs& a) {
-    const int64_t n = a.columns.out;
-    if (a.rows.taps != 1 || a.columns.taps != 1 || a.channels != channels || n < L) return false;
-    const bool planes = a.column_stride == 1;
-    if (!planes && !(a.channel_stride == 1 && a.column_stride == channels)) return false;
-    const int32_t* const first = a.columns.first;
-    const int32_t step = first[1] - first[0];
-    for (int64_t o = 1; o < n; ++o) {
-      if (first[o] - first[o - 1] != step) return false;
-    }
-    return step == 1 || step == -1;
+    if (!is_of_one(a.rows) || !is_of_one(a.columns) || a.channels != channels || a.columns.out < L) return false;
+    return a.column_stride == 1 || (a.channel_stride == 1 && a.column_stride == channels);
   }
 
   explicit Copy(const ImageArgs& a) : a_(a) {}
 
   void run() const {
-    const bool backwards = a_.columns.first[1] < a_.columns.first[0];
-    const int64_t n = a_.columns.out, left = std::min(a_.columns.first[0], a_.columns.first[n - 1]);
+    const auto step = steps();
     for (int64_t o = a_.begin; o < a_.end; ++o) {
-      const uint8_t* const x = a_.in + a_.lines[a_.rows.first[o]] * a_.line + left * channels;
+      const uint8_t* const x = a_.in + a_.lines[a_.rows.first[o]] * a_.line;
       T* const y = static_cast<T*>(a_.out) + o * a_.row_stride;
-      backwards ? row<true>(x, y, n) : row<false>(x, y, n);
+      step == 1 ? row<1>(x, y) : step == -1 ? row<-1>(x, y) : row<0>(x, y);
     }
   }
 
  private:
+  // Whether elements are each one of the image's as it is. (A cubic of one pixel can be less by a rounding.)
+  static bool is_of_one(const ImageDim& dim) {
+    const auto* const weights = static_cast<const Sum<T>*>(dim.weights);
+    constexpr auto one = Sum<T>(std::is_integral_v<Sum<T>> ? 1 << image_weight_bits : 1);
+    return dim.taps == 1 && std::all_of(weights, weights + dim.out, [](Sum<T> w) { return w == one; });
+  }
+
+  // From a pixel to the next, if that is 1 or -1 everywhere; else 0.
+  int32_t steps() const {
+    const int32_t* const first = a_.columns.first;
+    const int32_t step = first[1] - first[0];
+    for (int64_t o = 1; o < a_.columns.out; ++o) {
+      if (first[o] - first[o - 1] != step) return 0;
+    }
+    return step == 1 || step == -1 ? step : 0;
+  }
+
+  // L pixels from the i-th of the result's on. Of three bytes a fourth is read with them, but in the row's last one.
+  RT_INLINE Colors picked(const uint8_t* x, int64_t i) const {
+    const int32_t* const at = a_.columns.first + i;
+    Integers words{};
+    if (channels == 1) {
+      for (int64_t k = 0; k < L; ++k) words[k] = x[at[k]];
+    } else {
+      uint32_t read[L] = {};
+      if (std::max(at[0], at[L - 1]) + 1 < a_.width) {
+        for (int64_t k = 0; k < L; ++k) std::memcpy(read + k, x + 3 * at[k], 4);
+      } else {
+        for (int64_t k = 0; k < L; ++k) std::memcpy(read + k, x + 3 * at[k], 3);
+      }
+      words = load<Integers>(reinterpret_cast<const int32_t*>(read));
+    }
+    Colors v{};
+    for (int c = 0; c < channels; ++c) v.channel[c] = __builtin_convertvector(words >> 8 * c & 255, Pixels);
+    return v;
+  }
+
   // The last vector may have what the one before it has.
-  template <bool backwards>
-  void row(const uint8_t* x, T* y, int64_t n) const {
-    const View<const uint8_t, channels, channels == 3> in{x, 0};
+  template <int step>
+  void row(const uint8_t* x, T* y) const {
+    const int64_t n = a_.columns.out;
+    const int32_t* const first = a_.columns.first;
+    const View<const uint8_t, channels, channels == 3> in{x + std::min(first[0], first[n - 1]) * channels, 0};
     const bool planes = a_.column_stride == 1;
     for (int64_t i = 0; i < n; i += L) {
       i = std::min(i, n - L);
-      Colors v = in.get(backwards ? n - L - i : i, L, std::true_type());
+      Colors v = step == 0 ? picked(x, i) : in.get(step < 0 ? n - L - i : i, L, std::true_type());
       for (int c = 0; c < channels; ++c) {
         Pixels& x = v.channel[c];
-        if (backwards) x = rusttorch::lanes_of(x, x, [](int64_t k) { return L - 1 - k; });
+        if (step < 0) x = rusttorch::lanes_of(x, x, [](int64_t k) { return L - 1 - k; });
         if (!std::is_same_v<T, uint8_t>) x = x * a_.scale[c] + a_.bias[c];
       }
       if (!planes && channels == 3) v = together(v);
