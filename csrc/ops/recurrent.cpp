@@ -8,6 +8,8 @@
 #include <ATen/ops/stack.h>
 #include <ATen/ops/zeros.h>
 
+#include <memory>
+
 #include "../kernels/recurrent_steps.h"
 #include "decomposed.h"
 #include "matmul.h"
@@ -388,6 +390,12 @@ EightTensors backward(MaybeTensor grad_output, MaybeTensor grad_hn, MaybeTensor 
 
 class RecurrentPlan;
 
+// Tensors that a request is of.
+struct RecurrentInputs {
+  Tensor input, hx, cx;
+  std::vector<Tensor> params;
+};
+
 // Layers in one or both directions, as aten has them.
 struct RecurrentRequest {
   using Plan = RecurrentPlan;
@@ -397,6 +405,7 @@ struct RecurrentRequest {
   int64_t layers;
   double dropout;
   bool train, bidirectional, batch_first;
+  std::shared_ptr<const RecurrentInputs> cast = nullptr;  // what the tensors above are of, if they were cast
 
   Device device() const { return device_type(sequences.input); }
   int64_t directions() const { return bidirectional ? 2 : 1; }
@@ -453,8 +462,7 @@ class RecurrentPlan {
 
  private:
   static Handed fit(const RecurrentRequest& r) {
-    // Of what stock makes of it some parts are cast, and others are not.
-    if (at::autocast::is_autocast_enabled(at::kCPU)) return Handed::option;
+    if (at::autocast::is_autocast_enabled(at::kCPU) && !r.cast) return Handed::option;
     const Sequences& s = r.sequences;
     const Handed reason = s.reason(/*input_dim=*/3, /*batch_dim=*/r.batch_first ? 0 : 1, /*states_dim=*/3);
     if (reason != Handed::no) return reason;
@@ -472,6 +480,31 @@ class RecurrentPlan {
 
   Handed reason_;
 };
+
+// As autocast has it, where all of stock's is of its dtype then: of RNNs, of oneDNN's LSTMs, and of what has states of
+// that dtype. (Of others the products are alone.) float64 is not cast.
+RecurrentRequest as_autocast(RecurrentRequest r) {
+  const Sequences& s = r.sequences;
+  if (!at::autocast::is_autocast_enabled(at::kCPU) || !s.hx || !s.cx == s.mode.is_lstm()) return r;
+  const at::ScalarType dtype = at::autocast::get_autocast_dtype(at::kCPU);
+  const auto cast = [&](const Tensor& t) { return at::autocast::cached_cast(dtype, t, c10::DeviceType::CPU); };
+  const auto inputs = std::make_shared<RecurrentInputs>();
+  inputs->input = cast(s.input);
+  inputs->hx = cast(*s.hx);
+  if (s.cx) inputs->cx = cast(*s.cx);
+  for (const Tensor& t : r.params) inputs->params.push_back(cast(t));
+  RecurrentRequest as_cast{{inputs->input, &inputs->hx, s.cx ? &inputs->cx : nullptr, s.batch_sizes, s.mode},
+                           inputs->params,
+                           r.has_biases,
+                           r.layers,
+                           r.dropout,
+                           r.train,
+                           r.bidirectional,
+                           r.batch_first,
+                           inputs};
+  const bool has_states = s.hx->scalar_type() == dtype && (!s.cx || s.cx->scalar_type() == dtype);
+  return has_states || !s.mode.is_gated() || is_onednn_s(as_cast) ? as_cast : r;
+}
 
 // rnn_layer_forward, which has a derivative: the output, the last states and cells.
 ThreeTensors run_layer(const Layer& l, bool reverse) {
@@ -533,7 +566,9 @@ template <const Mode& mode, class Request>
 struct Layers {
   template <class... A>
   static Result<mode> call(const A&... args) {
-    auto [output, hn, cn] = by_layers(Request::request(args...));
+    const RecurrentRequest request = Request::request(args...);
+    const c10::impl::ExcludeDispatchKeyGuard without_autocast(c10::DispatchKey::AutocastCPU);
+    auto [output, hn, cn] = by_layers(request);
     if constexpr (mode.is_lstm()) {
       return {std::move(output), std::move(hn), std::move(cn)};
     } else {
@@ -548,7 +583,8 @@ struct Padded : Layers<mode, Padded<mode>> {
   static RecurrentRequest request(const Tensor& input, States<mode> hx, at::TensorList params, bool has_biases,
                                   int64_t num_layers, double dropout, bool train, bool bidirectional,
                                   bool batch_first) {
-    return {sequences<mode>(input, hx), params, has_biases, num_layers, dropout, train, bidirectional, batch_first};
+    return as_autocast(
+        {sequences<mode>(input, hx), params, has_biases, num_layers, dropout, train, bidirectional, batch_first});
   }
 };
 template <const Mode& mode>
@@ -559,14 +595,8 @@ struct Packed : Layers<mode, Packed<mode>> {
   static RecurrentRequest request(const Tensor& data, const Tensor& batch_sizes, States<mode> hx, at::TensorList params,
                                   bool has_biases, int64_t num_layers, double dropout, bool train, bool bidirectional) {
     constexpr bool batch_first = false;
-    return {sequences<mode>(data, hx, &batch_sizes),
-            params,
-            has_biases,
-            num_layers,
-            dropout,
-            train,
-            bidirectional,
-            batch_first};
+    return as_autocast({sequences<mode>(data, hx, &batch_sizes), params, has_biases, num_layers, dropout, train,
+                        bidirectional, batch_first});
   }
 };
 
