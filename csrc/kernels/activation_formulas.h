@@ -89,7 +89,7 @@ RT_INLINE V tanh_backward(V g, V y) {
 template <class V>
 RT_INLINE V gelu(V x) {
   if constexpr (math::is_float<V>) {
-    const V t = at_most(abs(x), 14.5f);
+    const V a = abs(x), t = select(a > 14.5f, V{}, a);  // from where on the second term is 0
     return at_least(x, 0.0f) - t * math::exp2(math::log2_normal_cdf(t));
   } else {
     return 0.5 * x * (1.0 + math::erf(V(x * 0.70710678118654752440)));
@@ -101,7 +101,7 @@ RT_INLINE V gelu_backward(V g, V x) {
   if constexpr (math::is_float<V>) {
     constexpr float half_log2e = 0.72134752044448170368f;
     constexpr float end = 13.25f;  // from where on there is no more than denormal numbers
-    const V t = at_most(abs(x), end);
+    const V t = select(abs(x) > end, V{}, abs(x));
     const V slope = math::exp2(V(t * t * -half_log2e)) * math::normal_slope(t);
     const V d = select(abs(x) > end, V{}, slope);
     return g * select(x > 0.0f, V(1.0f - d), d);
@@ -119,7 +119,7 @@ RT_INLINE V gelu_tanh_exp(V x) {
   if constexpr (math::is_float<V>) {
     constexpr double log2e = 1.4426950408889634074;
     const V w = x * (T(c * log2e) + T(c * log2e * 0.044715) * (x * x));
-    return math::exp2(at_least(at_most(w, 128.0f), -150.0f));
+    return math::exp2_normal(at_most(w, 128.0f));
   } else {
     return math::exp(V(x * (c + c * 0.044715 * (x * x))));
   }

@@ -23,7 +23,7 @@ constexpr lane_t<V> exponent = math::is_float<V> ? 1.44269504088896340736f : 1;
 template <class V>
 RT_INLINE V exponential(V x) {  // of x <= 0
   if constexpr (math::is_float<V>) {
-    return math::exp2(at_least(x, -150));
+    return math::exp2_normal(x);
   } else {
     return math::exp_below(x);
   }

@@ -125,11 +125,13 @@ RT_INLINE Reduced<V> reduce(V x) {
   return {k, x - k * C::ln2_hi - k * C::ln2_lo};
 }
 
-// exp(x) for x <= 0, and for x up to where exp overflows.
+// exp(x) for x <= 0, and for x up to where exp overflows. What is 0 is not computed: a result that underflows takes
+// Intel's CPUs 150 cycles, and masks are made of such.
 template <class V>
 RT_INLINE V exp_below(V x) {
-  const auto [k, r] = reduce(at_least(x, Constants<lane_t<V>>::exp_min));
-  return scale(exp_reduced(r), k);
+  const auto gone = x < Constants<lane_t<V>>::exp_min;
+  const auto [k, r] = reduce(select(gone, V{}, x));
+  return select(gone, V{}, scale(exp_reduced(r), k));
 }
 
 template <class V>
@@ -147,6 +149,12 @@ RT_INLINE V exp2(V x) {
                              0x1.427008p-13f) +
               1.0f;
   return scale(y, k);
+}
+// But 0 instead of less than a normal number, for any x <= 128.
+template <class V>
+RT_INLINE V exp2_normal(V x) {
+  const auto gone = x < -126.0f;
+  return select(gone, V{}, exp2(select(gone, V{}, x)));
 }
 
 template <class V>
