@@ -64,7 +64,7 @@ INSTRUCTION_SETS = {
         *("-mavx2", "-mfma", "-mf16c", "-mprefer-vector-width=512"),
     ],
 }
-# The kernels that run here, which sanitizers see; others are compiled as ever, so that ccache has them.
+# The kernels that run here are those that sanitizers see; others are compiled as ever, so that ccache has them.
 BEST = {"DEFAULT": "base", "AVX2": "avx2"}.get(torch.backends.cpu.get_cpu_capability(), "avx512")
 TABLES = "csrc/tables.cpp"
 EMULATION = os.environ.get("RUSTTORCH_EMULATION") == "1"

@@ -103,8 +103,9 @@ def check(q, k, v, mask=None, is_causal=False, scale=None, grouped=False):
     for stock, ours, right in zip(*results, want, strict=True):
         assert ours.dtype == stock.dtype and ours.shape == stock.shape
         allowed, error = ((x.double() - right).abs().max() for x in (stock, ours))
-        # (Of one key the gradients of the scores are 0, but for what was rounded.)
-        room = torch.finfo(q.dtype).eps * max(1, right.abs().max()) * (8 if k.shape[2] == 1 else 1)
+        # (Of one key the gradients of the scores are 0, but for what was rounded. In float64 stock is what is right.)
+        factor = 8 if k.shape[2] == 1 else 2 if q.dtype == torch.float64 else 1
+        room = torch.finfo(q.dtype).eps * max(1, right.abs().max()) * factor
         assert error <= 2 * allowed + 4 * room, (error / room, allowed / room)
     return results
 
@@ -170,12 +171,13 @@ def test_masks_by_blocks(kind, dtype):
     torch.testing.assert_close(ours, stock, rtol=tolerance, atol=tolerance)
 
 
-def test_what_a_mask_hides_is_not_read():
+@pytest.mark.parametrize("dtype", [t for t in FLOATS if is_taken(t)], ids=str)
+def test_what_a_mask_hides_is_not_read(dtype):
     """In whole blocks; so it is not computed."""
-    q, k, v = tensors((140, 400, 16, 16), torch.float32)
+    q, k, v = tensors((140, 400, 16, 16), dtype)
     mask = torch.ones(140, 400, dtype=torch.bool)
     mask[:, 128:256] = False
-    for hidden in (mask, mask.float().log()):
+    for hidden in (mask, mask.to(dtype).log()):
         want = torch.autograd.grad(OPS.scaled_dot_product_attention(q, k, v, hidden).square().sum(), (q, k, v))
         with torch.no_grad():
             k[:, :, 128:256], v[:, :, 128:256] = torch.nan, torch.inf

@@ -517,6 +517,23 @@ def test_16_bits(name, decay, dtype, state_dtype):
         torch.testing.assert_close(ours.double(), wanted, rtol=2 * eps, atol=2 * eps)
 
 
+@pytest.mark.parametrize("name", ("sgd_momentum", "sgd_nesterov", "adam", "adam_amsgrad"))
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64), ids=str)
+def test_means_that_have_decayed(name, dtype):
+    """What is less than a normal number is 0, so that it ends; stock's stays a few of the least numbers."""
+    least = torch.finfo(dtype).smallest_normal
+    before = torch.tensor([least / 1024, least, 4 * least, 1e-3, 0.0, torch.nan], dtype=dtype).repeat(9)
+    p, g, states = torch.ones_like(before), torch.zeros_like(before), [before.clone() for _ in range(3)]
+    fused(name, p, g, states, 0.0)
+    for state, beta in zip(
+        states[: 2 if name.startswith("adam") else 1], (0.9 if "sgd" in name else 0.8, 0.9), strict=False
+    ):
+        assert ((state == 0) | (state >= least) | state.isnan()).all()
+        kept = before * beta
+        torch.testing.assert_close(state, kept.where(~(kept < least), 0), rtol=1e-6, atol=0, equal_nan=True)
+    assert (p[before < 1e-5] == 1).all()
+
+
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float64, torch.bfloat16), ids=str)
 def test_updates_of_one_tensor(dtype):
     """As torch.optim's, and seen by autograd as changes."""

@@ -616,6 +616,10 @@ def test_autocast(mode, dtype):
         else:
             assert ran(*(4, 4) if hx is narrow or mode.startswith("rnn") or by_onednn else (0, 0))
         as_right(ours, stock, exact, torch.finfo(dtype).eps)
+    with torch.autocast("cpu", dtype), torch.no_grad(), rusttorch.use():
+        rusttorch.reset_stats()
+        layers(x)  # without a gradient weights would be cast at each call
+        assert ran(0, 0)
     with torch.autocast("cpu", dtype):
         given, double = normal(3, 5, 4), module(mode, 4, 6, **options)
         for our, their in zip(results(double, given, swapped=True), results(double, given), strict=True):

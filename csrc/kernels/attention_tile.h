@@ -318,7 +318,9 @@ class QueryPart {
   const C factor_;  // from a product to an exponent
   const int64_t seen_keys_;
   int64_t j_ = 0, n_ = 0;
-  bool is_first_ = true, adds_ = false;  // of these keys: whether none came before, and whether the mask adds to scores
+  // Of these keys: whether none came before (in the end: whether none were seen), and whether the mask adds to scores.
+  // (The first ones that are seen are seen by all panels: queries and keys begin at multiples of as many.)
+  bool is_first_ = true, adds_ = false;
   C *mask_ = nullptr, *kept_ = nullptr;  // [key][query]
 
  private:
@@ -339,14 +341,14 @@ class QueryPart {
   }
   template <class Bits>
   bool mask_is(Bits what) const {
-    const Bits* row = static_cast<const Bits*>(a.mask.data) + j_ * a.mask_column;
+    const Bits* from = static_cast<const Bits*>(a.mask.data) + j_ * a.mask_column;
     const int64_t rows = a.mask.row == 0 ? 1 : a.queries;  // or all are one
-    for (int64_t i = 0; i < rows; ++i, row += a.mask.row) {
+    for (int64_t i = 0; i < rows; ++i, from += a.mask.row) {
       Bits differs = 0;
       if (a.mask_column == 1) {
-        for (int64_t p = 0; p < n_; ++p) differs |= load<Bits>(row + p) ^ what;
+        for (int64_t p = 0; p < n_; ++p) differs |= load<Bits>(from + p) ^ what;
       } else {
-        for (int64_t p = 0; p < n_; ++p) differs |= load<Bits>(row + p * a.mask_column) ^ what;
+        for (int64_t p = 0; p < n_; ++p) differs |= load<Bits>(from + p * a.mask_column) ^ what;
       }
       if (differs) return false;
     }

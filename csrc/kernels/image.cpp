@@ -347,7 +347,7 @@ template <class T, int channels>
 class Copy {
  public:
   static bool takes(const ImageArgs& a) {
-    if (!is_of_one(a.rows) || !is_of_one(a.columns) || a.channels != channels || a.columns.out < L) return false;
+    if (a.channels != channels || a.columns.out < L || !is_of_one(a.rows) || !is_of_one(a.columns)) return false;
     return a.column_stride == 1 || (a.channel_stride == 1 && a.column_stride == channels);
   }
 
@@ -380,11 +380,12 @@ class Copy {
     return step == 1 || step == -1 ? step : 0;
   }
 
-  // L pixels from the i-th of the result's on. Of three bytes a fourth is read with them, but in the row's last one.
+  // L pixels from the i-th of the result's on. Of three bytes a fourth is read with them, but where the row's last
+  // pixel is among them.
   RT_INLINE Colors picked(const uint8_t* x, int64_t i) const {
     const int32_t* const at = a_.columns.first + i;
     Integers words{};
-    if (channels == 1) {
+    if constexpr (channels == 1) {
       for (int64_t k = 0; k < L; ++k) words[k] = x[at[k]];
     } else {
       uint32_t read[L] = {};

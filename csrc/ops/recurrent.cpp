@@ -425,15 +425,15 @@ struct RecurrentRequest {
   }
 };
 
-// Whether stock has an LSTM of oneDNN's for it.
-bool is_onednn_s(const RecurrentRequest& r) {
+// Whether stock has an LSTM of oneDNN's for it, of that type.
+bool is_onednn_s(const RecurrentRequest& r, at::ScalarType type) {
   const Sequences& s = r.sequences;
   if (!s.mode.is_lstm() || r.has_projections() || !at::globalContext().userEnabledMkldnn()) return false;
   if (s.batch_sizes) {
     const int64_t* const sizes = s.batch_sizes->const_data_ptr<int64_t>();
     if (sizes[s.batch_sizes->size(0) - 1] != sizes[0]) return false;
   }
-  switch (s.input.scalar_type()) {
+  switch (type) {
     case at::kFloat: return true;
     case at::kBFloat16: return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
     case at::kHalf: return !c10::GradMode::is_enabled() && __builtin_cpu_supports("avx512fp16");
@@ -445,8 +445,8 @@ bool is_onednn_s(const RecurrentRequest& r) {
 // one core). With AMX ours is at 1.3 to 5.6 in training, and in inference at 1 to 1.9 of many units, at 0.83 to 0.98 of
 // few.
 bool onednn_is_faster(const RecurrentRequest& r) {
-  if (!is_onednn_s(r)) return false;
   const Tensor& input = r.sequences.input;
+  if (!is_onednn_s(r, input.scalar_type())) return false;
   if (!PackedMatrix::is_taken(*dtype_of(input))) return true;
   if (r.is_differentiated()) return false;
   if (has_squares(*dtype_of(input))) return r.sequences.hidden() < 512;
@@ -481,29 +481,31 @@ class RecurrentPlan {
   Handed reason_;
 };
 
-// As autocast has it, where all of stock's is of its dtype then: of RNNs, of oneDNN's LSTMs, and of what has states of
-// that dtype. (Of others the products are alone.) float64 is not cast.
+// In training under autocast: cast as stock's, where all of that is of autocast's dtype: RNNs, oneDNN's LSTMs, and what
+// has states of that dtype. (Of others stock casts the products alone. Without a gradient autocast would not keep the
+// weights that it has cast, and they would be cast at each look at the call.) float64 is not cast.
 RecurrentRequest as_autocast(RecurrentRequest r) {
   const Sequences& s = r.sequences;
   if (!at::autocast::is_autocast_enabled(at::kCPU) || !s.hx || !s.cx == s.mode.is_lstm()) return r;
   const at::ScalarType dtype = at::autocast::get_autocast_dtype(at::kCPU);
+  const bool has_states = s.hx->scalar_type() == dtype && (!s.cx || s.cx->scalar_type() == dtype);
+  const bool is_cast = has_states || !s.mode.is_gated() || is_onednn_s(r, dtype);
+  if (!is_cast || !r.is_differentiated()) return r;
   const auto cast = [&](const Tensor& t) { return at::autocast::cached_cast(dtype, t, c10::DeviceType::CPU); };
   const auto inputs = std::make_shared<RecurrentInputs>();
   inputs->input = cast(s.input);
   inputs->hx = cast(*s.hx);
   if (s.cx) inputs->cx = cast(*s.cx);
   for (const Tensor& t : r.params) inputs->params.push_back(cast(t));
-  RecurrentRequest as_cast{{inputs->input, &inputs->hx, s.cx ? &inputs->cx : nullptr, s.batch_sizes, s.mode},
-                           inputs->params,
-                           r.has_biases,
-                           r.layers,
-                           r.dropout,
-                           r.train,
-                           r.bidirectional,
-                           r.batch_first,
-                           inputs};
-  const bool has_states = s.hx->scalar_type() == dtype && (!s.cx || s.cx->scalar_type() == dtype);
-  return has_states || !s.mode.is_gated() || is_onednn_s(as_cast) ? as_cast : r;
+  return {{inputs->input, &inputs->hx, s.cx ? &inputs->cx : nullptr, s.batch_sizes, s.mode},
+          inputs->params,
+          r.has_biases,
+          r.layers,
+          r.dropout,
+          r.train,
+          r.bidirectional,
+          r.batch_first,
+          inputs};
 }
 
 // rnn_layer_forward, which has a derivative: the output, the last states and cells.
@@ -566,9 +568,7 @@ template <const Mode& mode, class Request>
 struct Layers {
   template <class... A>
   static Result<mode> call(const A&... args) {
-    const RecurrentRequest request = Request::request(args...);
-    const c10::impl::ExcludeDispatchKeyGuard without_autocast(c10::DispatchKey::AutocastCPU);
-    auto [output, hn, cn] = by_layers(request);
+    auto [output, hn, cn] = by_layers(Request::request(args...));
     if constexpr (mode.is_lstm()) {
       return {std::move(output), std::move(hn), std::move(cn)};
     } else {
@@ -617,6 +617,7 @@ class CellPlan {
 
  private:
   static Handed fit(const CellRequest& r) {
+    // Of what stock makes of it some parts are cast, and others are not.
     if (at::autocast::is_autocast_enabled(at::kCPU)) return Handed::option;
     const Handed reason = r.reason(/*input_dim=*/2, /*batch_dim=*/0, /*states_dim=*/2);
     if (reason != Handed::no) return reason;
