@@ -352,10 +352,6 @@ def main():
         [line for line in everything if line["bench"] == name]
         for name in ("ops", "optimizer", "train", "curves", "roof", "matmul", "models")
     )
-    # The tables are of one machine; what another one has measured, and it has not, is a table by itself.
-    cpu = ops[0]["machine"]["cpu"]
-    elsewhere = [line for line in ops if line["machine"]["cpu"] != cpu]
-    ops = [line for line in ops if line["machine"]["cpu"] == cpu]
     # The page on scale has the ops that were measured up to 2^28, at the powers of two.
     scaled = {line["op"] for line in ops if line["n"] == 1 << 28}
     scale = [line for line in ops if line["op"] in scaled and line["n"] > 1 and is_power_of_two(line["n"])]
@@ -388,7 +384,6 @@ def main():
         losses=losses(cells),
         sizes=by_size(plain),
         shapes=by_shape(plain),
-        elsewhere=[f"{machine_of(elsewhere)}, float32, 1 thread.", "", *by_shape(chosen(elsewhere))],
         overhead=overhead(plain),
         contenders=against_contenders(plain),
         shares=shares(plain),
