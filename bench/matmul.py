@@ -1,14 +1,14 @@
 """Products of matrices: stock torch against rusttorch, by dtype, layout and size, in one process, one after the other.
 
     python bench/matmul.py [--dtypes float32 bfloat16 float16] [--layouts nn nt tn] [--rows 1 4 32 128]
-        [--threads 1] [--pairs 11] [--contenders] [--out bench/results.jsonl]
+        [--threads 1] [--pairs 11] [--contenders] [--take-all] [--out bench/results.jsonl]
 
 Layouts are of the two factors, n as they are, t transposed: nt is a linear layer's forward, nn and tn its gradients.
 Both arms have the memory pool. A line is the median time of each, the ratio (stock's time over ours) with its interval,
 and GFLOP/s, or for one row GB/s of the second factor; and whether ours ran, or handed the call to stock. --contenders
 adds float32's ratios of NumPy's OpenBLAS (it reads OPENBLAS_NUM_THREADS) and of zentorch, AMD's own (pip install
---no-deps zentorch deprecated wrapt), where that can be imported. Under RUSTTORCH_TAKE_ALL=1 nothing is handed to stock:
-that is how csrc/ops/matmul.cpp's table was made.
+--no-deps zentorch deprecated wrapt), where that can be imported. With --take-all nothing is handed to stock, which is
+how csrc/ops/matmul.cpp's table was made.
 """
 
 import argparse
@@ -66,9 +66,11 @@ def main():
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--pairs", type=int, default=11, help="timed pairs of blocks for each line")
     parser.add_argument("--contenders", action="store_true")
+    parser.add_argument("--take-all", action="store_true", help="also where stock is faster")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    rusttorch._C.take_all(options.take_all)
     found = []
     with rusttorch.memory.pool():
         for dtype in options.dtypes:

@@ -315,6 +315,7 @@ PYBIND11_MODULE(_C, m) {
     return all;
   });
   m.def("set_swapped", &set_swapped);
+  m.def("take_all", [](bool all) { take_all = all; });
   m.def("enable_pool", &enable_pool);
   m.def("pool_is_available", &pool_is_available);
   m.def("pool_is_enabled", &pool_is_enabled);

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import rusttorch
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -71,6 +72,14 @@ OF_THE_CPU = {
     "test_long_sum_errs_no_more_than_stock[(1000003,)]": "a device's long rows are stock's, and err by chance",
     "unscaled[Adagrad]": "torch has no fused Adagrad for CUDA",
 }
+
+
+@pytest.fixture
+def take_all():
+    """Our kernels run where stock's are faster, too."""
+    rusttorch._C.take_all(True)
+    yield
+    rusttorch._C.take_all(False)
 
 
 def pytest_addoption(parser):

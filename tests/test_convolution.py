@@ -6,9 +6,12 @@ import pytest
 import rusttorch
 import torch
 import torch.nn.functional as F
-from cases import CPU_FLAGS, DTYPES, INTEL, ON_DEVICE, opcheck, same_error
+from cases import CPU_FLAGS, DTYPES, ON_DEVICE, opcheck, same_error
 
-pytestmark = pytest.mark.skipif(ON_DEVICE, reason="convolutions are cuDNN's there")
+pytestmark = [
+    pytest.mark.skipif(ON_DEVICE, reason="convolutions are cuDNN's there"),
+    pytest.mark.usefixtures("take_all"),
+]
 
 LAST = torch.channels_last
 LAYOUTS = {
@@ -18,13 +21,6 @@ LAYOUTS = {
     "transposed": lambda t: t.transpose(-1, -2).contiguous().transpose(-1, -2),
     "misaligned": lambda t: torch.cat((t.new_zeros(1), t.flatten()))[1:].view(t.shape),
 }
-
-
-@pytest.fixture(autouse=True)
-def take_all(monkeypatch):
-    """Our kernels run where stock's are faster, too."""
-    monkeypatch.setenv("RUSTTORCH_TAKE_ALL", "1")
-
 
 # A filter for each channel: input, kernel and options.
 DEPTHWISE = [
@@ -177,10 +173,7 @@ def test_the_number_of_threads_changes_no_bit(case, layout):
         found = ours(tensors, options, forward=forward)
         results.append(found if forward else found[1:2])  # else the input's gradient alone is ours
     for one, two in zip(*results, strict=True):
-        if INTEL and case in POINTWISE:  # a product, which is stock's there
-            torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)
-        else:
-            assert torch.equal(one, two)
+        assert torch.equal(one, two)
 
 
 @pytest.mark.parametrize("layout", ("contiguous", "channels_last"))
@@ -222,8 +215,8 @@ def test_each_gradient_by_itself():
     ],
     ids=str,
 )
-def test_gradients_of_which_stock_makes_one(case, layout, monkeypatch):
-    monkeypatch.delenv("RUSTTORCH_TAKE_ALL")
+def test_gradients_of_which_stock_makes_one(case, layout):
+    rusttorch._C.take_all(False)
     tensors, options = inputs(case, torch.float32, True, layout)
     rusttorch.reset_stats()
     with rusttorch.use("convolution"):

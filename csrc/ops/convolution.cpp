@@ -7,9 +7,6 @@
 #include <ATen/ops/bmm.h>
 #include <ATen/ops/mm.h>
 
-#include <cstdlib>
-#include <cstring>
-
 #include "../instruction_set.h"
 #include "matmul.h"
 #include "run.h"
@@ -149,8 +146,6 @@ bool ConvolutionPlan::fits(const Tensor& t) const {
 // Whether ours takes less time than stock's. By measurement on one core of a Zen 4, with the ratio of stock's time to
 // ours at each line.
 bool ConvolutionPlan::takes(Part part) const {
-  const char* const wish = std::getenv("RUSTTORCH_TAKE_ALL");
-  const bool take_all = wish && std::strcmp(wish, "1") == 0;
   // (With the channels last only the input's gradient has a kernel.)
   if (kind_ == Kind::patches && args_.channels_last && part != Part::input) return false;
   if (take_all) return true;

@@ -2,8 +2,6 @@
 
 #include <cfloat>
 #include <cmath>
-#include <cstdlib>
-#include <cstring>
 
 #include "../instruction_set.h"
 
@@ -140,12 +138,6 @@ matmul MatmulPlan::which() const {
 
 namespace {
 
-// Asked once, when the library is loaded: of small products that costs too much.
-const bool take_all = [] {
-  const char* const wish = std::getenv("RUSTTORCH_TAKE_ALL");
-  return wish && std::strcmp(wish, "1") == 0;
-}();
-
 // How two factors lie: n as they are, t transposed.
 enum class Lie : uint8_t { any, nn, nt, tn };
 
@@ -155,9 +147,8 @@ struct Between {
   bool has(int64_t x) const { return least <= x && x <= most; }
 };
 
-// Where stock's products take less time by measurement (bench/matmul.py and shapes drawn at random, under
-// RUSTTORCH_TAKE_ALL=1, on one core), with the ratio of stock's time to ours above it. Elsewhere ours is at 0.97 to 5
-// (few columns).
+// Where stock's products take less time by measurement (bench/matmul.py --take-all and shapes drawn at random, on one
+// core), with the ratio of stock's time to ours above it. Elsewhere ours is at 0.97 to 5 (few columns).
 struct Lost {
   Lie lie;
   Between m, n, k;
@@ -280,6 +271,7 @@ void MatmulPlan::run_block(const Blocks::Block& block) const {
 }
 
 bool PackedMatrix::is_taken(Dtype dtype) {
+  if (take_all) return true;
   if (element_size(dtype) == 2) return has_squares(dtype) || has_pairs(dtype) || !has_products_of(dtype);
   return !is_intel() && instruction_set() != InstructionSet::base;
 }

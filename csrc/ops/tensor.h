@@ -42,8 +42,8 @@ inline void write_number(const Tensor& out, double value) {
   }
 }
 
-inline std::optional<Dtype> dtype_of(const Tensor& t) {
-  switch (t.scalar_type()) {
+inline std::optional<Dtype> dtype_of(at::ScalarType type) {
+  switch (type) {
     case at::kFloat: return Dtype::f32;
     case at::kDouble: return Dtype::f64;
     case at::kBFloat16: return Dtype::bf16;
@@ -54,6 +54,7 @@ inline std::optional<Dtype> dtype_of(const Tensor& t) {
     default: return std::nullopt;
   }
 }
+inline std::optional<Dtype> dtype_of(const Tensor& t) { return dtype_of(t.scalar_type()); }
 
 // Named tensors went from torch after 2.12.
 template <class T>
