@@ -183,10 +183,10 @@ def train_table(lines):
 
 
 def by_machine(lines, f):
-    """A table of each instruction set's lines, f of them, below what it was measured on."""
+    """A table of each CPU's lines, f of them, below what it was measured on."""
     text = []
-    for name in sorted({r["machine"]["instruction_set"] for r in lines}, reverse=True):
-        here = [r for r in lines if r["machine"]["instruction_set"] == name]
+    for name in sorted({results.cpu(r) for r in lines}):
+        here = [r for r in lines if results.cpu(r) == name]
         text += [f"{machine_of(here)}, {here[0]['threads']} thread.", "", *f(here), ""]
     return text[:-1]
 

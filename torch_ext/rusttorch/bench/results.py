@@ -38,11 +38,16 @@ KEYS = {
     "models": ("model", "threads"),
 }
 # Those that stand side by side of several machines.
-BY_INSTRUCTION_SET = ("matmul", "models")
+BY_MACHINE = ("ops", "matmul", "models")
+
+
+def cpu(line):
+    """What a line was measured on."""
+    return line["machine"]["cpu"], line["machine"]["instruction_set"]
 
 
 def key(line):
-    beside = [line["machine"]["instruction_set"]] if line["bench"] in BY_INSTRUCTION_SET else []
+    beside = cpu(line) if line["bench"] in BY_MACHINE else ()
     return line["bench"], *(line[field] for field in KEYS[line["bench"]]), *beside
 
 
