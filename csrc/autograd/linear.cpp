@@ -16,16 +16,18 @@ Tensor by_input(const Tensor& g, const Tensor& weight, c10::SymIntArrayRef sizes
 Tensor by_weight(const Tensor& g, const Tensor& input) { return call("mm", {matrix(g).t(), matrix(input)}); }
 Tensor by_bias(const Tensor& g) { return matrix(g).sum(0); }
 
-// Of the activations that the kernels have.
-Tensor activated(const std::string& activation, const Tensor& x) {
-  if (activation == "relu" || activation == "silu") return call(activation.c_str(), {x});
-  return call("gelu", {x, activation == "gelu" ? "none" : "tanh"});
-}
-// The gradient of the activation's input x.
+// The gradient of the input x of an activation that the kernels have.
 Tensor by_activated(const std::string& activation, const Tensor& g, const Tensor& x) {
   if (activation == "relu") return at::threshold_backward(g, x, 0);
   if (activation == "silu") return call("silu_backward", {g, x});
   return call("gelu_backward", {g, x, activation == "gelu" ? "none" : "tanh"});
+}
+
+// Those of both factors of activation(gate) * up.
+Grads by_gated(const std::string& activation, const Tensor& g, const Tensor& gate, const Tensor& up) {
+  if (activation == "relu") return {at::threshold_backward(g * up, gate, 0), g * call("relu", {gate})};
+  if (activation == "silu") return call_all("swiglu_backward", {g, gate, up});
+  return call_all("geglu_backward", {g, gate, up, activation == "gelu" ? "none" : "tanh"});
 }
 
 // linear_act_forward(input, weight, bias, activation, differentiate) -> output, sums
@@ -42,8 +44,8 @@ Grads of_glu(const Call& c, const Tensor& g) {
   TORCH_CHECK(c.flag(4), "linear_glu_forward: a gradient needs differentiate");
   const auto& activation = c.argument(3).toStringRef();
   const Tensor &gate = c.result(1), &up = c.result(2);
-  const Tensor by_gate = sum(g.defined() ? by_activated(activation, g * up, gate) : Tensor(), c.grad(1));
-  const Tensor by_up = sum(g.defined() ? g * activated(activation, gate) : Tensor(), c.grad(2));
+  const Grads of_both = g.defined() ? by_gated(activation, g, gate, up) : Grads(2);
+  const Tensor by_gate = sum(of_both[0], c.grad(1)), by_up = sum(of_both[1], c.grad(2));
   // One of them is undefined where a gradient came to the other product alone.
   const auto of_input = [&](const Tensor& g, size_t weight) {
     return g.defined() ? by_input(g, c.tensor(weight), c.sizes(0)) : g;

@@ -67,6 +67,17 @@ Tensor activated(MatmulActivation activation, const Tensor& x) {
   }
 }
 
+// The same times another.
+Tensor gated(MatmulActivation activation, const Tensor& gate, const Tensor& up) {
+  using Swiglu = OwnOp<"swiglu", Tensor (*)(const Tensor&, const Tensor&)>;
+  using Geglu = OwnOp<"geglu", Tensor (*)(const Tensor&, const Tensor&, c10::string_view)>;
+  switch (activation) {
+    case MatmulActivation::relu: return activated(activation, gate) * up;
+    case MatmulActivation::silu: return Swiglu::call(gate, up);
+    default: return Geglu::call(gate, up, activation == MatmulActivation::gelu ? "none" : "tanh");
+  }
+}
+
 // A layer's input as a matrix, and its weight turned: what a product is made of.
 struct Layer {
   Tensor rows, turned;
@@ -134,7 +145,7 @@ ThreeTensors glu_forward(const Tensor& input, const Tensor& gate_weight, const T
   stats<"linear_glu_forward">.count(reason);
   if (reason != Handed::no) {
     const Tensor gate = at::linear(input, gate_weight), up = at::linear(input, up_weight);
-    const Tensor out = activated(activation.kernel, gate) * up;
+    const Tensor out = gated(activation.kernel, gate, up);
     return {out, differentiate ? gate : nothing(input), differentiate ? up : nothing(input)};
   }
   const Tensor out = empty_result(input, gate_weight), gate = empty_result(input, gate_weight);
