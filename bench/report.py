@@ -101,6 +101,17 @@ def by_family(lines):
     return table(("family", "ops", *map(size, SIZES)), rows)
 
 
+def by_whole_family(lines):
+    """For what has few cells, or shapes of its own: geometric means over all cells of a family, and the worst."""
+    rows = []
+    for family in dict.fromkeys(line["family"] for line in lines):
+        cells = [line for line in lines if line["family"] == family]
+        worst = min(cells, key=lambda line: line["use"]["ratio"])
+        means = [f"{mean(cells, arm):.2f}" for arm in ("name", "use")]
+        rows.append((family, str(len(cells)), *means, f"{name_of(worst)} {with_interval(worst['use'])}"))
+    return table(("family", "cells", "rusttorch.NAME", "under use()", "worst under use()"), rows)
+
+
 def losses(lines):
     """Every cell below 0.97 whose interval is below 1."""
     rows = []
@@ -129,6 +140,13 @@ def by_shape(lines):
         if r["shape"]
     ]
     return table(("op", "shape", "ratio", "stock, us", "ours, us"), rows)
+
+
+def by_cell(lines):
+    rows = [
+        (name_of(r), with_interval(r["name"]), with_interval(r["use"]), f"{r['name']['theirs_us']:.1f}") for r in lines
+    ]
+    return table(("cell", "rusttorch.NAME", "under use()", "stock, us"), rows)
 
 
 def against_contenders(lines):
@@ -352,6 +370,10 @@ def main():
         [line for line in everything if line["bench"] == name]
         for name in ("ops", "optimizer", "train", "curves", "roof", "matmul", "models")
     )
+    # Most tables are of one CPU; what was measured elsewhere has its own.
+    ops, elsewhere = (
+        [line for line in ops if (results.cpu(line) == results.cpu(ops[0])) == here] for here in (True, False)
+    )
     # The page on scale has the ops that were measured up to 2^28, at the powers of two.
     scaled = {line["op"] for line in ops if line["n"] == 1 << 28}
     scale = [line for line in ops if line["op"] in scaled and line["n"] > 1 and is_power_of_two(line["n"])]
@@ -373,7 +395,7 @@ def main():
         train=train_table(train),
         optimizer=optimizer_table(optimizer),
         means=means,
-        families=by_family(plain),
+        families=[*by_family(plain), "", *by_machine(elsewhere, by_whole_family)],
         losses=losses(plain),
         products=by_machine(matmul, products_by_rows),
         models=by_machine(whole, models),
@@ -388,6 +410,7 @@ def main():
         contenders=against_contenders(plain),
         shares=shares(plain),
         products=by_machine(matmul, products),
+        elsewhere=by_machine(elsewhere, by_cell),
         **{name: by_size(lines) for name, lines in others.items()},
     )
     put(docs / "scale.md", scale=[f"{machine_of(scale)}.", "", *scale_table(scale)])
