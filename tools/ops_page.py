@@ -407,8 +407,8 @@ def main():
         "`dtypes`: those that a CPU kernel takes, at 64,000 elements (the rest is handed to stock's, and counted in",
         "`rusttorch.stats()`); none where the op is made of another. `swap`: the dispatch keys at which `use()` puts",
         "it into aten's place. Then stock's time over that of `rusttorch.NAME`, from the slowest to the fastest row of",
-        "the op in the bench, one core, float32 (on which CPU, and with what interval: [benchmarks.md](benchmarks.md));",
-        "and the largest error over all float32 inputs, in ulp ([accuracy.md](accuracy.md)).",
+        "the op in the bench, one core, float32 (on which CPU: [benchmarks.md](benchmarks.md)); and the largest",
+        "error over all float32 inputs, in ulp ([accuracy.md](accuracy.md)).",
     ]
     for family, bases in tqdm(families.items()):
         rows = []
