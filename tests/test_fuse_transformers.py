@@ -13,10 +13,12 @@ import pytest
 import rusttorch
 import torch
 import transformers
-from cases import INTEL
+from cases import INTEL, same_error
 from rusttorch.fusion import Fusion
 from torch import nn
 from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
     BertConfig,
     BertForMaskedLM,
     BertLMHeadModel,
@@ -32,10 +34,14 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    M2M100Config,
+    M2M100ForConditionalGeneration,
     MistralConfig,
     MistralForCausalLM,
     MobileBertConfig,
     MobileBertForMaskedLM,
+    MT5Config,
+    MT5ForConditionalGeneration,
     Phi3Config,
     Phi3ForCausalLM,
     Qwen2Config,
@@ -122,13 +128,17 @@ MODELS = {
         {"add_layer_norm": 2 * LAYERS, "linear_cross_entropy": 1},
     ),
     "ViT": (ViTForImageClassification, ViTConfig(**SIZES | NO_DROPOUT, image_size=16, patch_size=4), {}),
-    "T5": (T5ForConditionalGeneration, T5Config(**T5), {"rms_norm": 5 * LAYERS + 2}),
+    "T5": (
+        T5ForConditionalGeneration,
+        T5Config(**T5),
+        {"rms_norm": 5 * LAYERS + 2, "linear_cross_entropy": 1},
+    ),
     "T5 1.1": (
         T5ForConditionalGeneration,
         T5Config(**T5, feed_forward_proj="gated-gelu"),
-        {"rms_norm": 5 * LAYERS + 2, "gated": 2 * LAYERS, "gelu": 2 * LAYERS},
+        {"rms_norm": 5 * LAYERS + 2, "gated": 2 * LAYERS, "gelu": 2 * LAYERS, "linear_cross_entropy": 1},
     ),
-    "Whisper": (WhisperForConditionalGeneration, WhisperConfig(**WHISPER, dropout=0.0), {}),
+    "Whisper": (WhisperForConditionalGeneration, WhisperConfig(**WHISPER, dropout=0.0), {"linear_cross_entropy": 1}),
 }
 WRITERS = [
     name
@@ -339,6 +349,46 @@ def test_loss_of_someone_else():
         torch.testing.assert_close(ours, theirs)
         assert INTEL or torch.equal(ours, theirs)  # there a product's last bits depend on where its factors lie
         assert "linear_cross_entropy" not in hows(rusttorch.fuse_(m))
+
+
+SEQ2SEQ = {
+    **{"vocab_size": WORDS, "d_model": 32, "encoder_layers": LAYERS, "decoder_layers": LAYERS, "dropout": 0.0},
+    **{"encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 40, "decoder_ffn_dim": 40},
+    **{"encoder_layerdrop": 0.0, "decoder_layerdrop": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0},
+    **{"pad_token_id": 1, "decoder_start_token_id": 2},
+}
+
+
+@pytest.mark.parametrize(
+    "kind, config",
+    [
+        (MT5ForConditionalGeneration, MT5Config(**T5)),
+        (M2M100ForConditionalGeneration, M2M100Config(**SEQ2SEQ, max_position_embeddings=40)),
+        (BartForConditionalGeneration, BartConfig(**SEQ2SEQ, max_position_embeddings=40)),
+    ],
+)
+def test_loss_of_encoders_and_decoders(kind, config):
+    torch.manual_seed(0)
+    m = kind(config).train()
+    given = {"decoder_input_ids": tokens(2, 12, seed=5)}
+    stock = [gradients(m, **options) for options in ({}, given)]
+    found = [f for f in rusttorch.fuse_(m) if f.layers == ("",)]
+    assert [f.fused for f in found] == [kind is not BartForConditionalGeneration]  # whose logits have a bias beside
+    for theirs, options in zip(stock, ({}, given), strict=True):
+        for our, their in zip(gradients(m, **options), theirs, strict=True):
+            torch.testing.assert_close(our, their, rtol=1e-4, atol=1e-6)
+    m.zero_grad()
+    assert (m(**batch(m)).logits is None) == found[0].fused
+    assert m(**batch(m), return_dict=False)[1].shape == m.eval()(**batch(m)).logits.shape == (2, 12, WORDS)
+
+
+@pytest.mark.parametrize("name", ("T5", "Whisper"))
+def test_loss_of_wrong_labels(name):
+    m, stock = model(name), model(name)
+    rusttorch.fuse_(m)
+    for labels in (tokens(2, 40), tokens(3, 12)):
+        options = batch(m) | {"labels": labels, "decoder_input_ids": tokens(2, 12)}
+        same_error(lambda options=options: m(**options), lambda options=options: stock(**options))
 
 
 def test_loss_as_labels_come():

@@ -1,14 +1,16 @@
 """The loss of transformers' language models without their logits: a part of fuse_(model).
 
 Of 32,000 words the logits and their gradient take more memory than the rest of a training step. So while a model in
-training is called with labels, its forward is called without them, and the linear layer to the logits, its head, makes
-none: linear_cross_entropy reads what the head was given. `logits` of such a call is None.
+training is called with labels, the linear layer to the logits, its head, makes none: linear_cross_entropy reads what
+the head was given. `logits` of such a call is None. A causal model's forward is then called without its labels; that of
+a masked one or of an encoder and decoder, which calls CrossEntropyLoss itself, with ours in the place of it.
 
-A model is recognised by the names that its class's forward reads: those of a causal or of a masked language model. That
-its logits are what its head gives is seen on a twin without data of the part that has the head.
+A model is recognised by the names that its class's forward reads. That its logits are what its head gives is seen on a
+twin without data of the part that has the head.
 """
 
 import copy
+import functools
 import inspect
 import sys
 import threading
@@ -17,7 +19,7 @@ import torch
 from torch import nn
 
 from . import _C
-from .fusion import has_hooks, is_put, put
+from .fusion import has_hooks, is_put, put, with_global
 
 IGNORED = -100
 # Names that a forward may read, beside its base model's, and those that it must.
@@ -32,10 +34,28 @@ MASKED_READS = {
     *("view", "vocab_size"),
 }
 MASKED_MUST = {"CrossEntropyLoss", "MaskedLMOutput"}
+SEQ2SEQ_READS = {
+    *("BaseModelOutput", "CrossEntropyLoss", "Seq2SeqLMOutput", "ValueError", "_shift_right", "attentions", "cache"),
+    *("config", "cross_attentions", "decoder", "decoder_attentions", "decoder_hidden_states", "decoder_start_token_id"),
+    *("device", "encoder", "encoder_attentions", "encoder_hidden_states", "encoder_last_hidden_state", "hidden_states"),
+    *(
+        "isinstance",
+        "last_hidden_state",
+        "len",
+        "lm_head",
+        "max_target_positions",
+        "model",
+        "model_dim",
+        "pad_token_id",
+    ),
+    *("proj_out", "reshape", "return_dict", "scale_decoder_outputs", "shape", "shift_tokens_right", "size", "to"),
+    *("use_cache", "view", "vocab_size"),
+}
+SEQ2SEQ_MUST = {"CrossEntropyLoss", "Seq2SeqLMOutput"}
 
 
 class _Now(threading.local):
-    """Of a thread: the heads that are not to make logits, and what they were given instead."""
+    """Of a thread: the heads that are not to make logits, the innermost model's last, and what they were given."""
 
     def __init__(self):
         self.given = {}
@@ -49,7 +69,7 @@ def _head(head, input):
     if head not in _now.given:
         return type(head).forward(head, input)
     _now.given[head] = input
-    return input.new_empty((*input.shape[:-1], 0))
+    return input.new_empty((0, *input.shape[1:-1], head.out_features))  # which views make (0, words)
 
 
 def _takes_loss(module, head, labels, kwargs):
@@ -76,37 +96,33 @@ def _is_head(head):
     return is_put(vars(head).get("forward")) and not has_hooks(head)
 
 
-def _language_model(module, target_of, count, args, kwargs):
-    """count: what the summed loss is divided by; None: the labels that are not ignored."""
-    head, labels = module.get_output_embeddings(), kwargs.get("labels")
-    if not _takes_loss(module, head, labels, kwargs):
-        return type(module).forward(module, *args, **kwargs)
+def _without_logits(module, head, forward, args, kwargs):
+    """The output of a forward in which the head made no logits, and what the head was given; None: it made them."""
     _now.given[head] = None
     try:
-        output = type(module).forward(module, *args, **kwargs | {"labels": None})
+        output = forward(module, *args, **kwargs)
     finally:
         hidden = _now.given.pop(head)
-    target, reduction = target_of(labels).flatten(), "mean" if count is None else "sum"
-    rows = (output.logits if hidden is None else hidden).shape[:-1].numel()
+    return output, hidden
+
+
+def _cross_entropy(head, hidden, logits, target, reduction="mean", ignore_index=IGNORED, softcap=None):
+    """Of what the head was given; or, where it is in a part that has been compiled and made its logits, of those."""
+    rows = logits.shape[0] if hidden is None else hidden.shape[:-1].numel()
     if target.numel() != rows:  # in stock's words
         raise ValueError(f"Expected input batch_size ({rows}) to match target batch_size ({target.numel()}).")
-    if hidden is None:  # the head is in a part that has been compiled, and has made its logits
-        logits = output.logits.flatten(0, -2).float()
-        loss = nn.functional.cross_entropy(logits, target.to(logits.device), ignore_index=IGNORED, reduction=reduction)
-    else:
-        loss = _C.functions.linear_cross_entropy(
-            hidden.flatten(0, -2),
-            head.weight,
-            target.to(hidden.device),
-            head.bias,
-            reduction,
-            IGNORED,
-            softcap=_softcap(module),
-        )
-        output["logits"] = None
-    if count is not None:
-        loss = loss / (count.to(loss.device) if isinstance(count, torch.Tensor) else count)
-    return type(output)(loss=loss, **output)
+    if hidden is None:
+        target = target.to(logits.device)
+        return nn.functional.cross_entropy(logits.float(), target, ignore_index=ignore_index, reduction=reduction)
+    return _C.functions.linear_cross_entropy(
+        hidden.flatten(0, -2),
+        head.weight,
+        target.to(hidden.device),
+        head.bias,
+        reduction,
+        ignore_index,
+        softcap=softcap,
+    )
 
 
 def _next_tokens(labels):
@@ -119,13 +135,48 @@ def _is_causal(loss_function):
 
 
 def _causal_lm(module, *args, **kwargs):
-    if not _is_causal(module.loss_function):
+    head, labels = module.get_output_embeddings(), kwargs.get("labels")
+    if not _is_causal(module.loss_function) or not _takes_loss(module, head, labels, kwargs):
         return type(module).forward(module, *args, **kwargs)
-    return _language_model(module, _next_tokens, kwargs.get("num_items_in_batch"), args, kwargs)
+    output, hidden = _without_logits(module, head, type(module).forward, args, kwargs | {"labels": None})
+    count = kwargs.get(
+        "num_items_in_batch"
+    )  # what the summed loss is divided by; None: the labels that are not ignored
+    reduction = "mean" if count is None else "sum"
+    logits, target = output.logits.flatten(0, -2), _next_tokens(labels).flatten()
+    loss = _cross_entropy(head, hidden, logits, target, reduction, softcap=_softcap(module))
+    if count is not None:
+        loss = loss / (count.to(loss.device) if isinstance(count, torch.Tensor) else count)
+    if hidden is not None:
+        output["logits"] = None
+    return type(output)(loss=loss, **output)
 
 
-def _masked_lm(module, *args, **kwargs):
-    return _language_model(module, lambda labels: labels, None, args, kwargs)
+class _CrossEntropyLoss:
+    """torch.nn's, as these forwards call it, of the model whose forward runs."""
+
+    def __init__(self, ignore_index=IGNORED):
+        self.ignore_index = ignore_index
+
+    def __call__(self, logits, target):
+        head, hidden = next(reversed(_now.given.items()))
+        return _cross_entropy(head, hidden, logits, target, ignore_index=self.ignore_index)
+
+
+@functools.cache
+def _with_our_loss(forward):
+    return with_global(forward, "CrossEntropyLoss", _CrossEntropyLoss)
+
+
+def _own_loss(module, *args, **kwargs):
+    """Of a model whose forward calls CrossEntropyLoss."""
+    head = module.get_output_embeddings()
+    if not _takes_loss(module, head, kwargs.get("labels"), kwargs):
+        return type(module).forward(module, *args, **kwargs)
+    output, hidden = _without_logits(module, head, _with_our_loss(type(module).forward), args, kwargs)
+    if hidden is not None:
+        output["logits"] = None
+    return type(output)(**output)
 
 
 def _loss_of(module, reads):
@@ -133,7 +184,8 @@ def _loss_of(module, reads):
     reads = reads - {getattr(module, "base_model_prefix", None)}
     if CAUSAL_MUST <= reads <= CAUSAL_READS and _is_causal(module.loss_function):
         return _causal_lm
-    return _masked_lm if MASKED_MUST <= reads <= MASKED_READS else None
+    is_known = MASKED_MUST <= reads <= MASKED_READS or SEQ2SEQ_MUST <= reads <= SEQ2SEQ_READS
+    return _own_loss if is_known else None
 
 
 def _gives_logits(module, head):

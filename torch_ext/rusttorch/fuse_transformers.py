@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from . import _C, fuse_loss
-from .fusion import Fusion, is_plain, put
+from .fusion import Fusion, is_plain, put, with_global
 
 ops = _C.functions
 
@@ -230,25 +230,11 @@ def _is_rope(function):
     return _agree(function, ops.rope, *inputs)
 
 
-def _with_global(function, name, value):
-    """The function, or one that wraps it, with its own value of a global."""
-    own, cells = function.__globals__, function.__closure__
-    if name in function.__code__.co_names:
-        own = own | {name: value}
-    else:  # a wrapper has what it wraps in a cell
-        inner = function.__wrapped__
-        other = types.CellType(_with_global(inner, name, value))
-        cells = tuple(other if cell.cell_contents is inner else cell for cell in cells)
-    twin = types.FunctionType(function.__code__, own, function.__name__, function.__defaults__, cells)
-    twin.__kwdefaults__ = function.__kwdefaults__
-    return twin
-
-
 @functools.cache
 def _rotating(forward):
     """A class's forward with our rope in the place of its own."""
     stock = inspect.unwrap(forward).__globals__[ROPE]
-    return _with_global(forward, ROPE, functools.partial(_rope, stock))
+    return with_global(forward, ROPE, functools.partial(_rope, stock))
 
 
 def _attention(module, *args, **kwargs):

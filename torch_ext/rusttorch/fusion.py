@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import types
 from typing import NamedTuple
 
 import torch
@@ -53,3 +54,17 @@ def _run(forward, module, *args, **kwargs):
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return type(module).forward(module, *args, **kwargs)
     return forward(module, *args, **kwargs)
+
+
+def with_global(function, name, value):
+    """The function, or one that wraps it, with its own value of a global."""
+    own, cells = function.__globals__, function.__closure__
+    if name in function.__code__.co_names:
+        own = own | {name: value}
+    else:  # a wrapper has what it wraps in a cell
+        inner = function.__wrapped__
+        other = types.CellType(with_global(inner, name, value))
+        cells = tuple(other if cell.cell_contents is inner else cell for cell in cells)
+    twin = types.FunctionType(function.__code__, own, function.__name__, function.__defaults__, cells)
+    twin.__kwdefaults__ = function.__kwdefaults__
+    return twin
