@@ -26,10 +26,13 @@ SANITIZE = os.environ.get("SANITIZE")  # "address,undefined": for make asan
 SANITIZERS = []
 if SANITIZE:
     SANITIZERS = [
-        *(f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=undefined", "-O1"),
+        f"-fsanitize={SANITIZE}",
+        "-fno-sanitize-recover=undefined",
+        "-O1",
         "-fexpensive-optimizations",  # what contracts to FMA
         # AddressSanitizer's checks as calls, and not twice: a third of the compile time of products and attention.
-        *("--param asan-instrumentation-with-call-threshold=0", "-fno-sanitize=null,alignment,object-size"),
+        "--param=asan-instrumentation-with-call-threshold=0",
+        "-fno-sanitize=null,alignment,object-size",
     ]
 
 FLAGS = [

@@ -638,6 +638,46 @@ def test_autocast(mode, dtype):
             torch.testing.assert_close(our, their)  # not cast
 
 
+@pytest.mark.parametrize("type", (torch.float16, torch.bfloat16), ids=str)
+def test_autocast_of_lstms_that_are_not_float32(type):
+    """oneDNN's LSTM, and with it the dtype of all, is picked by what is not yet cast."""
+    layers, x = module("lstm", 4, 6, type), normal(5, 3, 4, dtype=type)
+    for grad in (True, False):
+        with torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled(grad):
+            stock = layers(x)[0]
+            with rusttorch.use():
+                ours = layers(x)[0]
+        assert ours.dtype == stock.dtype
+        torch.testing.assert_close(ours, stock, rtol=0.05, atol=0.02)
+
+
+def test_autocast_of_two_dtypes():
+    """Of which float64 stays: as stock has it."""
+    layers, x = module("rnn_tanh", 4, 6, torch.float32), normal(5, 3, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        same_error(lambda: swapped(layers, x), lambda: layers(x))
+
+
+def swapped(layers, x):
+    with rusttorch.use():
+        return layers(x)
+
+
+@pytest.mark.parametrize("grad", (True, False))
+def test_lstms_of_onednn_under_autocast(grad):
+    """Who runs them is decided by the dtype that they are cast to."""
+    rusttorch._C.take_all(False)
+    runs = []
+    for dtype, cast in ((torch.bfloat16, False), (torch.float32, True)):
+        for rows in (64, 8):
+            layers, x = module("lstm", 6, 8, dtype), normal(5, rows, 6, dtype=dtype)
+            with torch.autocast("cpu", torch.bfloat16, enabled=cast), torch.set_grad_enabled(grad):
+                rusttorch.reset_stats()
+                swapped(layers, x)
+                runs.append((cast, rows, rusttorch.stats()["lstm.input"].ran))
+    assert [ran for cast, _, ran in runs if cast] == [ran for cast, _, ran in runs if not cast]
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_many_rows(mode, dtype):

@@ -23,7 +23,7 @@ Tensor by_activated(const std::string& activation, const Tensor& g, const Tensor
   return call("gelu_backward", {g, x, activation == "gelu" ? "none" : "tanh"});
 }
 
-// Those of both factors of activation(gate) * up.
+// The gradients of gate and up, of activation(gate) * up.
 Grads by_gated(const std::string& activation, const Tensor& g, const Tensor& gate, const Tensor& up) {
   if (activation == "relu") return {at::threshold_backward(g * up, gate, 0), g * call("relu", {gate})};
   if (activation == "silu") return call_all("swiglu_backward", {g, gate, up});

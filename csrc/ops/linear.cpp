@@ -67,7 +67,7 @@ Tensor activated(MatmulActivation activation, const Tensor& x) {
   }
 }
 
-// The same times another.
+// activation(gate) * up, of two that stock made: our own op.
 Tensor gated(MatmulActivation activation, const Tensor& gate, const Tensor& up) {
   using Swiglu = OwnOp<"swiglu", Tensor (*)(const Tensor&, const Tensor&)>;
   using Geglu = OwnOp<"geglu", Tensor (*)(const Tensor&, const Tensor&, c10::string_view)>;

@@ -213,8 +213,8 @@ constexpr Lost lost_squares[] = {
     {Lie::nt, {200}, {700}, {250}},
     {Lie::nn, {32}, {2000}, {1000}},
     // The gradient of few outputs, or of few rows: 0.83 to 0.92, 0.83 to 1.06
-    {Lie::tn, {16, 300}, {2000}, {1000}},
-    {Lie::tn, {200}, {700}, {1, 700}},
+    {Lie::tn, {16, 300}, {2000, 4096}, {1000}},
+    {Lie::tn, {200}, {700, 4096}, {1, 700}},
     // A short k, of which most of the time goes to storing the result: 0.61 to 0.95, 0.48 to 1.07, 0.6 to 0.91
     {Lie::nn, {300}, {500}, {1, 300}},
     {Lie::nt, {300}, {500}, {1, 64}},
@@ -222,8 +222,8 @@ constexpr Lost lost_squares[] = {
     // One row of a short k: 0.68 to 0.74
     {Lie::nt, {1, 1}, {1000}, {1, 128}},
     // Many rows, each of which is read for few columns: 0.75 to 1.2
-    {Lie::nn, {450}, {33, 320}, {250}},
-    {Lie::nt, {450}, {33, 320}, {250}},
+    {Lie::nn, {450}, {33, 249}, {250}},
+    {Lie::nt, {450}, {33, 249}, {250}},
 };
 
 template <size_t lines>
@@ -279,7 +279,7 @@ void MatmulPlan::run_block(const Blocks::Block& block) const {
 }
 
 bool PackedMatrix::is_taken(Dtype dtype) {
-  if (take_all) return true;
+  if (take_all) return true;  // whoever packs asks only here
   if (element_size(dtype) == 2) return has_squares(dtype) || has_pairs(dtype) || !has_products_of(dtype);
   return !is_intel() && instruction_set() != InstructionSet::base;
 }

@@ -22,8 +22,8 @@ namespace rusttorch {
 enum class Handed : uint8_t { no, dtype, layout, size, option };
 constexpr std::array<const char*, 5> handed_names = {"", "dtype", "layout", "size", "option"};
 
-// While it is set, calls are handed to stock where no kernel takes them, and not where stock is faster: for tests, and
-// for measuring where that is.
+// While it is set, products, convolutions and recurrent layers are handed to stock only where no kernel takes them, not
+// where stock is faster: for tests, and for measuring where that is.
 inline std::atomic<bool> take_all = false;
 
 // How often an op ran here, and how often it was handed to stock, by reason.

@@ -15,9 +15,7 @@ namespace {
 // Elman's RNNs. aten makes some ten ops of each step, but for oneDNN's LSTMs; here
 //   gru, lstm, ...       if RecurrentPlan says that the kernels take it, layer by layer (by_layers); or stock's
 //                        decomposition
-//   rnn_layer_forward    one layer in one direction: its input's products for all steps at once, then in each step one
-//                        product and one kernel. Its derivative is in autograd/recurrent.cpp, and from there
-//   rnn_layer_backward   the steps back, and then one product for each gradient.
+//   rnn_layer_forward    of each layer and direction (recurrent_layer.h).
 
 using TwoTensors = std::tuple<Tensor, Tensor>;
 using ThreeTensors = std::tuple<Tensor, Tensor, Tensor>;
@@ -81,33 +79,27 @@ bool onednn_is_faster(const RecurrentRequest& r, at::ScalarType type) {
   return r.sequences.hx->size(1) >= (type == at::kFloat ? 32 : 16);
 }
 
-// What autocast makes of a call of the right sizes: all of it is cast where all of stock's is, in RNNs, oneDNN's LSTMs
-// and what has states of autocast's type. (Of others stock casts the products alone.) Where it is off nothing is cast.
-class Autocast {
- public:
-  explicit Autocast(const RecurrentRequest& r) {
-    if (!at::autocast::is_autocast_enabled(at::kCPU)) return;
-    const RecurrentSequences& s = r.sequences;
-    const auto type = at::autocast::get_autocast_dtype(at::kCPU);
-    const bool has_states = s.hx->scalar_type() == type && (!s.cx || s.cx->scalar_type() == type);
-    is_known_ = has_states || !s.mode.is_gated() || is_onednn_s(r, type);
-    to_ = type;
-  }
+// What autocast makes of a tensor, if it is on: another type, but float64 stays.
+struct Cast {
+  std::optional<at::ScalarType> to;
 
-  // Whether it is, if autocast is on.
-  bool is_known() const { return is_known_; }
-  // float64 stays as it is.
+  static Cast now() {
+    const bool is_on = at::autocast::is_autocast_enabled(at::kCPU);
+    return {is_on ? std::optional(at::autocast::get_autocast_dtype(at::kCPU)) : std::nullopt};
+  }
   at::ScalarType type_of(const Tensor& t) const {
-    return to_ && t.is_floating_point() && t.scalar_type() != at::kDouble ? *to_ : t.scalar_type();
+    return to && t.is_floating_point() && t.scalar_type() != at::kDouble ? *to : t.scalar_type();
   }
-  Tensor operator()(const Tensor& t) const {
-    return to_ ? at::autocast::cached_cast(*to_, t, c10::DeviceType::CPU) : t;
-  }
-
- private:
-  bool is_known_ = true;
-  std::optional<at::ScalarType> to_;
+  Tensor operator()(const Tensor& t) const { return to ? at::autocast::cached_cast(*to, t, c10::DeviceType::CPU) : t; }
 };
+
+// Whether stock casts all of a call: of RNNs, of oneDNN's LSTMs (which it picks by what is not yet cast) and of what
+// has states of autocast's type. Of others it casts the products alone.
+bool casts_all(const RecurrentRequest& r, at::ScalarType to) {
+  const RecurrentSequences& s = r.sequences;
+  if (!s.mode.is_gated() || (s.hx->scalar_type() == to && (!s.cx || s.cx->scalar_type() == to))) return true;
+  return is_onednn_s(r, s.input.scalar_type()) && is_onednn_s(r, to);
+}
 
 // Decides only: what runs is rnn_layer_forward.
 class RecurrentPlan {
@@ -125,8 +117,8 @@ class RecurrentPlan {
         int64_t(r.params.size()) != r.count() * r.params_each()) {
       return Handed::option;
     }
-    const Autocast cast(r);
-    if (!cast.is_known()) return Handed::option;
+    const Cast cast = Cast::now();
+    if (cast.to && !casts_all(r, *cast.to)) return Handed::option;
     const auto type_of = [&](const Tensor& t) { return cast.type_of(t); };
     const at::ScalarType type = type_of(s.input);
     if (!are_of(type, s.all(), type_of)) return Handed::dtype;
@@ -159,7 +151,7 @@ ThreeTensors run_layer(const RecurrentSequences& s, const RecurrentWeights& w, b
 
 ThreeTensors by_layers(RecurrentRequest r) {
   const RecurrentSequences& s = r.sequences;
-  const Autocast cast(r);
+  const Cast cast = Cast::now();
   std::vector<Tensor> params;
   for (const Tensor& t : r.params) params.push_back(cast(t));
   r.params = params;

@@ -10,6 +10,7 @@
 #include "stock.h"
 
 namespace rusttorch {
+namespace {
 
 const RecurrentMode& mode_of(c10::string_view name) {
   for (const RecurrentMode* mode : {&gru, &lstm, &rnn_tanh, &rnn_relu}) {
@@ -17,8 +18,6 @@ const RecurrentMode& mode_of(c10::string_view name) {
   }
   TORCH_CHECK_VALUE(false, "unknown mode '", name, "': gru, lstm, rnn_tanh or rnn_relu");
 }
-
-namespace {
 
 // Whether they are sizes of a packed sequence of so many rows, of which the first step has as many as there are states.
 bool fits_packed(const Tensor& batch_sizes, int64_t rows, int64_t states) {

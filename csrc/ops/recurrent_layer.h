@@ -1,6 +1,9 @@
 #pragma once
 
-// One layer of a recurrent network in one direction, as its two ops have it.
+// One layer of a recurrent network in one direction, as its two ops have it:
+//   rnn_layer_forward    its input's products for all steps at once, then in each step one product and one kernel. Its
+//                        derivative is in autograd/recurrent.cpp, and from there
+//   rnn_layer_backward   the steps back, and then one product for each gradient.
 
 #include "../kernels/recurrent.h"
 
@@ -22,8 +25,6 @@ inline constexpr RecurrentMode lstm{"lstm", 4, recurrent::lstm, recurrent::lstm_
 inline constexpr RecurrentMode rnn_tanh{"rnn_tanh", 1, recurrent::rnn_tanh, recurrent::rnn_tanh_backward};
 inline constexpr RecurrentMode rnn_relu{"rnn_relu", 1, recurrent::rnn_relu, recurrent::rnn_relu_backward};
 
-const RecurrentMode& mode_of(c10::string_view name);
-
 inline const Tensor* maybe(MaybeTensor t) { return given(t) ? &*t : nullptr; }
 
 // Whether kernels can read them. (Where there is none, it is not asked for.)
@@ -38,9 +39,8 @@ inline at::ScalarType own_type(const Tensor& t) { return t.scalar_type(); }
 // Whether all are of that type, and kernels have it.
 template <size_t n, class TypeOf>
 bool are_of(at::ScalarType type, const std::array<const Tensor*, n>& tensors, const TypeOf& type_of) {
-  if (!at::isFloatingType(type)) return false;
-  return std::all_of(tensors.begin(), tensors.end(),
-                     [&](const Tensor* t) { return !t || (type_of(*t) == type && dtype_of(*t)); });
+  if (!at::isFloatingType(type) || !dtype_of(type)) return false;
+  return std::all_of(tensors.begin(), tensors.end(), [&](const Tensor* t) { return !t || type_of(*t) == type; });
 }
 
 // Of one layer in one direction: [gates H, I] and [gates H, P], biases or none, and of an LSTM whose states are
