@@ -13,12 +13,12 @@ import torch
 
 def machine():
     """What the figures depend on, but for the number of threads, which each benchmark says."""
-    cpu = platform.processor()
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
+    cpu, facts = platform.processor(), Path("/proc/cpuinfo").read_text()
+    for line in facts.splitlines():
         if line.startswith("model name"):
             cpu = line.split(":")[1].strip()
-    capability = torch.backends.cpu.get_cpu_capability()
-    return {"cpu": cpu, "torch": torch.__version__, "instruction_set": capability}
+    instructions = torch.backends.cpu.get_cpu_capability() + (", AMX" if "amx_bf16" in facts else "")
+    return {"cpu": cpu, "torch": torch.__version__, "instruction_set": instructions}
 
 
 def load(path, bench=None):
