@@ -211,9 +211,11 @@ constexpr Lost lost_squares[] = {
     // Some rows of many columns: 0.81 to 1.05, 0.93 in the mean
     {Lie::nn, {200}, {700}, {250}},
     {Lie::nt, {200}, {700}, {250}},
+    {Lie::nn, {100}, {700}, {1000}},
+    {Lie::nt, {100}, {700}, {1000}},
     {Lie::nn, {32}, {2000}, {1000}},
-    // The gradient of few outputs, or of few rows: 0.83 to 0.92, 0.83 to 1.06
-    {Lie::tn, {16, 300}, {2000, 4096}, {1000}},
+    // The gradient of few outputs, or of few rows: 0.83 to 0.97, 0.83 to 1.06
+    {Lie::tn, {16, 300}, {2000, 4096}, {700}},
     {Lie::tn, {200}, {700, 4096}, {1, 700}},
     // A short k, of which most of the time goes to storing the result: 0.61 to 0.95, 0.48 to 1.07, 0.6 to 0.91
     {Lie::nn, {300}, {500}, {1, 300}},
