@@ -638,15 +638,18 @@ def test_autocast(mode, dtype):
             torch.testing.assert_close(our, their)  # not cast
 
 
+def swapped(layers, x):
+    with rusttorch.use():
+        return layers(x)
+
+
 @pytest.mark.parametrize("type", (torch.float16, torch.bfloat16), ids=str)
 def test_autocast_of_lstms_that_are_not_float32(type):
     """oneDNN's LSTM, and with it the dtype of all, is picked by what is not yet cast."""
     layers, x = module("lstm", 4, 6, type), normal(5, 3, 4, dtype=type)
     for grad in (True, False):
         with torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled(grad):
-            stock = layers(x)[0]
-            with rusttorch.use():
-                ours = layers(x)[0]
+            stock, ours = layers(x)[0], swapped(layers, x)[0]
         assert ours.dtype == stock.dtype
         torch.testing.assert_close(ours, stock, rtol=0.05, atol=0.02)
 
@@ -656,11 +659,6 @@ def test_autocast_of_two_dtypes():
     layers, x = module("rnn_tanh", 4, 6, torch.float32), normal(5, 3, 4)
     with torch.autocast("cpu", torch.bfloat16):
         same_error(lambda: swapped(layers, x), lambda: layers(x))
-
-
-def swapped(layers, x):
-    with rusttorch.use():
-        return layers(x)
 
 
 @pytest.mark.parametrize("grad", (True, False))

@@ -38,18 +38,9 @@ SEQ2SEQ_READS = {
     *("BaseModelOutput", "CrossEntropyLoss", "Seq2SeqLMOutput", "ValueError", "_shift_right", "attentions", "cache"),
     *("config", "cross_attentions", "decoder", "decoder_attentions", "decoder_hidden_states", "decoder_start_token_id"),
     *("device", "encoder", "encoder_attentions", "encoder_hidden_states", "encoder_last_hidden_state", "hidden_states"),
-    *(
-        "isinstance",
-        "last_hidden_state",
-        "len",
-        "lm_head",
-        "max_target_positions",
-        "model",
-        "model_dim",
-        "pad_token_id",
-    ),
-    *("proj_out", "reshape", "return_dict", "scale_decoder_outputs", "shape", "shift_tokens_right", "size", "to"),
-    *("use_cache", "view", "vocab_size"),
+    *("isinstance", "last_hidden_state", "len", "lm_head", "max_target_positions", "model", "model_dim"),
+    *("pad_token_id", "proj_out", "reshape", "return_dict", "scale_decoder_outputs", "shape", "shift_tokens_right"),
+    *("size", "to", "use_cache", "view", "vocab_size"),
 }
 SEQ2SEQ_MUST = {"CrossEntropyLoss", "Seq2SeqLMOutput"}
 
@@ -103,25 +94,21 @@ def _without_logits(module, head, forward, args, kwargs):
         output = forward(module, *args, **kwargs)
     finally:
         hidden = _now.given.pop(head)
+    if hidden is not None:
+        output = type(output)(**output | {"logits": None})
     return output, hidden
 
 
 def _cross_entropy(head, hidden, logits, target, reduction="mean", ignore_index=IGNORED, softcap=None):
     """Of what the head was given; or, where it is in a part that has been compiled and made its logits, of those."""
-    rows = logits.shape[0] if hidden is None else hidden.shape[:-1].numel()
-    if target.numel() != rows:  # in stock's words
-        raise ValueError(f"Expected input batch_size ({rows}) to match target batch_size ({target.numel()}).")
+    rows, target = (logits if hidden is None else hidden).flatten(0, -2), target.flatten()
+    if len(target) != len(rows):  # in stock's words
+        raise ValueError(f"Expected input batch_size ({len(rows)}) to match target batch_size ({len(target)}).")
+    target = target.to(rows.device)
     if hidden is None:
-        target = target.to(logits.device)
-        return nn.functional.cross_entropy(logits.float(), target, ignore_index=ignore_index, reduction=reduction)
+        return nn.functional.cross_entropy(rows.float(), target, ignore_index=ignore_index, reduction=reduction)
     return _C.functions.linear_cross_entropy(
-        hidden.flatten(0, -2),
-        head.weight,
-        target.to(hidden.device),
-        head.bias,
-        reduction,
-        ignore_index,
-        softcap=softcap,
+        rows, head.weight, target, head.bias, reduction, ignore_index, softcap=softcap
     )
 
 
@@ -139,16 +126,11 @@ def _causal_lm(module, *args, **kwargs):
     if not _is_causal(module.loss_function) or not _takes_loss(module, head, labels, kwargs):
         return type(module).forward(module, *args, **kwargs)
     output, hidden = _without_logits(module, head, type(module).forward, args, kwargs | {"labels": None})
-    count = kwargs.get(
-        "num_items_in_batch"
-    )  # what the summed loss is divided by; None: the labels that are not ignored
+    count = kwargs.get("num_items_in_batch")  # what the sum is divided by; None: the labels that are not ignored
     reduction = "mean" if count is None else "sum"
-    logits, target = output.logits.flatten(0, -2), _next_tokens(labels).flatten()
-    loss = _cross_entropy(head, hidden, logits, target, reduction, softcap=_softcap(module))
+    loss = _cross_entropy(head, hidden, output.logits, _next_tokens(labels), reduction, softcap=_softcap(module))
     if count is not None:
         loss = loss / (count.to(loss.device) if isinstance(count, torch.Tensor) else count)
-    if hidden is not None:
-        output["logits"] = None
     return type(output)(loss=loss, **output)
 
 
@@ -173,10 +155,7 @@ def _own_loss(module, *args, **kwargs):
     head = module.get_output_embeddings()
     if not _takes_loss(module, head, kwargs.get("labels"), kwargs):
         return type(module).forward(module, *args, **kwargs)
-    output, hidden = _without_logits(module, head, _with_our_loss(type(module).forward), args, kwargs)
-    if hidden is not None:
-        output["logits"] = None
-    return type(output)(**output)
+    return _without_logits(module, head, _with_our_loss(type(module).forward), args, kwargs)[0]
 
 
 def _loss_of(module, reads):
