@@ -1,4 +1,4 @@
-"""Fits the polynomials of csrc/kernels/math.h and prints them as C++ arguments.
+"""Fits the polynomials and tables of csrc/kernels/math.h and prints them as C++ arguments.
 
     python tools/fit_math.py            # every polynomial, with its largest error
 
@@ -174,9 +174,48 @@ def log_table():
     return inverse, logs
 
 
+def tanh_table(degree=5):
+    """c, tanh(c) and the coefficients of tanh(c + t) = tanh(c) + c[1] t + c[2] t^2 + ... in f32, of 32 intervals.
+
+    They are four of each power of two from 1/16 to 16, the first one from 0. c is the float near an interval's middle
+    whose tanh is nearest to a float.
+    """
+    one_from, worst, rows = mpf("9.1"), 0, []
+    for k in range(32):
+        power = mpf(2) ** (k // 4 - 4)
+        low, high = power * (4 + k % 4) / 4, power * (5 + k % 4) / 4
+        if k == 0:  # x + x^3 g(x^2)
+            g = near_zero(lambda z: (tanh(sqrt(z)) - sqrt(z)) / (sqrt(z) * z), -mpf(1) / 3)
+            (third, fifth), _ = fit(g, 0, high**2, 1, to_f32)
+            rows.append([mpf(0), mpf(0), mpf(1), mpf(0), third, mpf(0), fifth])
+            continue
+        if low > one_from:  # is not asked for
+            rows.append([low, mpf(1)] + [mpf(0)] * degree)
+            continue
+        high = min(high, one_from)
+        nearest = to_f32((low + high) / 2)
+        candidates = [nearest + j * power * mpf(2) ** -23 for j in range(-300, 301)]
+        center = min(candidates, key=lambda c: abs(tanh(c) - to_f32(tanh(c))) / tanh(c))
+        value = to_f32(tanh(center))
+
+        def g(t, center=center, value=value):
+            return (tanh(center + t) - value) / t if abs(t) > mpf("1e-15") else 1 - value**2
+
+        def weight(t, center=center):
+            return abs(t) / tanh(center + t)
+
+        coefficients, error = fit(g, low - center, high - center, degree - 1, to_f32, weight)
+        worst = max(worst, error)
+        rows.append([center, value, *coefficients])
+    return list(zip(*rows, strict=True)), worst
+
+
 if __name__ == "__main__":
     for name, table in zip(("1 / c", "log(c)"), log_table(), strict=True):
         print(f"log_table {name}:\n    " + ", ".join(hexadecimal(c) + "f" for c in table))
+    tables, error = tanh_table()
+    print(f"tanh_table: error {float(error):.2e}")
+    print(",\n".join("    {" + ", ".join(hexadecimal(c) + "f" for c in table) + "}" for table in tables))
     for name, (g, a, b, degree32, degree64, *weight) in FITS.items():
         for degree, rounding, suffix in ((degree32, to_f32, "f"), (degree64, to_f64, "")):
             if degree is None:

@@ -1,6 +1,6 @@
 #pragma once
 
-// exp, log, tanh, erf, ... without a branch, a table in memory or a call: selects in place of branches, integer tricks
+// exp, log, tanh, erf, ... without a branch or a call: selects in place of branches, tables in registers, integer tricks
 // on the bits in place of frexp and ldexp. V is float, double or a vector of them (lanes.h), so that one text serves
 // every instruction set and the device.
 //
@@ -17,7 +17,7 @@
 // Software Manual for the Elementary Functions, 1980; Sun's fdlibm for log and log1p).
 
 #include "lanes.h"
-#include "log_table.h"
+#include "tanh_table.h"
 
 namespace rusttorch::math {
 
@@ -222,6 +222,12 @@ RT_INLINE V log(V x) {
   const V edge = select(x == T(0), V(-inf), select(x < T(0), nan, x));  // x: inf or NaN
   return select((x > T(0)) & (x < inf), y, edge);
 }
+#if defined(__AVX512F__)
+template <>
+RT_INLINE Vector<float> log(Vector<float> x) {
+  return log_by_table(x);
+}
+#endif
 
 template <class V>
 RT_INLINE V log1p(V x) {
@@ -304,6 +310,12 @@ RT_INLINE V tanh(V x) {
   const V large = T(1) - T(2) / (exp_below(V(T(2) * a)) + T(1));
   return copysign(select(a < T(0.55), tanh_small(a, V(a * a)), large), x);
 }
+#if defined(__AVX512F__)
+template <>
+RT_INLINE Vector<float> tanh(Vector<float> x) {
+  return tanh_by_table(x);
+}
+#endif
 
 // erf(x) for |x| < 0.9, z = x^2
 template <class V>
