@@ -74,13 +74,15 @@ wheel: build
 	python tools/instruction_sets.py
 
 # What is refused for its size is refused by the allocator; Python itself leaks by design.
+SANITIZED = PYTHONPATH=build/asan FUZZ_CALLS=100000 PYTHONMALLOC=malloc \
+    LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+    ASAN_OPTIONS=detect_leaks=0:alloc_dealloc_mismatch=0:allocator_may_return_null=1
+asan: ONE_IN = 1
 asan: build
 	SANITIZE=address,undefined python setup.py -q build_py --build-lib build/asan \
 	    build_ext --build-lib build/asan --build-temp build/asan_objects
-	PYTHONPATH=build/asan FUZZ_CALLS=100000 PYTHONMALLOC=malloc \
-	    LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
-	    ASAN_OPTIONS=detect_leaks=0:alloc_dealloc_mismatch=0:allocator_may_return_null=1 \
-	    $(PYTEST) tests/test_fuzz.py $(KERNEL_TESTS)
+	$(SANITIZED) $(PYTEST) tests/test_fuzz.py
+	$(SANITIZED) $(PYTEST) --one-in $(ONE_IN) $(KERNEL_TESTS)
 
 # OpenMP's own barriers are not instrumented: one thread for each call. Its shadow memory needs addresses as they were
 # before randomization.

@@ -55,24 +55,30 @@ RT_INLINE V add_products(V sums, bits_t<V> a, bits_t<V> b) {
 template <class V, int rows, int vectors, bool group, class A, class B>
 __attribute__((noinline)) void multiply(int64_t k, const Tile<lane_t<V>, A, B>& tile) {
   V sums[rows][vectors] = {};
-  const A* a = tile.a;
   const B* b = tile.b;
-  const int64_t a_next = tile.a_next, b_row = tile.b_row, ahead = tile.ahead;
+  const int64_t a_next = tile.a_next, b_row = tile.b_row, ahead = tile.ahead, step = group ? a_next : 1;
+  const A *a0 = tile.a, *a4 = a0 + 4 * a_next, *a8 = a0 + 8 * a_next, *a12 = a0 + 12 * a_next;
+  int64_t three = 3 * a_next;
   // Where it goes to is on its way meanwhile.
 #pragma GCC unroll 16
   for (int i = 0; i < rows; ++i) __builtin_prefetch(tile.to + i * tile.to_row, 1);
 #pragma GCC unroll 1
   for (int64_t p = 0; p < k; ++p, b += b_row) {
+    // Four rows share a pointer. The compiler would give each its own, for which there are not enough registers: not
+    // knowing what these are, it does not. (An Intel Xeon: 4.5 % in the mean of eight shapes.)
+    asm("" : "+r"(a0), "+r"(a4), "+r"(a8), "+r"(a12), "+r"(three));
     Items<V, B> y[vectors];
 #pragma GCC unroll 2
     for (int v = 0; v < vectors; ++v) y[v] = load_items<V, B>(b + v * lanes<V>);
     __builtin_prefetch(b + ahead);
 #pragma GCC unroll 16
     for (int i = 0; i < rows; ++i) {
-      const Items<V, A> x = everywhere<V>(group ? a[p * a_next + i] : a[i * a_next + p]);
+      const A* const fourth = i < 4 ? a0 : i < 8 ? a4 : i < 12 ? a8 : a12;
+      const Items<V, A> x = everywhere<V>(group ? a0[i] : fourth[i % 4 == 3 ? three : i % 4 * a_next]);
 #pragma GCC unroll 2
       for (int v = 0; v < vectors; ++v) sums[i][v] = add_products(sums[i][v], x, y[v]);
     }
+    a0 += step, a4 += step, a8 += step, a12 += step;
   }
   if (tile.more) {
 #pragma GCC unroll 16
