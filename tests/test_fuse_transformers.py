@@ -16,6 +16,8 @@ import transformers
 from cases import INTEL, same_error
 from rusttorch.fusion import Fusion
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
@@ -34,12 +36,16 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    LongT5Config,
+    LongT5ForConditionalGeneration,
     M2M100Config,
     M2M100ForConditionalGeneration,
     MistralConfig,
     MistralForCausalLM,
     MobileBertConfig,
     MobileBertForMaskedLM,
+    MPNetConfig,
+    MPNetForMaskedLM,
     MT5Config,
     MT5ForConditionalGeneration,
     Phi3Config,
@@ -50,8 +56,12 @@ from transformers import (
     Qwen3ForCausalLM,
     RobertaConfig,
     RobertaForMaskedLM,
+    RoFormerConfig,
+    RoFormerForMaskedLM,
     T5Config,
     T5ForConditionalGeneration,
+    UMT5Config,
+    UMT5ForConditionalGeneration,
     ViTConfig,
     ViTForImageClassification,
     WhisperConfig,
@@ -363,6 +373,8 @@ SEQ2SEQ = {
     "kind, config",
     [
         (MT5ForConditionalGeneration, MT5Config(**T5)),
+        (UMT5ForConditionalGeneration, UMT5Config(**T5)),
+        (LongT5ForConditionalGeneration, LongT5Config(**T5, local_radius=4, global_block_size=4)),
         (M2M100ForConditionalGeneration, M2M100Config(**SEQ2SEQ, max_position_embeddings=40)),
         (BartForConditionalGeneration, BartConfig(**SEQ2SEQ, max_position_embeddings=40)),
     ],
@@ -380,6 +392,117 @@ def test_loss_of_encoders_and_decoders(kind, config):
     m.zero_grad()
     assert (m(**batch(m)).logits is None) == found[0].fused
     assert m(**batch(m), return_dict=False)[1].shape == m.eval()(**batch(m)).logits.shape == (2, 12, WORDS)
+
+
+@pytest.mark.parametrize(
+    "kind, config", ((MPNetForMaskedLM, MPNetConfig), (RoFormerForMaskedLM, RoFormerConfig)), ids=("MPNet", "RoFormer")
+)
+def test_loss_of_other_masked_models(kind, config):
+    torch.manual_seed(0)
+    m = kind(config(**SIZES, **NO_DROPOUT)).train()
+    stock = gradients(m)
+    assert hows(rusttorch.fuse_(m)).get("linear_cross_entropy") == 1
+    for our, their in zip(gradients(m), stock, strict=True):
+        torch.testing.assert_close(our, their, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ("T5", "BERT"))
+def test_outputs_with_a_loss(name):
+    """A tuple where one is asked for in any way; and the loss in stock's dtype."""
+    m, x = model(name), batch(model(name))
+    rusttorch.fuse_(m)
+    assert m(**x, return_dict=None).logits is None
+    assert m(**x, return_dict=0)[1].shape == (2, 12, WORDS)
+    m.config.return_dict = False
+    assert m(**x)[1].shape == (2, 12, WORDS) and m(**x, return_dict=True).logits is None
+    m = m.bfloat16()
+    assert m(**x, return_dict=True).loss.dtype == torch.bfloat16
+    with torch.autocast("cpu"):
+        assert m(**x, return_dict=True).loss.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ("Llama", "T5"))
+def test_calls_within_a_call(name):
+    """Of the same model, with and without labels: the inner one has its own loss, or its logits."""
+    m, x, seen = model(name), batch(model(name)), []
+    stock = gradients(m)
+    rusttorch.fuse_(m)
+
+    def again(*_):
+        hook.remove()
+        without = {"input_ids": x["input_ids"]} | ({"decoder_input_ids": x["input_ids"]} if name == "T5" else {})
+        seen.extend((m(**x).loss.detach(), m(**without).logits.shape))
+
+    hook = (m.encoder if name == "T5" else m.model.embed_tokens).register_forward_hook(again)
+    ours = gradients(m)
+    assert seen[1] == (2, 12, WORDS)
+    for our, their in zip((seen[0], *ours), (stock[0], *stock), strict=True):
+        torch.testing.assert_close(our, their, rtol=1e-4, atol=1e-6)
+
+
+def test_a_call_that_fails():
+    """Its head makes logits again."""
+    m, x = model("T5"), batch(model("T5"))
+    rusttorch.fuse_(m)
+    with pytest.raises(ValueError, match="batch_size"):
+        m(**x | {"labels": tokens(2, 40), "decoder_input_ids": tokens(2, 12)})
+    assert m.lm_head(torch.randn(2, 12, 32)).shape == (2, 12, WORDS)
+
+
+def test_parts_of_someone_else_around_the_head():
+    """Hooks and forwards of BERT's `cls` are given what they would be, put there before and after."""
+    halved = model("BERT")
+    halved.cls.register_forward_hook(lambda _module, _inputs, output: output / 2)
+    stock = gradients(halved)
+    assert "its head is not a linear layer alone" in [f.how for f in rusttorch.fuse_(halved)]
+    m = model("BERT")
+    rusttorch.fuse_(m)
+    hook = m.cls.register_forward_hook(lambda _module, _inputs, output: output / 2)
+    other = model("BERT")
+    rusttorch.fuse_(other)
+    other.cls.forward = lambda hidden: type(other.cls).forward(other.cls, hidden) / 2
+    for each in (halved, m, other):
+        for our, their in zip(gradients(each), stock, strict=True):
+            torch.testing.assert_close(our, their)
+    hook.remove()
+    assert m(**batch(m)).logits is None
+
+
+def test_cross_entropy_of_someone_else(monkeypatch):
+    """In the place of torch's among the globals of the model's module, before and after."""
+
+    class Smoothed(nn.CrossEntropyLoss):
+        def __init__(self, **options):
+            super().__init__(label_smoothing=0.3, **options)
+
+    m, x = model("T5"), batch(model("T5"))
+    rusttorch.fuse_(m)
+    module = sys.modules[T5ForConditionalGeneration.__module__]
+    monkeypatch.setattr(module, "CrossEntropyLoss", Smoothed)
+    other = model("T5")
+    stock = other(**x).loss
+    assert "linear_cross_entropy" not in hows(rusttorch.fuse_(other))
+    for each in (m, other):
+        torch.testing.assert_close(each(**x).loss, stock)
+
+
+def test_forward_of_someone_else(monkeypatch):
+    """Of the class, wrapped, or put in its place, before and after."""
+    kind, x = T5ForConditionalGeneration, batch(model("T5"))
+    own, m = kind.forward, model("T5")
+    stock = m(**x).loss
+    rusttorch.fuse_(m)
+
+    @functools.wraps(own)
+    def wrapped(self, *args, **kwargs):
+        return own(self, *args, **kwargs)
+
+    for forward in (wrapped, lambda self, **kwargs: own(self, **kwargs), functools.partialmethod(own)):
+        monkeypatch.setattr(kind, "forward", forward)
+        other = model("T5")
+        rusttorch.fuse_(other)
+        for each in (m, other):
+            torch.testing.assert_close(each(**x).loss, stock)
 
 
 @pytest.mark.parametrize("name", ("T5", "Whisper"))
@@ -480,6 +603,25 @@ for _ in range(2):
     print(rusttorch.memory.stats().peak_allocated - before)
     rusttorch.unfuse_(m)
 """
+
+
+@pytest.mark.parametrize("name", ("Llama", "BERT", "T5", "Whisper"))
+def test_no_logits_are_made(name):
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            output = function(*args, **(kwargs or {}))
+            sizes.extend(t.shape for t in tree_leaves(output) if isinstance(t, torch.Tensor))
+            return output
+
+    m = model(name)
+    rusttorch.fuse_(m)
+    for is_fused in (True, False):
+        sizes = []
+        with Sizes():
+            m(**batch(m))
+        made = [size for size in sizes if WORDS in size and size.numel() == 2 * 12 * WORDS]
+        assert bool(made) != is_fused
+        rusttorch.unfuse_(m)
 
 
 def test_memory_of_the_loss():

@@ -5,8 +5,8 @@ training is called with labels, the linear layer to the logits, its head, makes 
 the head was given. `logits` of such a call is None. A causal model's forward is then called without its labels; that of
 a masked one or of an encoder and decoder, which calls CrossEntropyLoss itself, with ours in the place of it.
 
-A model is recognised by the names that its class's forward reads. That its logits are what its head gives is seen on a
-twin without data of the part that has the head.
+A model is recognised by the names that its class's forward reads. Where a part of the model has the head, that the part
+gives the head's logits is seen on a twin of it without data.
 """
 
 import copy
@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from . import _C
-from .fusion import has_hooks, is_put, put, with_global
+from .fusion import is_plain, is_put, put, with_global
 
 IGNORED = -100
 # Names that a forward may read, beside its base model's, and those that it must.
@@ -29,27 +29,29 @@ CAUSAL_READS = {
     *("past_key_values", "slice_logits_to_keep", "tanh", "torch", "vocab_size"),
 }
 CAUSAL_MUST = {"loss_function", "last_hidden_state"}
-MASKED_READS = {
-    *("CrossEntropyLoss", "MaskedLMOutput", "attentions", "cls", "config", "device", "hidden_states", "lm_head", "to"),
-    *("view", "vocab_size"),
+CROSS_ENTROPY_READS = {
+    *("BaseModelOutput", "CrossEntropyLoss", "MaskedLMOutput", "Seq2SeqLMOutput", "ValueError", "_shift_right"),
+    *("attentions", "cache", "cls", "config", "cross_attentions", "decoder", "decoder_attentions"),
+    *("decoder_hidden_states", "decoder_start_token_id", "device", "encoder", "encoder_attentions"),
+    *("encoder_hidden_states", "encoder_last_hidden_state", "hidden_states", "isinstance", "last_hidden_state", "len"),
+    *("lm_head", "max_target_positions", "model", "model_dim", "pad_token_id", "proj_out", "reshape", "return_dict"),
+    *("scale_decoder_outputs", "shape", "shift_tokens_right", "size", "to", "use_cache", "view", "vocab_size"),
 }
-MASKED_MUST = {"CrossEntropyLoss", "MaskedLMOutput"}
-SEQ2SEQ_READS = {
-    *("BaseModelOutput", "CrossEntropyLoss", "Seq2SeqLMOutput", "ValueError", "_shift_right", "attentions", "cache"),
-    *("config", "cross_attentions", "decoder", "decoder_attentions", "decoder_hidden_states", "decoder_start_token_id"),
-    *("device", "encoder", "encoder_attentions", "encoder_hidden_states", "encoder_last_hidden_state", "hidden_states"),
-    *("isinstance", "last_hidden_state", "len", "lm_head", "max_target_positions", "model", "model_dim"),
-    *("pad_token_id", "proj_out", "reshape", "return_dict", "scale_decoder_outputs", "shape", "shift_tokens_right"),
-    *("size", "to", "use_cache", "view", "vocab_size"),
-}
-SEQ2SEQ_MUST = {"CrossEntropyLoss", "Seq2SeqLMOutput"}
+LM_OUTPUTS = {"MaskedLMOutput", "Seq2SeqLMOutput"}
+
+
+class _Call:
+    """Of a model's forward: the head that makes no logits, or None, and what it was given."""
+
+    def __init__(self, head):
+        self.head, self.hidden = head, None
 
 
 class _Now(threading.local):
-    """Of a thread: the heads that are not to make logits, the innermost model's last, and what they were given."""
+    """Of a thread: the calls that it is in, the innermost last."""
 
     def __init__(self):
-        self.given = {}
+        self.calls = []
 
 
 _now = _Now()
@@ -57,25 +59,38 @@ _now = _Now()
 
 def _head(head, input):
     """The forward of a linear layer to logits: none of them, while its model computes its loss."""
-    if head not in _now.given:
+    if not _now.calls or _now.calls[-1].head is not head:
         return type(head).forward(head, input)
-    _now.given[head] = input
+    _now.calls[-1].hidden = input
     return input.new_empty((0, *input.shape[1:-1], head.out_features))  # which views make (0, words)
 
 
-def _takes_loss(module, head, labels, kwargs):
-    """Whether a call of a language model is one for its loss, with nothing that a loss of ours does not know."""
-    if labels is None or not module.training or not torch.is_grad_enabled() or not _is_head(head):
-        return False
-    if labels.dtype != torch.int64:
-        return False
-    if kwargs.get("return_dict") is False or not module.config.return_dict:
-        return False
+def _head_for_loss(module, path, kwargs):
+    """The head, if a call of a language model is one for its loss, with nothing that a loss of ours does not know."""
+    labels = kwargs.get("labels")
+    if labels is None or labels.dtype != torch.int64 or not module.training or not torch.is_grad_enabled():
+        return None
+    as_dict = kwargs.get("return_dict")
+    if not (module.config.return_dict if as_dict is None else as_dict):
+        return None
     keep = kwargs.get("logits_to_keep", 0)
     if not isinstance(keep, int) or keep != 0:
-        return False
+        return None
     known = {"num_items_in_batch", "return_dict", "output_attentions", "output_hidden_states"}
-    return kwargs.keys() <= known | inspect.signature(type(module).forward).parameters.keys()
+    if not kwargs.keys() <= known | inspect.signature(type(module).forward).parameters.keys():
+        return None
+    head = _plain_head(module, path)
+    return head if head is not None and is_put(vars(head).get("forward")) else None
+
+
+def _plain_head(module, path):
+    """The head, if neither it nor a part that it is in has somebody's hooks or forward, which may ask for logits."""
+    part = module
+    for name in path.split("."):
+        part = getattr(part, name, None)
+        if not isinstance(part, nn.Module) or not is_plain(part):
+            return None
+    return part
 
 
 def _softcap(module):
@@ -83,30 +98,30 @@ def _softcap(module):
     return module.config.final_logit_softcapping if "final_logit_softcapping" in reads else None
 
 
-def _is_head(head):
-    return is_put(vars(head).get("forward")) and not has_hooks(head)
+def _call(head, forward, module, args, kwargs):
+    """The output of a forward in which the head, if any, makes no logits, and what it was given.
 
-
-def _without_logits(module, head, forward, args, kwargs):
-    """The output of a forward in which the head made no logits, and what the head was given; None: it made them."""
-    _now.given[head] = None
+    That is None where it made them, as it does in a part that has been compiled.
+    """
+    call = _Call(head)
+    _now.calls.append(call)
     try:
         output = forward(module, *args, **kwargs)
     finally:
-        hidden = _now.given.pop(head)
-    if hidden is not None:
-        output = type(output)(**output | {"logits": None})
-    return output, hidden
+        _now.calls.pop()
+    if call.hidden is not None:
+        output = type(output)(**{**output, "logits": None})
+    return output, call.hidden
 
 
 def _cross_entropy(head, hidden, logits, target, reduction="mean", ignore_index=IGNORED, softcap=None):
-    """Of what the head was given; or, where it is in a part that has been compiled and made its logits, of those."""
+    """Of what the head was given, or of its logits where that is None."""
     rows, target = (logits if hidden is None else hidden).flatten(0, -2), target.flatten()
     if len(target) != len(rows):  # in stock's words
         raise ValueError(f"Expected input batch_size ({len(rows)}) to match target batch_size ({len(target)}).")
     target = target.to(rows.device)
     if hidden is None:
-        return nn.functional.cross_entropy(rows.float(), target, ignore_index=ignore_index, reduction=reduction)
+        return nn.functional.cross_entropy(rows, target, ignore_index=ignore_index, reduction=reduction)
     return _C.functions.linear_cross_entropy(
         rows, head.weight, target, head.bias, reduction, ignore_index, softcap=softcap
     )
@@ -121,14 +136,17 @@ def _is_causal(loss_function):
     return loss_function is sys.modules["transformers.loss.loss_utils"].ForCausalLMLoss
 
 
-def _causal_lm(module, *args, **kwargs):
-    head, labels = module.get_output_embeddings(), kwargs.get("labels")
-    if not _is_causal(module.loss_function) or not _takes_loss(module, head, labels, kwargs):
-        return type(module).forward(module, *args, **kwargs)
-    output, hidden = _without_logits(module, head, type(module).forward, args, kwargs | {"labels": None})
+def _causal_lm(path, module, *args, **kwargs):
+    head = _head_for_loss(module, path, kwargs) if _is_causal(module.loss_function) else None
+    forward = type(module).forward
+    if head is None:
+        return _call(None, forward, module, args, kwargs)[0]
+    output, hidden = _call(head, forward, module, args, kwargs | {"labels": None})
+    logits = output.logits.float() if hidden is None else None
     count = kwargs.get("num_items_in_batch")  # what the sum is divided by; None: the labels that are not ignored
     reduction = "mean" if count is None else "sum"
-    loss = _cross_entropy(head, hidden, output.logits, _next_tokens(labels), reduction, softcap=_softcap(module))
+    target = _next_tokens(kwargs["labels"])
+    loss = _cross_entropy(head, hidden, logits, target, reduction, softcap=_softcap(module))
     if count is not None:
         loss = loss / (count.to(loss.device) if isinstance(count, torch.Tensor) else count)
     return type(output)(loss=loss, **output)
@@ -141,36 +159,43 @@ class _CrossEntropyLoss:
         self.ignore_index = ignore_index
 
     def __call__(self, logits, target):
-        head, hidden = next(reversed(_now.given.items()))
-        return _cross_entropy(head, hidden, logits, target, ignore_index=self.ignore_index)
+        call = _now.calls[-1]
+        loss = _cross_entropy(call.head, call.hidden, logits, target, ignore_index=self.ignore_index)
+        return loss if torch.is_autocast_enabled(logits.device.type) else loss.to(logits.dtype)
 
 
-@functools.cache
 def _with_our_loss(forward):
+    """A class's forward with our loss in the place of torch's; None where it has another, or none can be put."""
+    if getattr(inspect.unwrap(forward), "__globals__", {}).get("CrossEntropyLoss") is not nn.CrossEntropyLoss:
+        return None
     return with_global(forward, "CrossEntropyLoss", _CrossEntropyLoss)
 
 
-def _own_loss(module, *args, **kwargs):
+def _calls_cross_entropy(path, module, *args, **kwargs):
     """Of a model whose forward calls CrossEntropyLoss."""
-    head = module.get_output_embeddings()
-    if not _takes_loss(module, head, kwargs.get("labels"), kwargs):
-        return type(module).forward(module, *args, **kwargs)
-    return _without_logits(module, head, _with_our_loss(type(module).forward), args, kwargs)[0]
+    head, forward = _head_for_loss(module, path, kwargs), type(module).forward
+    ours = None if head is None else _with_our_loss(forward)
+    if ours is None:
+        return _call(None, forward, module, args, kwargs)[0]
+    return _call(head, ours, module, args, kwargs)[0]
 
 
-def _loss_of(module, reads):
+def _forward_of(module, reads):
     """Our forward of a language model, by what its class's reads, or None."""
     reads = reads - {getattr(module, "base_model_prefix", None)}
     if CAUSAL_MUST <= reads <= CAUSAL_READS and _is_causal(module.loss_function):
         return _causal_lm
-    is_known = MASKED_MUST <= reads <= MASKED_READS or SEQ2SEQ_MUST <= reads <= SEQ2SEQ_READS
-    return _own_loss if is_known else None
+    calls = "CrossEntropyLoss" in reads and not LM_OUTPUTS.isdisjoint(reads) and reads <= CROSS_ENTROPY_READS
+    return _calls_cross_entropy if calls and _with_our_loss(type(module).forward) else None
+
+
+def _path(module, head):
+    return next(name for name, part in module.named_modules() if part is head)
 
 
 def _gives_logits(module, head):
-    """Whether the part of the model that has the head returns what the head does, which is seen on a twin."""
-    path = next(name for name, part in module.named_modules() if part is head)
-    name, _, rest = path.partition(".")
+    """Whether the part of the model that has the head, if any, returns what the head does, which is seen on a twin."""
+    name, _, rest = _path(module, head).partition(".")
     if not rest:
         return True
     part, given = getattr(module, name), []
@@ -191,14 +216,15 @@ def fuse(module, reads):
     head = getattr(module, "get_output_embeddings", lambda: None)()
     if head is None or "labels" not in inspect.signature(type(module).forward).parameters:
         return None, None
-    forward = _loss_of(module, reads)
+    forward = _forward_of(module, reads)
     if forward is None:
         return None, "its loss is not that of a language model that is known"
-    if type(head) is not nn.Linear or has_hooks(head) or "forward" in vars(head):
+    path = _path(module, head)
+    if type(head) is not nn.Linear or "forward" in vars(head) or _plain_head(module, path) is None:
         return None, "its head is not a linear layer alone"
     if not _gives_logits(module, head):
         return None, "what its head gives is not yet its logits"
     if "forward" in vars(module):
         return None, "has a forward of its own"
     put(head, _head)
-    return forward, "linear_cross_entropy"
+    return functools.partial(forward, path), "linear_cross_entropy"

@@ -230,15 +230,15 @@ def _is_rope(function):
     return _agree(function, ops.rope, *inputs)
 
 
-@functools.cache
 def _rotating(forward):
-    """A class's forward with our rope in the place of its own."""
-    stock = inspect.unwrap(forward).__globals__[ROPE]
+    """A class's forward with our rope in the place of its own, or None where none can be put."""
+    stock = getattr(inspect.unwrap(forward), "__globals__", {}).get(ROPE)
     return with_global(forward, ROPE, functools.partial(_rope, stock))
 
 
 def _attention(module, *args, **kwargs):
-    return _rotating(type(module).forward)(module, *args, **kwargs)
+    forward = type(module).forward
+    return (_rotating(forward) or forward)(module, *args, **kwargs)
 
 
 # All of them
@@ -276,7 +276,7 @@ def fuse(names, with_loss):
             return None, f"computes something else than {kinds[0].how}"
         if ROPE in reads:
             function = inspect.unwrap(type(module).forward).__globals__[ROPE]
-            if computes(module, ROPE, _is_rope, function):
+            if computes(module, ROPE, _is_rope, function) and _rotating(type(module).forward):
                 return _attention, "rope"
             return None, f"its {ROPE} is not rope's"
         return None, None

@@ -18,12 +18,8 @@ class Fusion(NamedTuple):
 
 
 def has_hooks(module):
-    return any(
-        (
-            *(module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks),
-            *(torch_module._global_forward_hooks, torch_module._global_forward_pre_hooks),
-        )
-    )
+    own = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(own) or bool(torch_module._has_any_global_hook())
 
 
 class _Put(functools.partial):
@@ -57,14 +53,21 @@ def _run(forward, module, *args, **kwargs):
 
 
 def with_global(function, name, value):
-    """The function, or one that wraps it, with its own value of a global."""
+    """A copy of the function, or of what wraps it, that reads `value` for the global `name`; other globals are as now.
+
+    None where something wraps it in a way that is not known.
+    """
+    if not isinstance(function, types.FunctionType):
+        return None
     own, cells = function.__globals__, function.__closure__
     if name in function.__code__.co_names:
         own = own | {name: value}
     else:  # a wrapper has what it wraps in a cell
-        inner = function.__wrapped__
-        other = types.CellType(with_global(inner, name, value))
-        cells = tuple(other if cell.cell_contents is inner else cell for cell in cells)
+        inner = getattr(function, "__wrapped__", None)
+        copy = with_global(inner, name, value)
+        if copy is None or not any(cell.cell_contents is inner for cell in cells or ()):
+            return None
+        cells = tuple(types.CellType(copy) if cell.cell_contents is inner else cell for cell in cells)
     twin = types.FunctionType(function.__code__, own, function.__name__, function.__defaults__, cells)
     twin.__kwdefaults__ = function.__kwdefaults__
     return twin
