@@ -109,6 +109,7 @@ def main():
     parser.add_argument("--arch", nargs="+", default=["80", "90"])
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "cuda_check")
     options = parser.parse_args()
+    options.out = options.out.absolute()
     options.out.mkdir(parents=True, exist_ok=True)
     home = cuda_home()
     start = time.time()
