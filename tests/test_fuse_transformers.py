@@ -468,6 +468,20 @@ def test_parts_of_someone_else_around_the_head():
     assert m(**batch(m)).logits is None
 
 
+def test_hooks_of_all_modules():
+    """Which are called for the head, too."""
+    m, seen = model("T5"), []
+    rusttorch.fuse_(m)
+    hook = nn.modules.module.register_module_full_backward_hook(lambda module, *_: seen.append(module))
+    try:
+        output = m(**batch(m))
+        output.loss.backward()
+    finally:
+        hook.remove()
+    assert m.lm_head in seen and output.logits is not None
+    assert m(**batch(m)).logits is None
+
+
 def test_cross_entropy_of_someone_else(monkeypatch):
     """In the place of torch's among the globals of the model's module, before and after."""
 
@@ -497,7 +511,14 @@ def test_forward_of_someone_else(monkeypatch):
     def wrapped(self, *args, **kwargs):
         return own(self, *args, **kwargs)
 
-    for forward in (wrapped, lambda self, **kwargs: own(self, **kwargs), functools.partialmethod(own)):
+    kept = [own]
+
+    @functools.wraps(own)
+    def elsewhere(self, *args, **kwargs):  # what it wraps is in no cell of its own
+        return kept[0](self, *args, **kwargs)
+
+    plain = lambda self, **kwargs: own(self, **kwargs)  # noqa: E731
+    for forward in (wrapped, elsewhere, plain, functools.partialmethod(own)):
         monkeypatch.setattr(kind, "forward", forward)
         other = model("T5")
         rusttorch.fuse_(other)
