@@ -468,6 +468,8 @@ def test_parts_of_someone_else_around_the_head():
     assert m(**batch(m)).logits is None
 
 
+@pytest.mark.filterwarnings("ignore:For backward hooks to be called")  # of modules that return no tensors
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing")  # of modules that are given indices
 def test_hooks_of_all_modules():
     """Which are called for the head, too."""
     m, seen = model("T5"), []
