@@ -611,23 +611,6 @@ def test_loss_without_labels_that_count():
         m(**x | {"labels": torch.full((2, 9), 5)})
 
 
-MEMORY = """
-import rusttorch, torch
-from transformers import LlamaConfig, LlamaForCausalLM
-rusttorch.memory.enable_pool()
-x = torch.randint(12000, (1, 1024))
-sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-m = LlamaForCausalLM(LlamaConfig(vocab_size=12000, **sizes))
-rusttorch.fuse_(m)
-for _ in range(2):
-    m.zero_grad(set_to_none=True)
-    before = rusttorch.memory.stats().allocated
-    m(input_ids=x, labels=x).loss.backward()
-    print(rusttorch.memory.stats().peak_allocated - before)
-    rusttorch.unfuse_(m)
-"""
-
-
 @pytest.mark.parametrize("name", ("Llama", "BERT", "T5", "Whisper"))
 def test_no_logits_are_made(name):
     class Sizes(TorchDispatchMode):
@@ -645,6 +628,23 @@ def test_no_logits_are_made(name):
         made = [size for size in sizes if WORDS in size and size.numel() == 2 * 12 * WORDS]
         assert bool(made) != is_fused
         rusttorch.unfuse_(m)
+
+
+MEMORY = """
+import rusttorch, torch
+from transformers import LlamaConfig, LlamaForCausalLM
+rusttorch.memory.enable_pool()
+x = torch.randint(12000, (1, 1024))
+sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+m = LlamaForCausalLM(LlamaConfig(vocab_size=12000, **sizes))
+rusttorch.fuse_(m)
+for _ in range(2):
+    m.zero_grad(set_to_none=True)
+    before = rusttorch.memory.stats().allocated
+    m(input_ids=x, labels=x).loss.backward()
+    print(rusttorch.memory.stats().peak_allocated - before)
+    rusttorch.unfuse_(m)
+"""
 
 
 def test_memory_of_the_loss():

@@ -174,8 +174,8 @@ def log_table():
     return inverse, logs
 
 
-def tanh_table(degree=5):
-    """c, tanh(c) and the coefficients of tanh(c + t) = tanh(c) + c[1] t + c[2] t^2 + ... in f32, of 32 intervals.
+def tanh_table():
+    """c, tanh(c) and the coefficients of tanh(c + t) = tanh(c) + c[1] t + ... + c[5] t^5 in f32, of 32 intervals.
 
     They are four of each power of two from 1/16 to 16, the first one from 0. c is the float near an interval's middle
     whose tanh is nearest to a float.
@@ -190,7 +190,7 @@ def tanh_table(degree=5):
             rows.append([mpf(0), mpf(0), mpf(1), mpf(0), third, mpf(0), fifth])
             continue
         if low > one_from:  # is not asked for
-            rows.append([low, mpf(1)] + [mpf(0)] * degree)
+            rows.append([low, mpf(1)] + [mpf(0)] * 5)
             continue
         high = min(high, one_from)
         nearest = to_f32((low + high) / 2)
@@ -204,7 +204,7 @@ def tanh_table(degree=5):
         def weight(t, center=center):
             return abs(t) / tanh(center + t)
 
-        coefficients, error = fit(g, low - center, high - center, degree - 1, to_f32, weight)
+        coefficients, error = fit(g, low - center, high - center, 4, to_f32, weight)
         worst = max(worst, error)
         rows.append([center, value, *coefficients])
     return list(zip(*rows, strict=True)), worst

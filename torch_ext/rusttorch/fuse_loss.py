@@ -161,6 +161,7 @@ class _CrossEntropyLoss:
     def __call__(self, logits, target):
         call = _now.calls[-1]
         loss = _cross_entropy(call.head, call.hidden, logits, target, ignore_index=self.ignore_index)
+        # Ours is float32 for 16 bits; stock's only where autocast makes it so.
         return loss if torch.is_autocast_enabled(logits.device.type) else loss.to(logits.dtype)
 
 
@@ -189,13 +190,9 @@ def _forward_of(module, reads):
     return _calls_cross_entropy if calls and _with_our_loss(type(module).forward) else None
 
 
-def _path(module, head):
-    return next(name for name, part in module.named_modules() if part is head)
-
-
-def _gives_logits(module, head):
+def _gives_logits(module, head, path):
     """Whether the part of the model that has the head, if any, returns what the head does, which is seen on a twin."""
-    name, _, rest = _path(module, head).partition(".")
+    name, _, rest = path.partition(".")
     if not rest:
         return True
     part, given = getattr(module, name), []
@@ -219,10 +216,10 @@ def fuse(module, reads):
     forward = _forward_of(module, reads)
     if forward is None:
         return None, "its loss is not that of a language model that is known"
-    path = _path(module, head)
+    path = next(name for name, part in module.named_modules() if part is head)
     if type(head) is not nn.Linear or "forward" in vars(head) or _plain_head(module, path) is None:
         return None, "its head is not a linear layer alone"
-    if not _gives_logits(module, head):
+    if not _gives_logits(module, head, path):
         return None, "what its head gives is not yet its logits"
     if "forward" in vars(module):
         return None, "has a forward of its own"
