@@ -697,6 +697,29 @@ def test_forwards_of_someone_else(name, part):
     assert seen == layers and len(layers) == LAYERS
 
 
+def test_attention_of_someone_else(monkeypatch):
+    """What its forward reads of its module's globals, and the forward itself, are other ones after the first call."""
+    m, other = model("Llama"), model("Llama")
+    kind, x = type(m.model.layers[0].self_attn), batch(m)["input_ids"]
+    rusttorch.fuse_(m)
+    module, own = sys.modules[kind.__module__], kind.forward
+    m(x)
+
+    def backwards(q, k, cos, sin):
+        return apply(q, k, cos, -sin)
+
+    apply = module.apply_rotary_pos_emb
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "apply_rotary_pos_emb", backwards)
+        turned = other(x).logits
+        torch.testing.assert_close(m(x).logits, turned)
+    stock = other(x).logits
+    assert not torch.allclose(turned, stock)
+    torch.testing.assert_close(m(x).logits, stock)
+    monkeypatch.setattr(kind, "forward", functools.partialmethod(own))
+    torch.testing.assert_close(m(x).logits, stock)
+
+
 def test_without_data():
     m = model("Llama").to("meta")
     rusttorch.fuse_(m)

@@ -13,6 +13,7 @@ import copy
 import functools
 import inspect
 import types
+import weakref
 from typing import NamedTuple
 
 import torch
@@ -230,10 +231,32 @@ def _is_rope(function):
     return _agree(function, ops.rope, *inputs)
 
 
+def _names(code):
+    """All names that the code reads, and the functions within it."""
+    inner = (constant for constant in code.co_consts if isinstance(constant, types.CodeType))
+    return set(code.co_names).union(*map(_names, inner))
+
+
+_ROPES = weakref.WeakSet()  # functions that have been seen to compute it
+_ROTATING = weakref.WeakKeyDictionary()  # a forward: globals, those of them that it reads, and its copy
+
+
 def _rotating(forward):
-    """A class's forward with our rope in the place of its own, or None where none can be put."""
-    stock = getattr(inspect.unwrap(forward), "__globals__", {}).get(ROPE)
-    return with_global(forward, ROPE, functools.partial(_rope, stock))
+    """A class's forward with our rope in the place of its own, or None where there is another or none can be put.
+
+    Made again when a global that it reads has changed.
+    """
+    own, reads, twin = _ROTATING.get(forward, (None, {}, None))
+    if own is None or any(own.get(name) is not value for name, value in reads.items()):
+        inner = inspect.unwrap(forward)
+        if not isinstance(inner, types.FunctionType):
+            return None
+        own = inner.__globals__
+        reads = {name: own.get(name) for name in _names(inner.__code__)}
+        stock = reads.get(ROPE)
+        twin = with_global(forward, ROPE, functools.partial(_rope, stock)) if stock in _ROPES else None
+        _ROTATING[forward] = own, reads, twin
+    return twin
 
 
 def _attention(module, *args, **kwargs):
@@ -276,7 +299,9 @@ def fuse(names, with_loss):
             return None, f"computes something else than {kinds[0].how}"
         if ROPE in reads:
             function = inspect.unwrap(type(module).forward).__globals__[ROPE]
-            if computes(module, ROPE, _is_rope, function) and _rotating(type(module).forward):
+            if computes(module, ROPE, _is_rope, function):
+                _ROPES.add(function)
+            if _rotating(type(module).forward):
                 return _attention, "rope"
             return None, f"its {ROPE} is not rope's"
         return None, None
