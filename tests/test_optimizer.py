@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import itertools
 import sys
 import threading
@@ -40,12 +41,17 @@ def parameters(dtype, seed=0):
     return [torch.nn.Parameter(p) for p in all_]
 
 
+@functools.cache
+def gradients(step, shapes):
+    """Which depend on the step alone."""
+    generator = torch.Generator(torch.get_default_device()).manual_seed(step)
+    return [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+
+
 def train(optimizer, params, steps, first=0):
-    """Steps with gradients that depend on the step alone."""
+    shapes = tuple(p.shape for p in params)
     for k in range(first, first + steps):
-        generator = torch.Generator(torch.get_default_device()).manual_seed(k)
-        for p in params:
-            g = torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.dtype)
+        for p, g in zip(params, gradients(k, shapes), strict=True):
             p.grad = torch.empty_like(p).copy_(g)
         optimizer.step()
 
