@@ -100,7 +100,7 @@ lint: build
 	WERROR=1 python setup.py -q build_ext --build-lib build/werror --build-temp build/werror
 
 cuda: .venv/made
-	python tools/cuda_check.py
+	python tools/cuda_check.py $(ARGS)
 
 gpu:
 	$(PYTHON) tools/gpu.py $(ARGS)

@@ -115,7 +115,7 @@ def main():
     start = time.time()
 
     def object_of(source):
-        return options.out / (str(source.relative_to(ROOT)).replace("/", "_") + ".o")
+        return options.out / ("_".join(source.parts[1:]) + ".o")
 
     def device(source):
         archs = [flag for a in options.arch for flag in ("-gencode", f"arch=compute_{a},code=sm_{a}")]
@@ -192,7 +192,7 @@ def main():
         f"{len(set(names))} kernels in {len(devices)} files for {archs}, at most {max(rows)[0]} registers, "
         f"{len(wrong)} wrong; {len(hosts)} host files; strict link; {time.time() - start:.0f} s",
         *(f"  {line}" for line in lines[:3]),
-        f"  and the rest in {table.relative_to(ROOT)}",
+        f"  and the rest in {table}",
         sep="\n",
     )
     sys.exit("\n".join(wrong) if wrong else 0)
