@@ -56,6 +56,7 @@ BENCH_NAMES = {
     "_index_put_impl": "index_put(accumulate)",
     "scaled_dot_product_attention": "attention",
     "clone": "contiguous",
+    "linear_act": "linear_act(gelu)",
 }
 
 
@@ -242,6 +243,10 @@ CALLS = {
     "convolution": lambda x: r.convolution(*images(x)[1:], None, *CONVOLUTION),
     "convolution_backward": lambda x: r.convolution_backward(*images(x), None, *CONVOLUTION, [True, True, False]),
     "mm": lambda x: r.mm(x[:4], x.t()),
+    "linear_act": lambda x: r.linear_act(x, x, None, "gelu"),
+    "linear_act_forward": lambda x: r.linear_act_forward(x, x, None, "gelu", True),
+    "linear_glu": lambda x: r.linear_glu(x, x, x),
+    "linear_glu_forward": lambda x: r.linear_glu_forward(x, x, x, "silu", True),
     "addmm": lambda x: r.addmm(x[0, :ROWS], x[:4], x.t()),
     "bmm": lambda x: r.bmm(x[None, :4], x.t()[None]),
     "baddbmm": lambda x: r.baddbmm(x[0, :ROWS], x[None, :4], x.t()[None]),

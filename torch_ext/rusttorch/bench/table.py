@@ -287,6 +287,29 @@ def our_add_norm(name):
     return lambda x, residual: getattr(rusttorch, name)(x, residual, x.shape[-1:])
 
 
+@functools.cache
+def weights(inputs, dtype):
+    """Two, of four times as many outputs."""
+    return [torch.randn(4 * inputs, inputs).div(inputs**0.5).to(dtype) for _ in range(2)]
+
+
+def linear_act(x):
+    return F.gelu(F.linear(x, weights(x.shape[-1], x.dtype)[0]))
+
+
+def our_linear_act(x):
+    return rusttorch.linear_act(x, weights(x.shape[-1], x.dtype)[0], None, "gelu")
+
+
+def linear_glu(x):
+    gate, up = weights(x.shape[-1], x.dtype)
+    return F.silu(F.linear(x, gate)) * F.linear(x, up)
+
+
+def our_linear_glu(x):
+    return rusttorch.linear_glu(x, *weights(x.shape[-1], x.dtype))
+
+
 def heads(x):
     """Of rows of 64 elements a head's, as a projection gives them."""
     return x.view(1, x.shape[0], -1, 64).transpose(1, 2)
@@ -339,6 +362,7 @@ def recurrent(mode):
     return layer("recurrent", mode, by(getattr(torch, mode)), by(getattr(rusttorch, mode)), shapes)
 
 
+LINEAR = ((1, 1024), (64, 256), (1024, 768))
 CLASSES = ((64, 10), (100, 100), (1024, 1024), (128, 50257))
 DIMS = ("max", "min", "argmax", "amax", "sum", "mean", "var", "logsumexp")
 
@@ -499,6 +523,8 @@ ROWS = [
     ),
     *[row for mode in ("gru", "lstm", "rnn_tanh", "rnn_relu") for row in recurrent(mode)],
     Row("matmul", "mm", torch.mm, rusttorch.mm, "nn", shapes=((100, 100), (256, 256), (1024, 1024))),
+    *layer("matmul", "linear_act(gelu)", linear_act, our_linear_act, LINEAR),
+    *layer("matmul", "linear_glu", linear_glu, our_linear_glu, LINEAR),
 ]
 
 # NumPy's own, on the arrays of the inputs. (Its matrix product takes all cores.)
