@@ -368,12 +368,35 @@ def test_the_output_may_be_changed():
         assert all(torch.equal(x, y) for x, y in zip(*gradients, strict=True))
 
 
+@pytest.mark.parametrize("kind", ("none", "bool", "numbers of heads", "numbers of a row"))
+def test_without_a_batch(kind):
+    """[heads, rows, size], which stock takes apart: its result is contiguous, and may be changed."""
+    sizes = (40, 50, 16, 16)
+    mask = masks(*sizes[:2], torch.float32)[kind]
+    mask = mask[0] if mask is not None and mask.dim() == 4 else mask
+    rusttorch.reset_stats()
+    for layout, key_heads, is_causal in (("contiguous", 4, False), ("projected", 2, mask is None)):
+        q, k, v = (x.detach()[0].requires_grad_() for x in tensors(sizes, torch.float32, layout, key_heads=key_heads))
+        results = []
+        for swapped in (False, True):
+            with rusttorch.use("attention") if swapped else torch.enable_grad():
+                y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=is_causal, enable_gqa=True)
+            assert y.is_contiguous()
+            grad = draw(tuple(y.shape), y.dtype, 7)
+            y = y.mul_(2)
+            results.append((y, *torch.autograd.grad(y, (q, k, v), grad)))
+        for ours, stock in zip(*results, strict=True):
+            torch.testing.assert_close(ours, stock)
+    assert rusttorch.stats()["attention_forward"].ran == rusttorch.stats()["attention_backward"].ran == 2
+
+
 def test_what_is_left_to_stock():
     q, k, v = tensors((9, 11, 16, 16), torch.float32)
     mask = draw((9, 11), torch.float32)
 
     def cases():
-        yield (q[0], k[0], v[0]), {}
+        yield (q[0], k[0, 0], v[0, 0]), {}
+        yield (q[None], k[None], v[None]), {}
         yield (q, k, v), {"attn_mask": mask.clone().requires_grad_()}
         yield (q.mT.contiguous().mT, k, v), {}
         yield (q, k[:, :1], v[:, :1]), {}  # broadcast
@@ -398,6 +421,7 @@ def test_errors():
     sdpa = "scaled_dot_product_attention"
     for bad in (
         lambda m: getattr(m, sdpa)(q, k[..., :3], v),
+        lambda m: getattr(m, sdpa)(q[0], k[0], v[0], torch.zeros(1, 1, 9, 11)),
         lambda m: getattr(m, sdpa)(q, k.double(), v),
         lambda m: getattr(m, sdpa)(q.long(), k.long(), v.long()),
         lambda m: getattr(m, sdpa)(q, k, v, torch.ones(4, 5)),

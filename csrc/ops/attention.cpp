@@ -29,7 +29,7 @@ class AttentionPlan;
 struct AttentionRequest {
   using Plan = AttentionPlan;
 
-  const Tensor &query, &key, &value;
+  Tensor query, key, value;
   MaybeTensor mask;
   double dropout_p;
   bool causal;
@@ -301,11 +301,18 @@ struct FlashBackward {
   }
 };
 
+// [H, L, E] and so on. Stock's flash attention does not take that, so its result is contiguous and may be changed.
+bool has_no_batch(const Tensor& q, const Tensor& k, const Tensor& v, MaybeTensor mask) {
+  return q.dim() == 3 && k.dim() == 3 && v.dim() == 3 && (!given(mask) || mask->dim() <= 3);
+}
+
 // What is decomposed.
 struct Attention {
   static AttentionRequest request(const Tensor& q, const Tensor& k, const Tensor& v, MaybeTensor mask, double dropout_p,
                                   bool is_causal, std::optional<double> scale, bool enable_gqa) {
-    AttentionRequest r{q, k, v, mask, dropout_p, is_causal, scale};
+    const bool without = has_no_batch(q, k, v, mask);
+    const auto batch = [&](const Tensor& t) { return without ? t.unsqueeze(0) : t; };
+    AttentionRequest r{batch(q), batch(k), batch(v), mask, dropout_p, is_causal, scale};
     r.grouped = enable_gqa;
     r.decomposed = true;
     return r;
@@ -316,9 +323,15 @@ struct ByForward {
                      bool is_causal, std::optional<double> scale, bool) {
     using Forward = OwnOp<"attention_forward", Three (*)(const Tensor&, const Tensor&, const Tensor&, MaybeTensor,
                                                          double, bool, std::optional<double>)>;
-    const Tensor out = std::get<0>(Forward::call(q, k, v, mask, dropout_p, is_causal, scale));
+    const bool without = has_no_batch(q, k, v, mask);
+    const auto by_forward = [&](const Tensor& q, const Tensor& k, const Tensor& v) {
+      return std::get<0>(Forward::call(q, k, v, mask, dropout_p, is_causal, scale));
+    };
+    const Tensor out = without ? by_forward(q.contiguous().unsqueeze(0), k.unsqueeze(0), v.unsqueeze(0)).squeeze(0)
+                               : by_forward(q, k, v);
     // The derivative reads the output, which may be changed meanwhile, but where stock's flash attention is taken.
-    return !out.requires_grad() || is_as_flash(q, k, v, dropout_p) ? out : out.clone();
+    const bool is_kept = !without && is_as_flash(q, k, v, dropout_p);
+    return !out.requires_grad() || is_kept ? out : out.clone();
   }
 };
 
