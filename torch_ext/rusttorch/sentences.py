@@ -193,7 +193,7 @@ SENTENCES = {
     "keys [N, H, S, E] and values [N, H, S, V]: [N, H, L, V], in memory of L + S. scale is 1 / sqrt(E); attn_mask "
     "[N, H, L, S], or what broadcasts to it, is added, or says where to look; is_causal: query i sees the keys up to "
     "i; enable_gqa: key and value have a divisor of H heads. dropout_p drops the weights that stock drops with this "
-    "seed.",
+    "seed. N may be left out of all three.",
     "_scaled_dot_product_flash_attention_for_cpu": "(scaled_dot_product_attention, the logarithm of each query's sum "
     "of exponentials [N, H, L]): query [N, H, L, E], key and value [N, H, S, E], attn_mask of two or four dims.",
     "attention_forward": "scaled_dot_product_attention with enable_gqa, each query's logarithm of its exponentials' "
