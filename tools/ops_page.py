@@ -56,7 +56,6 @@ BENCH_NAMES = {
     "_index_put_impl": "index_put(accumulate)",
     "scaled_dot_product_attention": "attention",
     "clone": "contiguous",
-    "linear_act": "linear_act(gelu)",
 }
 
 
