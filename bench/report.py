@@ -373,7 +373,7 @@ def main():
     # Most tables are of one CPU; what was measured elsewhere has its own.
     cpu = results.cpu(ops[0])
     elsewhere = [line for line in ops if results.cpu(line) != cpu]
-    ops = [line for line in ops if results.cpu(line) == cpu]
+    ops, roof = ([line for line in lines if results.cpu(line) == cpu] for lines in (ops, roof))
     # The page on scale has the ops that were measured up to 2^28, at the powers of two.
     scaled = {line["op"] for line in ops if line["n"] == 1 << 28}
     scale = [line for line in ops if line["op"] in scaled and line["n"] > 1 and is_power_of_two(line["n"])]

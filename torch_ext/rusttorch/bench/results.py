@@ -38,7 +38,7 @@ KEYS = {
     "models": ("model", "threads"),
 }
 # Those that stand side by side of several machines.
-BY_MACHINE = ("ops", "matmul", "models")
+BY_MACHINE = ("ops", "roof", "matmul", "models")
 
 
 def cpu(line):
