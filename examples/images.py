@@ -1,6 +1,6 @@
 """Trains a small ResNet on a folder of JPEGs, which rusttorch.data decodes, cuts, changes and makes batches of.
 
-    python examples/images.py [--folder FOLDER] [--epochs 8] [--workers 2] [--ab 60] [--out out/images.png]
+    python examples/images.py [--folder FOLDER] [--epochs 8] [--workers 2] [--ab 96] [--out out/images.png]
 
 The images are FOLDER/CLASS/NAME.jpg. If there is no such folder it is made: scikit-learn's handwritten digits, each on
 a part of one of its photographs; the class is the digit. Prints loss, test accuracy and the time spent on waiting for
@@ -180,6 +180,8 @@ def main():
     parser.add_argument("--ab", type=int, default=0, metavar="N", help="then measure N steps")
     parser.add_argument("--out", type=Path, default=Path("out/images.png"))
     options = parser.parse_args()
+    if 0 < options.ab < 72:
+        parser.error("--ab: rusttorch.AB needs at least 72 steps")
     torch.set_num_threads(1)
     torch.manual_seed(0)
 

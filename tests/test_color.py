@@ -358,3 +358,38 @@ def test_kernels_ran():
     rusttorch.reset_stats()
     F.solarize(I.make((2, 3, 6, 7)), 100)
     assert rusttorch.stats()["color_images"].ran == 1
+
+
+def test_levels_of_white():
+    """The highest of so many levels."""
+    assert F.posterize(torch.ones(1, 1, 1, 2), 3).tolist() == [[[[0.875, 0.875]]]]
+
+
+def test_no_derivative():
+    """An error, where torch would warn in the backward and leave the gradient out."""
+    x = torch.rand(2, 3, 4, 4, requires_grad=True)
+    calls = (
+        lambda: F.adjust_brightness(x, 0.5),
+        lambda: F.normalize(x, 0.5, 0.5),
+        lambda: F.horizontal_flip(x),
+        lambda: F.rotate(x, 10),
+        lambda: F.gaussian_blur(x, 3),
+        lambda: F.adjust_sharpness(x, 0.5),
+    )
+    for call in calls:
+        with pytest.raises(NotImplementedError, match="has no derivative"):
+            call()
+        with torch.no_grad():
+            assert not call().requires_grad
+
+
+def test_parameters_without_memory():
+    x, steps = torch.rand(2, 3, 4, 4), torch.ones(2, 1, dtype=torch.int64)
+    with pytest.raises(RuntimeError, match="same device"):
+        OPS.color_images(x, steps.to("meta"), torch.ones(2, 1))
+
+
+def test_negative_factors():
+    for step in (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_sharpness):
+        for factor in (-0.5, float("nan"), [1.0, -1.0]):
+            I.refused(lambda step=step, factor=factor: step(torch.rand(2, 3, 4, 4), factor), "must not be negative")

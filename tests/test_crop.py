@@ -148,7 +148,8 @@ def test_bad_input_is_refused():
     for size in ([], [4], [4, 4, 4]):
         for device in ("cpu", "meta"):
             I.refused(
-                lambda size=size, d=device: OPS.crop_images(x.to(d), corner, mirrored, size), r"\[height, width\]"
+                lambda size=size, d=device: OPS.crop_images(x.to(d), corner.to(d), mirrored.to(d), size),
+                r"\[height, width\]",
             )
     least = torch.full_like(corner, torch.iinfo(torch.int64).min)
     I.refused(lambda: OPS.crop_images(x, least, mirrored, (4, 5)), "a corner at")

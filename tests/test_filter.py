@@ -92,6 +92,8 @@ def test_sharpness(dtype, layout):
         y = F.adjust_sharpness(x, f)
         I.lies_as(y, x)
         I.close(y, sharpened(x, f), x, floats=2e-6)
+        if dtype == torch.uint8:  # by one, where a sum is nearly whole
+            assert (y != sharpened(x, f)).double().mean() < 0.01
     which = torch.tensor([True, False])
     y = F.adjust_sharpness(x, 2.0, which)
     assert torch.equal(y[1], x[1]) and not torch.equal(y[0], x[0])

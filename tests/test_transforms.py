@@ -358,5 +358,47 @@ def test_bad_arguments():
     for positional in (lambda: T.RandomCrop(16, 4, True), lambda: T.RandomRotation(9, "nearest", False)):
         with pytest.raises(TypeError, match="positional"):
             positional()
-    I.refused(lambda: T.RandAugment()({"images": x, "masks": x}), "would not follow")
+    for alone in (T.RandAugment(), T.CutMix(), T.MixUp()):
+        I.refused(lambda t=alone: t({"images": x, "labels": x, "masks": x}), "would not follow")
+    for masks in (x[:2], x[..., :5]):
+        I.refused(lambda m=masks: T.RandomRotation(9)({"images": x, "masks": m}), "as many and as large")
+    I.refused(lambda: T.RandomRotation(9)({"images": x, "boxes": torch.zeros(len(x), 4)}), "boxes must be")
+    for transform in (T.RandomCrop(4), T.CenterCrop(4), T.RandAugment(), T.RandomErasing(), T.RandomInvert()):
+        I.refused(lambda t=transform: t(x[0]), "expected images")
+        I.refused(lambda t=transform: t({"images": x[0]}), "expected images")
+    I.refused(lambda: T.MixUp(num_classes=2)((x[0].float(), torch.ones(3))), "expected images")
+    for p in (-0.1, 1.1, float("nan")):
+        for kind in (T.RandomHorizontalFlip, T.RandomInvert, T.RandomErasing):
+            I.refused(lambda kind=kind, p=p: kind(p), "p must be")
+        I.refused(lambda p=p: T.RandomPerspective(p=p), "p must be")
+    I.refused(lambda: T.RandomAffine(0, translate=(0.1, 1.5)), "translate must be")
+    I.refused(lambda: T.RandomAffine(0, scale=(0.0, 1.0)), "scale must be")
+    I.refused(lambda: T.GaussianBlur(3, (2, 1)), "sigma must be")
     I.refused(lambda: T.RandomInvert(1.0)(x.double()), "uint8 or float32")
+
+
+def test_moves_are_whole_pixels():
+    matrix = T.RandomAffine(0, translate=(0.3, 0.4)).draw(batch(), generator())
+    moved = matrix[:, :2, 2]
+    assert torch.equal(moved, moved.round()) and moved.count_nonzero() > 0
+
+
+def test_no_side_is_erased_whole():
+    """As in torchvision: parts are smaller than the image both ways."""
+    x = torch.ones(400, 1, 6, 40)
+    y = T.RandomErasing(1.0, scale=(0.02, 1.0), ratio=(0.05, 20.0))(x, generator())
+    erased = (y == 0).sum((1, 2, 3)) > 0
+    assert erased.sum() > 50 and not bool((y == 0).all(2).any(1)[:, 0].all())
+    assert not bool(((y == 0).any(3).all(2)).any())
+
+
+def test_whatever_the_default_device_is():
+    """Parameters are made where the images are."""
+    x, seeded = batch(), generator
+    transforms = [T.RandomHorizontalFlip(), T.RandomAffine(20, (0.1, 0.1)), T.RandAugment(), T.RandomErasing(1.0)]
+    transforms += [T.ColorJitter(0.4, 0.4, 0.4, 0.1), T.GaussianBlur(3), T.Normalize(0.5, 0.5), T.RandomCrop(9)]
+    transforms += [T.RandomPerspective(p=1.0), T.RandomResizedCrop(8), T.TrivialAugmentWide()]
+    for transform in transforms:
+        expected = transform(x, seeded())
+        with torch.device("meta"):
+            assert torch.equal(transform(x, seeded()), expected), transform

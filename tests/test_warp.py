@@ -284,3 +284,21 @@ def test_kernels_ran():
     rusttorch.reset_stats()
     F.rotate(I.make((2, 3, 6, 7)), 3.0)
     assert rusttorch.stats()["warp_images"].ran == 1
+
+
+def test_boxes_that_are_not_whole():
+    """Three channels, which have a way of their own, as four."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(1, 4, 8, 9, generator=generator)
+    for matrix in ([0.7, 0.7], [1.0, 0.4]):
+        m = torch.diag(torch.tensor([*matrix, 1.0]))
+        m[:2, 2] = 0.3
+        for box in ([1.5, 1.5, 6.5, 6.5], [0.5, 1.0, 8.75, 7.5], [0.0, 0.0, 9.0, 8.0], [2.0, 2.25, 2.5, 3.0]):
+            of_four = F.warp(x, m, box=torch.tensor([box]))
+            for few in (slice(3), slice(1)):
+                torch.testing.assert_close(F.warp(x[:, few], m, box=torch.tensor([box])), of_four[:, few])
+
+
+def test_matrices_of_any_scale():
+    x = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(F.warp(x, 2 * torch.eye(3)), x)

@@ -112,7 +112,9 @@ class Warp {
   template <class In>
   void run_upright(const In& in) {
     float* const blended = static_cast<float*>(a_.scratch);
-    const int64_t first = int64_t(least_[0]) - warp_border, end = int64_t(most_[0]) - warp_border + 1;
+    // (Up to the column beyond what is read last, of which that may have a part.)
+    const int64_t first = int64_t(least_[0]) - warp_border;
+    const int64_t end = std::min(int64_t(most_[0]) - warp_border + 2, a_.in_width);
     locate<true>(0);
     const float* const start =
         blended - (at_[0] / (pitch_ * warp_channels) * pitch_ + warp_border + first) * warp_channels;

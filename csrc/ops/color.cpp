@@ -2,7 +2,6 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/reciprocal.h>
-#include <ATen/ops/zeros.h>
 
 #include "images.h"
 

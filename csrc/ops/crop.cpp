@@ -1,7 +1,5 @@
 #include "../kernels/crop.h"
 
-#include <ATen/ops/zeros.h>
-
 #include "images.h"
 
 namespace rusttorch {

@@ -1,7 +1,5 @@
 #include "../kernels/filter.h"
 
-#include <ATen/ops/zeros.h>
-
 #include "images.h"
 
 namespace rusttorch {

@@ -1,6 +1,5 @@
 #include "../kernels/warp.h"
 
-#include <ATen/ops/zeros.h>
 
 #include "images.h"
 

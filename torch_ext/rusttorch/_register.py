@@ -233,7 +233,8 @@ FAKE = {
 }
 LISTS = ("optimizer", "foreach", "image")  # families
 ELEMENTWISE = ("pointwise", "activation")  # families
-ONE_DEVICE = ("norm", "rope", "cross_entropy", "linear")  # families that take no number from another device
+# Families that take no number from another device.
+ONE_DEVICE = ("norm", "rope", "cross_entropy", "linear", "image", "color", "crop", "warp", "filter")
 
 
 def overload(namespace, name):
@@ -243,8 +244,13 @@ def overload(namespace, name):
     return getattr(packet, suffix or "default", None) if packet is not None else None
 
 
-def _check_one_device(args):
-    devices = {x.device for x in args if isinstance(x, torch.Tensor)}
+def _flat(args, kwargs):
+    """The arguments, and those in lists."""
+    return [t for arg in (*args, *kwargs.values()) for t in (arg if isinstance(arg, (list, tuple)) else [arg])]
+
+
+def _check_one_device(args, kwargs):
+    devices = {x.device for x in _flat(args, kwargs) if isinstance(x, torch.Tensor)}
     if len(devices) > 1:
         found = " and ".join(sorted(map(str, devices)))
         raise RuntimeError(f"Expected all tensors to be on the same device, but found at least two devices, {found}!")
@@ -253,8 +259,7 @@ def _check_one_device(args):
 def _changes_lists(*args, **kwargs):
     """The fake kernel of an op that changes lists and returns nothing. (Of a list that has a tensor without memory in
     it, torch calls it for all.)"""
-    tensors = [t for arg in (*args, *kwargs.values()) for t in (arg if isinstance(arg, (list, tuple)) else [arg])]
-    if any(type(t) in (torch.Tensor, torch.nn.Parameter) and not t.is_meta for t in tensors):
+    if any(type(t) in (torch.Tensor, torch.nn.Parameter) and not t.is_meta for t in _flat(args, kwargs)):
         raise RuntimeError("Expected all tensors to be on the same device, but some are on meta")
 
 
@@ -264,7 +269,7 @@ def register_fake(name, family):
 
     def fake(*args, **kwargs):
         if family in ONE_DEVICE:
-            _check_one_device(args)
+            _check_one_device(args, kwargs)
         return twin(*args, **kwargs)
 
     torch.library.register_fake(f"rusttorch::{name}", fake)

@@ -31,14 +31,14 @@ STEPS = (
 
 def _each(value, images, *sizes, dtype=torch.float32):
     """A parameter as a tensor [N, *sizes]: of one value for all images, or of one for each."""
-    value = torch.as_tensor(value, dtype=dtype)
+    value = torch.as_tensor(value, dtype=dtype, device="cpu")
     if value.dim() > len(sizes) and len(value) != len(images):
         raise ValueError(f"expected one parameter for each of {len(images)} images, but got {len(value)}")
     return value.expand(len(images), *sizes)
 
 
 def _which(which, images):
-    which = torch.as_tensor(which)
+    which = torch.as_tensor(which, device="cpu")
     if which.dtype != torch.bool or which.shape != (len(images),):
         raise ValueError(f"expected which to be bool [{len(images)}], but got {which.dtype} {list(which.shape)}")
     return which
@@ -53,7 +53,7 @@ def _nearest(value, images):
 
 def _fill(value, images):
     """Of each channel; None is 0. (The ops round it.)"""
-    return torch.as_tensor(0.0 if value is None else value, dtype=torch.float32).expand(images.shape[1])
+    return torch.as_tensor(0.0 if value is None else value, dtype=torch.float32, device="cpu").expand(images.shape[1])
 
 
 def _whole(value):
@@ -82,25 +82,32 @@ def _is_bilinear(interpolation):
 
 
 def _color(images, step, factor=0.0, which=None):
-    steps = torch.full((len(images), 1), STEPS.index(step))
+    steps = torch.full((len(images), 1), STEPS.index(step), device="cpu")
     if which is not None:
         steps[~_which(which, images)] = 0
     return _ops.color_images(images, steps, _each(factor, images)[:, None])
 
 
+def _not_negative(factor, name, images):
+    factor = _each(factor, images)
+    if not bool((factor >= 0).all()):
+        raise ValueError(f"{name} must not be negative, but got {factor.tolist()}")
+    return factor
+
+
 def adjust_brightness(images, brightness_factor, which=None):
     """Times the factor."""
-    return _color(images, "brightness", brightness_factor, which)
+    return _color(images, "brightness", _not_negative(brightness_factor, "brightness_factor", images), which)
 
 
 def adjust_contrast(images, contrast_factor, which=None):
     """Blended with the mean of the image's grays: 0 is that gray, 1 the image."""
-    return _color(images, "contrast", contrast_factor, which)
+    return _color(images, "contrast", _not_negative(contrast_factor, "contrast_factor", images), which)
 
 
 def adjust_saturation(images, saturation_factor, which=None):
     """Blended with its grays: 0 is gray, 1 the image."""
-    return _color(images, "saturation", saturation_factor, which)
+    return _color(images, "saturation", _not_negative(saturation_factor, "saturation_factor", images), which)
 
 
 def adjust_hue(images, hue_factor, which=None):
@@ -147,7 +154,7 @@ def equalize(images, which=None):
 def normalize(images, mean, std):
     """(images - mean) / std as float32, with mean and std of each channel or of all; uint8 images are divided by 255
     first."""
-    mean, std = (torch.as_tensor(value, dtype=torch.float32) for value in (mean, std))
+    mean, std = (torch.as_tensor(value, dtype=torch.float32, device="cpu") for value in (mean, std))
     mean, std = (value.expand(images.shape[1]) if value.numel() == 1 else value for value in (mean, std))
     return _ops.normalize_images(images, mean, std)
 
@@ -157,7 +164,7 @@ def to_dtype(images, dtype, scale=False):
     if not scale or dtype == images.dtype or (images.is_floating_point() and dtype.is_floating_point):
         return images.to(dtype)
     if images.dtype == torch.uint8 and dtype == torch.float32:
-        none = torch.zeros(images.shape[1])
+        none = torch.zeros(images.shape[1], device="cpu")
         return _ops.normalize_images(images, none, none + 1)
     if images.dtype == torch.uint8 and dtype.is_floating_point:
         return images.to(dtype) / 255
@@ -178,7 +185,7 @@ def gaussian_blur(images, kernel_size, sigma=None):
     sizes = _pair(kernel_size)
     if any(size <= 0 or size % 2 == 0 for size in sizes):
         raise ValueError(f"kernel_size must be odd and positive, but got {kernel_size}")
-    sigma = torch.as_tensor([size * 0.15 + 0.35 for size in sizes] if sigma is None else sigma)
+    sigma = torch.as_tensor([size * 0.15 + 0.35 for size in sizes] if sigma is None else sigma, device="cpu")
     if sigma.dim() == 1 and len(sigma) not in (1, 2):
         raise ValueError(f"sigma must be a number, a pair, [N, 1] or [N, 2], but got {list(sigma.shape)}")
     sigma = _each(sigma, images, 2, dtype=torch.float64)
@@ -188,16 +195,14 @@ def gaussian_blur(images, kernel_size, sigma=None):
 
 
 def _gaussian(size, sigma):
-    x = torch.arange(size, dtype=torch.float64) - (size - 1) / 2
+    x = torch.arange(size, dtype=torch.float64, device="cpu") - (size - 1) / 2
     weights = torch.exp(-0.5 * (x / sigma[:, None]) ** 2)
     return (weights / weights.sum(1, keepdim=True)).float()
 
 
 def adjust_sharpness(images, sharpness_factor, which=None):
     """Blended with itself blurred: 0 is blurred, 1 the image, 2 sharper. The outermost pixels stay."""
-    factor = _each(sharpness_factor, images)
-    if not bool((factor >= 0).all()):
-        raise ValueError(f"sharpness_factor must not be negative, but got {sharpness_factor}")
+    factor = _not_negative(sharpness_factor, "sharpness_factor", images)
     return _ops.sharpen_images(images, factor if which is None else torch.where(_which(which, images), factor, 1.0))
 
 
@@ -242,7 +247,7 @@ def erase(images, i, j, h, w, v=0.0, inplace=False):
     v is a number, one for each channel, or a tensor of the batch's shape.
     """
     images = images if inplace else images.clone()
-    v = torch.as_tensor(v)
+    v = torch.as_tensor(v, device="cpu")
     v = _nearest(v, images) if v.dim() == 4 else _nearest(_fill(v, images), images)[:, None, None].expand_as(images)
     rows, columns, heights, widths = (_each(t, images, dtype=torch.int64).tolist() for t in (i, j, h, w))
     for k, (row, column, height, width) in enumerate(zip(rows, columns, heights, widths, strict=True)):
@@ -262,14 +267,14 @@ def warp(images, matrix, size=None, interpolation="bilinear", fill=0.0, box=None
     the image is fill, a number or one for each channel; or, with box [N, 4], beyond (left, top, right, bottom) its edge
     goes on. Bilinear interpolation takes four pixels, also where the result is much smaller: it does not antialias.
     """
-    matrix = torch.as_tensor(matrix, dtype=torch.float64).expand(len(images), 3, 3)
+    matrix = torch.as_tensor(matrix, dtype=torch.float64, device="cpu").expand(len(images), 3, 3)
     size = images.shape[2:] if size is None else _pair(size)
     return _ops.warp_images(images, matrix, size, _is_bilinear(interpolation), box, _fill(fill, images))
 
 
 def warp_boxes(boxes, matrix, size):
     """Boxes [N, K, 4] (left, top, right, bottom) that hold what warp makes of theirs, within the result's size."""
-    forward = torch.linalg.inv(torch.as_tensor(matrix, dtype=torch.float64)).expand(len(boxes), 3, 3)
+    forward = torch.linalg.inv(torch.as_tensor(matrix, dtype=torch.float64, device="cpu")).expand(len(boxes), 3, 3)
     left, top, right, bottom = boxes.double().unbind(-1)
     corners = torch.stack(
         [torch.stack([x, y, torch.ones_like(x)], -1) for x in (left, right) for y in (top, bottom)], 2
@@ -279,8 +284,10 @@ def warp_boxes(boxes, matrix, size):
     least, most = points.amin(2), points.amax(2)
     if not boxes.is_floating_point():
         least, most = least.floor(), most.ceil()
-    limit = torch.tensor([size[1], size[0]], dtype=torch.float64)
-    return torch.cat([p.clamp(min=torch.zeros(2, dtype=torch.float64), max=limit) for p in (least, most)], -1).to(boxes)
+    limit = torch.tensor([size[1], size[0]], dtype=torch.float64, device="cpu")
+    return torch.cat(
+        [p.clamp(min=torch.zeros(2, dtype=torch.float64, device="cpu"), max=limit) for p in (least, most)], -1
+    ).to(boxes)
 
 
 def affine_matrix(images, angle=0.0, translate=(0.0, 0.0), scale=1.0, shear=(0.0, 0.0), center=None):
@@ -294,8 +301,8 @@ def affine_matrix(images, angle=0.0, translate=(0.0, 0.0), scale=1.0, shear=(0.0
     d = -c * torch.tan(x) + torch.cos(rotation)
     inverse = torch.stack([d, -b, -c, a], 1).view(-1, 2, 2) / scale[:, None, None]
     height, width = images.shape[2:]
-    middle = torch.tensor([width / 2, height / 2] if center is None else center, dtype=torch.float64)
-    matrix = torch.eye(3, dtype=torch.float64).repeat(len(images), 1, 1)
+    middle = torch.tensor([width / 2, height / 2] if center is None else center, dtype=torch.float64, device="cpu")
+    matrix = torch.eye(3, dtype=torch.float64, device="cpu").repeat(len(images), 1, 1)
     matrix[:, :2, :2] = inverse
     matrix[:, :2, 2] = middle - (inverse @ (middle + shift)[:, :, None]).squeeze(-1)
     return matrix
@@ -319,7 +326,7 @@ def perspective_matrix(images, startpoints, endpoints):
     start, end = (_each(t, images, 4, 2, dtype=torch.float64) for t in (startpoints, endpoints))
     # Three points in a line (as of every image that is one pixel high) have no map that can be undone, and of four that
     # cross over, the equations may be singular. One such image would lose the whole batch.
-    square = torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]], dtype=torch.float64)
+    square = torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]], dtype=torch.float64, device="cpu")
     in_line = (_in_line(start) | _in_line(end))[:, None, None]
     start, end = (torch.where(in_line, square, points) for points in (start, end))
     x, y = end.unbind(2)
@@ -329,8 +336,8 @@ def perspective_matrix(images, startpoints, endpoints):
         torch.stack([zero, zero, zero, x, y, one, -start[..., 1] * x, -start[..., 1] * y], 2),
     ]
     found, singular = torch.linalg.solve_ex(torch.cat(rows, 1), torch.cat([start[..., 0], start[..., 1]], 1))
-    matrix = torch.cat([found, torch.ones(len(images), 1, dtype=torch.float64)], 1).view(-1, 3, 3)
-    return torch.where((singular != 0)[:, None, None], torch.eye(3, dtype=torch.float64), matrix)
+    matrix = torch.cat([found, torch.ones(len(images), 1, dtype=torch.float64, device="cpu")], 1).view(-1, 3, 3)
+    return torch.where((singular != 0)[:, None, None], torch.eye(3, dtype=torch.float64, device="cpu"), matrix)
 
 
 def _in_line(points):
@@ -347,7 +354,7 @@ def perspective(images, startpoints, endpoints, interpolation="bilinear", fill=0
 def resized_crop_matrix(images, top, left, height, width, size):
     """Of resized_crop(), [N, 3, 3]: from the result to the image."""
     top, left, height, width = (_each(t, images, dtype=torch.float64) for t in (top, left, height, width))
-    matrix = torch.zeros(len(images), 3, 3, dtype=torch.float64)
+    matrix = torch.zeros(len(images), 3, 3, dtype=torch.float64, device="cpu")
     matrix[:, 0, 0], matrix[:, 1, 1] = width / size[1], height / size[0]
     matrix[:, 0, 2], matrix[:, 1, 2], matrix[:, 2, 2] = left, top, 1
     return matrix

@@ -43,7 +43,8 @@ def images_to_batch(
     boxes: integers [N, 4]: (top, left, height, width) of the part that is taken of each image, as of torchvision's
         RandomResizedCrop.get_params. None: all of it.
     flips: bools [N]: which are mirrored, left to right.
-    interpolation: "bilinear", "bicubic", or "nearest", which is Pillow's (and torch's "nearest-exact").
+    interpolation: "bilinear", "bicubic", or "nearest", which is Pillow's (torch's "nearest-exact", but where two are as
+        near).
     antialias: True: as Pillow's Image.resize(size, resample, box=box): a filter that grows with the step, and at a
         box's border reaches beyond it. (For a crop of its own, give a view, image[top:bottom, left:right], and no box.)
         False: as torch.nn.functional.interpolate(align_corners=False) of the crop.
@@ -63,7 +64,7 @@ def images_to_batch(
     is not within its image, a size or a side of 0, another interpolation, mean or std with uint8, a std of 0. Nothing
     has been written then.
     """
-    images = [torch.from_numpy(image) if isinstance(image, np.ndarray) else image for image in images]
+    images = [_of_numpy(image) if isinstance(image, np.ndarray) else image for image in images]
     if not images:
         raise ValueError("images_to_batch: expected at least one image")
     size = (size, size) if isinstance(size, (int, np.integer)) else size
@@ -77,6 +78,11 @@ def images_to_batch(
     return torch.ops.rusttorch.images_to_batch.out(images, size, dtype=dtype, out=out, **options)
 
 
+def _of_numpy(image):
+    # (Of one that is not writable, as Pillow's are, torch warns.)
+    return torch.from_numpy(image if image.flags.writeable else image.copy())
+
+
 def _floats(n):
     """A list of one number or several, or None."""
     if n is None:
@@ -86,7 +92,7 @@ def _floats(n):
 
 def _as_tensor(what, values):
     try:
-        return None if values is None else torch.as_tensor(values)
+        return None if values is None else torch.as_tensor(values, device="cpu")
     except (TypeError, ValueError) as error:
         raise type(error)(f"images_to_batch: {what}: {error}") from None
 

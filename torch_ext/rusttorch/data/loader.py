@@ -10,6 +10,7 @@ import weakref
 from collections import deque
 from concurrent.futures import CancelledError, Future
 
+import numpy as np
 import torch
 from torch.utils.data import IterableDataset, Subset, TensorDataset, default_collate
 from torch.utils.data._utils.collate import collate, collate_tensor_fn, default_collate_fn_map
@@ -87,17 +88,17 @@ class Loader:
         if isinstance(dataset, IterableDataset):
             raise TypeError("Loader: expected a map-style dataset, got an IterableDataset")
         for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0), ("prefetch", prefetch, 0)):
-            if not isinstance(value, int) or value < least:
+            if not isinstance(value, (int, np.integer)) or value < least:
                 raise ValueError(f"Loader: {name} must be an int of at least {least}, got {value!r}")
-        if not isinstance(seed, int):
-            raise ValueError(f"Loader: seed must be an int, got {seed!r}")
+        if not isinstance(seed, (int, np.integer)) or not -(2**63) <= seed < 2**63:
+            raise ValueError(f"Loader: seed must be an int of 64 bits, got {seed!r}")
         if rank not in range(world_size):
             raise ValueError(f"Loader: rank must be from 0 to world_size - 1, got {rank} of {world_size}")
         skip = skip if isinstance(skip, tuple) else (skip,)
         if not all(isinstance(kind, type) and issubclass(kind, Exception) for kind in skip):
             raise ValueError(f"Loader: skip must be an exception's class, or a tuple of them, got {skip!r}")
-        self.dataset, self.batch_size, self.shuffle, self.seed = dataset, batch_size, shuffle, seed
-        self.workers, self.prefetch, self.drop_last = workers, prefetch, drop_last
+        self.dataset, self.batch_size, self.shuffle, self.seed = dataset, int(batch_size), shuffle, int(seed)
+        self.workers, self.prefetch, self.drop_last = int(workers), int(prefetch), drop_last
         self.transform, self.collate = transform, collate
         self.rank, self.world_size = rank, world_size
         self.skip, self.pin_memory = skip, pin_memory

@@ -27,23 +27,39 @@ from . import functional as F
 
 
 def _uniform(n, low, high, generator):
-    return low + (high - low) * torch.rand(n, dtype=torch.float64, generator=generator)
+    return low + (high - low) * torch.rand(n, dtype=torch.float64, generator=generator, device="cpu")
 
 
 def _below(bounds, generator):
     """Whole numbers from 0 to bounds - 1, one for each."""
-    chosen = torch.rand(bounds.shape, dtype=torch.float64, generator=generator) * bounds
+    chosen = torch.rand(bounds.shape, dtype=torch.float64, generator=generator, device="cpu") * bounds
     return torch.minimum(chosen.long(), bounds - 1)
 
 
 def _chosen(images, p, generator):
-    return torch.rand(len(images), dtype=torch.float64, generator=generator) < p
+    return torch.rand(len(images), dtype=torch.float64, generator=generator, device="cpu") < p
 
 
 def _sequence(batch):
     if not isinstance(batch, (tuple, list)) or not batch:
         raise TypeError(f"expected a tensor, a tuple or list that begins with one, or a dict, but got {batch!r}")
     return batch
+
+
+def _check(images):
+    if images.dim() != 4:
+        raise ValueError(f"expected images [N, C, H, W], but got {list(images.shape)}")
+
+
+def _check_alone(transform, batch):
+    if isinstance(batch, Mapping) and ("masks" in batch or "boxes" in batch):
+        raise ValueError(f"{type(transform).__name__} is of images alone: masks and boxes would not follow")
+
+
+def _probability(p):
+    if not 0 <= p <= 1:
+        raise ValueError(f"p must be from 0 to 1, but got {p}")
+    return p
 
 
 def _as(batch, items):
@@ -56,11 +72,13 @@ class Transform:
 
     def __call__(self, batch, generator=None):
         if isinstance(batch, torch.Tensor):
+            _check(batch)
             return self.apply(batch, self.draw(batch, generator))
         if not isinstance(batch, Mapping):
             images, *rest = _sequence(batch)
             return _as(batch, [self(images, generator), *rest])
         images = batch["images"]
+        _check(images)
         drawn = self.draw(images, generator)
         return {key: self._apply_to(key, value, images, drawn) for key, value in batch.items()}
 
@@ -88,8 +106,12 @@ class Geometric(Transform):
             if value.dim() != 4 or value.dtype not in (torch.uint8, torch.float32):
                 given = f"{list(value.shape)} of {value.dtype}"
                 raise ValueError(f"masks must be [N, C, H, W] of uint8 or float32, but got {given}")
+            if len(value) != len(images) or value.shape[2:] != images.shape[2:]:
+                raise ValueError(f"masks must be as many and as large as the images, but got {list(value.shape)}")
             return self.sample(value, drawn, "nearest", 0.0)
         if key == "boxes":
+            if value.dim() != 3 or len(value) != len(images) or value.shape[2] != 4:
+                raise ValueError(f"boxes must be [N, K, 4], but got {list(value.shape)}")
             return F.warp_boxes(value, self.matrix(images, drawn), self.size_of(images))
         return super()._apply_to(key, value, images, drawn)
 
@@ -123,13 +145,13 @@ class Compose(Transform):
 
 class _RandomFlip(Geometric):
     def __init__(self, p=0.5):
-        self.p = p
+        self.p = _probability(p)
 
     def draw(self, images, generator):
         return _chosen(images, self.p, generator)
 
     def matrix(self, images, drawn):
-        matrix = torch.eye(3, dtype=torch.float64).repeat(len(images), 1, 1)
+        matrix = torch.eye(3, dtype=torch.float64, device="cpu").repeat(len(images), 1, 1)
         matrix[drawn, self.axis, self.axis] = -1
         matrix[drawn, self.axis, 2] = images.shape[3 - self.axis]
         return matrix
@@ -193,7 +215,7 @@ class RandomCrop(_Crop):
         rooms = height - self.size[0], width - self.size[1]
         if min(rooms) < 0:
             raise ValueError(f"RandomCrop of {self.size} is larger than the padded images, {(height, width)}")
-        draws = [_below(torch.full((len(images),), room + 1), generator) for room in rooms]
+        draws = [_below(torch.full((len(images),), room + 1, device="cpu"), generator) for room in rooms]
         return draws[0] - top, draws[1] - left
 
 
@@ -261,6 +283,10 @@ class RandomAffine(Geometric):
     def __init__(self, degrees, translate=None, scale=None, shear=None, interpolation="nearest", fill=0.0, center=None):
         self.degrees = _range(degrees, "degrees")
         self.translate, self.scale = translate, scale
+        if translate is not None and not all(0 <= part <= 1 for part in translate):
+            raise ValueError(f"translate must be parts of width and height, from 0 to 1, but got {translate}")
+        if scale is not None and not all(factor > 0 for factor in scale):
+            raise ValueError(f"scale must be positive, but got {scale}")
         if shear is not None and len(_numbers(shear)) != 4:
             shear = (*_range(shear, "shear"), 0.0, 0.0)
         self.shear = shear
@@ -294,14 +320,19 @@ class RandomPerspective(Geometric):
     four then have no map (three are in a line), the image stays as it is."""
 
     def __init__(self, distortion_scale=0.5, p=0.5, interpolation="bilinear", fill=0.0):
-        self.distortion_scale, self.p, self.interpolation, self.fill = distortion_scale, p, interpolation, fill
+        self.distortion_scale, self.p, self.interpolation, self.fill = (
+            distortion_scale,
+            _probability(p),
+            interpolation,
+            fill,
+        )
 
     def draw(self, images, generator):
         n, (height, width) = len(images), images.shape[2:]
         chosen = _chosen(images, self.p, generator)
-        corners = torch.tensor([[0, 0], [width - 1, 0], [width - 1, height - 1], [0, height - 1]])
-        inwards = torch.tensor([[1, 1], [-1, 1], [-1, -1], [1, -1]])
-        bounds = torch.tensor([int(self.distortion_scale * (size // 2)) + 1 for size in (width, height)])
+        corners = torch.tensor([[0, 0], [width - 1, 0], [width - 1, height - 1], [0, height - 1]], device="cpu")
+        inwards = torch.tensor([[1, 1], [-1, 1], [-1, -1], [1, -1]], device="cpu")
+        bounds = torch.tensor([int(self.distortion_scale * (size // 2)) + 1 for size in (width, height)], device="cpu")
         moved = corners + inwards * _below(bounds.expand(n, 4, 2), generator)
         return F.perspective_matrix(images, corners, torch.where(chosen[:, None, None], moved, corners))
 
@@ -328,11 +359,13 @@ class ColorJitter(Transform):
 
     def draw(self, images, generator):
         n = len(images)
-        factors = torch.empty(n, len(self.limits), dtype=torch.float64)
+        factors = torch.empty(n, len(self.limits), dtype=torch.float64, device="cpu")
         for k, limits in enumerate(self.limits.values()):
             factors[:, k] = _uniform(n, *limits, generator)
-        order = torch.rand(factors.shape, dtype=torch.float64, generator=generator).argsort(1)
-        steps = torch.tensor([F.STEPS.index(name) for name in self.limits], dtype=torch.int64).expand(n, -1)
+        order = torch.rand(factors.shape, dtype=torch.float64, generator=generator, device="cpu").argsort(1)
+        steps = torch.tensor([F.STEPS.index(name) for name in self.limits], dtype=torch.int64, device="cpu").expand(
+            n, -1
+        )
         return steps.gather(1, order), factors.gather(1, order)
 
     def apply(self, images, drawn):
@@ -343,7 +376,7 @@ class _Random(Transform):
     """With probability p; apply() is given which."""
 
     def __init__(self, p=0.5):
-        self.p = p
+        self.p = _probability(p)
 
     def draw(self, images, generator):
         return _chosen(images, self.p, generator)
@@ -420,6 +453,8 @@ class GaussianBlur(Transform):
         self.kernel_size = kernel_size
         sigma = _numbers(sigma)
         self.sigma = sigma[0], sigma[-1]
+        if not 0 < self.sigma[0] <= self.sigma[1]:
+            raise ValueError(f"sigma must be positive, a number or (low, high), but got {sigma}")
 
     def draw(self, images, generator):
         return _uniform((len(images), 1), *self.sigma, generator)
@@ -455,7 +490,7 @@ class RandomErasing(Transform):
     """
 
     def __init__(self, p=0.5, scale=(0.02, 0.33), ratio=(0.3, 3.3), value=0.0):
-        self.p, self.scale, self.ratio, self.value = p, scale, ratio, value
+        self.p, self.scale, self.ratio, self.value = _probability(p), scale, ratio, value
 
     def draw(self, images, generator):
         height, width = images.shape[2:]
@@ -465,9 +500,9 @@ class RandomErasing(Transform):
         where = _below(height - h + 1, generator), _below(width - w + 1, generator)
         value = self.value
         if value == "random":
-            value = torch.empty(images.shape, dtype=images.dtype)  # the same in either memory format
+            value = torch.empty(images.shape, dtype=images.dtype, device="cpu")  # the same in either memory format
             for k, (top, left, height, width) in enumerate(torch.stack([*where, h, w], 1).tolist()):
-                noise = torch.empty((images.shape[1], height, width), dtype=images.dtype)
+                noise = torch.empty((images.shape[1], height, width), dtype=images.dtype, device="cpu")
                 if noise.dtype == torch.uint8:
                     noise.random_(0, 256, generator=generator)
                 else:
@@ -492,13 +527,15 @@ class _Mixed(Transform):
             raise ValueError(f"alpha must be positive, but got {alpha}")
 
     def __call__(self, batch, generator=None):
+        _check_alone(self, batch)
         if isinstance(batch, Mapping):
             images, labels = self((batch["images"], batch["labels"]), generator)
             return {**batch, "images": images, "labels": labels}
         if isinstance(batch, torch.Tensor) or len(_sequence(batch)) < 2:
             raise TypeError(f"{type(self).__name__} needs labels: (images, labels), or a dict with both")
         images, labels, *rest = batch
-        alphas = torch.full((len(images), 2), self.alpha, dtype=torch.float64)
+        _check(images)
+        alphas = torch.full((len(images), 2), self.alpha, dtype=torch.float64, device="cpu")
         images, kept = self.mix(images, torch._sample_dirichlet(alphas, generator)[:, 0], generator)
         if labels.dim() == 1:
             if self.num_classes is None:
@@ -526,7 +563,7 @@ class CutMix(_Mixed):
         half, n = 0.5 * torch.sqrt(1 - kept), len(images)
         sides = []
         for size in (height, width):
-            middle, reach = _below(torch.full((n,), size), generator), (half * size).long()
+            middle, reach = _below(torch.full((n,), size, device="cpu"), generator), (half * size).long()
             sides += [(middle - reach).clamp(min=0), (middle + reach).clamp(max=size)]
         out = images.clone()
         for k, (top, bottom, left, right) in enumerate(torch.stack(sides, 1).tolist()):
@@ -556,8 +593,7 @@ class _Policy(Geometric):
         self.num_magnitude_bins, self.interpolation, self.fill = num_magnitude_bins, interpolation, fill
 
     def __call__(self, batch, generator=None):
-        if isinstance(batch, Mapping) and ("masks" in batch or "boxes" in batch):
-            raise ValueError(f"{type(self).__name__} is of images alone: masks and boxes would not follow")
+        _check_alone(self, batch)
         return super().__call__(batch, generator)
 
     def draw(self, images, generator):
@@ -567,13 +603,15 @@ class _Policy(Geometric):
         """[ops, bins]"""
         bins = self.num_magnitude_bins
         ends = self.ends(height, width)
-        rows = [torch.linspace(*ends.get(name, (0.0, 0.0)), bins, dtype=torch.float64) for name in _NAMES]
-        rows[_NAMES.index("Posterize")] = (8 - torch.arange(bins) / ((bins - 1) / self.bits)).round().double()
+        rows = [torch.linspace(*ends.get(name, (0.0, 0.0)), bins, dtype=torch.float64, device="cpu") for name in _NAMES]
+        rows[_NAMES.index("Posterize")] = (
+            (8 - torch.arange(bins, device="cpu") / ((bins - 1) / self.bits)).round().double()
+        )
         return torch.stack(rows)
 
     def one_op(self, images, op, magnitude, generator):
         """op and magnitude: which, of each image."""
-        signed = torch.tensor([name in _SIGNED for name in _NAMES])[op]
+        signed = torch.tensor([name in _SIGNED for name in _NAMES], device="cpu")[op]
         bins = self.tables(*images.shape[2:])[op, magnitude]
         by = torch.where(signed & _chosen(images, 0.5, generator), -bins, bins)
         out = self._warped(images, op, by)
@@ -628,8 +666,8 @@ class RandAugment(_Policy):
     def apply(self, images, generator):
         n = len(images)
         for _ in range(self.num_ops):
-            op = _below(torch.full((n,), len(_NAMES)), generator)
-            images = self.one_op(images, op, torch.full((n,), self.magnitude), generator)
+            op = _below(torch.full((n,), len(_NAMES), device="cpu"), generator)
+            images = self.one_op(images, op, torch.full((n,), self.magnitude, device="cpu"), generator)
         return images
 
 
@@ -648,5 +686,7 @@ class TrivialAugmentWide(_Policy):
 
     def apply(self, images, generator):
         n = len(images)
-        op = _below(torch.full((n,), len(_NAMES)), generator)
-        return self.one_op(images, op, _below(torch.full((n,), self.num_magnitude_bins), generator), generator)
+        op = _below(torch.full((n,), len(_NAMES), device="cpu"), generator)
+        return self.one_op(
+            images, op, _below(torch.full((n,), self.num_magnitude_bins, device="cpu"), generator), generator
+        )
