@@ -92,6 +92,13 @@ def test_pillows_own_order():
         assert abs(ours - judge).max() <= 1
 
 
+def test_arrays_that_are_not_writable():
+    """As numpy.asarray of a picture of Pillow's is: torch warns of them, which is an error here."""
+    array = np.full((4, 5, 3), 7, dtype=np.uint8)
+    array.flags.writeable = False
+    assert (images_to_batch([array], 2, dtype=torch.uint8) == 7).all()
+
+
 def boxes_of(draw, strategies, height, width):
     top, left = draw(strategies.integers(0, height - 1)), draw(strategies.integers(0, width - 1))
     return (top, left, draw(strategies.integers(1, height - top)), draw(strategies.integers(1, width - left)))

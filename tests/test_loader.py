@@ -11,6 +11,7 @@ import traceback
 import weakref
 from collections import Counter
 
+import numpy as np
 import pytest
 import rusttorch
 import torch
@@ -377,6 +378,7 @@ def test_errors_of_arguments():
         {"rank": -1},
         {"rank": 0.5},
         {"seed": None},
+        {"seed": 2**64},
         {"skip": [OSError]},
         {"skip": "OSError"},
     ):
@@ -384,6 +386,9 @@ def test_errors_of_arguments():
             Loader(Squares(4), 4, **options)
     with pytest.raises(ValueError, match="batch_size must be"):
         Loader(Squares(4), 0)
+    numbers = {"batch_size": 2, "workers": 1, "prefetch": 1, "seed": 3}
+    both = [Loader(Squares(8), shuffle=True, **{k: of(v) for k, v in numbers.items()}) for of in (int, np.int64)]
+    assert all(torch.equal(x, y) for x, y in zip(*both, strict=True))
 
 
 # Memory.
