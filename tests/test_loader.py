@@ -388,7 +388,8 @@ def test_errors_of_arguments():
         Loader(Squares(4), 0)
     numbers = {"batch_size": 2, "workers": 1, "prefetch": 1, "seed": 3}
     both = [Loader(Squares(8), shuffle=True, **{k: of(v) for k, v in numbers.items()}) for of in (int, np.int64)]
-    assert all(torch.equal(x, y) for x, y in zip(*both, strict=True))
+    for batches in zip(*both, strict=True):
+        assert all(map(torch.equal, *batches))
 
 
 # Memory.
