@@ -1,6 +1,5 @@
 #include "../kernels/warp.h"
 
-
 #include "images.h"
 
 namespace rusttorch {
