@@ -716,6 +716,13 @@ def test_attention_of_someone_else(monkeypatch):
     stock = other(x).logits
     assert not torch.allclose(turned, stock)
     torch.testing.assert_close(m(x).logits, stock)
+    monkeypatch.setattr(rusttorch.fuse_transformers, "_ROPES", set())
+    monkeypatch.setattr(rusttorch.fuse_transformers, "_ROTATING", {})
+    with monkeypatch.context() as patch:  # as where a function cannot be run
+        patch.setattr(rusttorch.fuse_transformers, "_is_rope", lambda function: False)
+        assert "rope" not in hows(rusttorch.fuse_(other))
+    assert "rope" in hows(rusttorch.fuse_(other))
+    rusttorch.unfuse_(other)
     monkeypatch.setattr(kind, "forward", functools.partialmethod(own))
     torch.testing.assert_close(m(x).logits, stock)
 

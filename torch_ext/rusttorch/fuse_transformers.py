@@ -254,7 +254,9 @@ def _rotating(forward):
         own = inner.__globals__
         reads = {name: own.get(name) for name in _names(inner.__code__)}
         stock = reads.get(ROPE)
-        twin = with_global(forward, ROPE, functools.partial(_rope, stock)) if stock in _ROPES else None
+        if stock not in _ROPES:
+            return None
+        twin = with_global(forward, ROPE, functools.partial(_rope, stock))
         _ROTATING[forward] = own, reads, twin
     return twin
 

@@ -320,12 +320,8 @@ class RandomPerspective(Geometric):
     four then have no map (three are in a line), the image stays as it is."""
 
     def __init__(self, distortion_scale=0.5, p=0.5, interpolation="bilinear", fill=0.0):
-        self.distortion_scale, self.p, self.interpolation, self.fill = (
-            distortion_scale,
-            _probability(p),
-            interpolation,
-            fill,
-        )
+        self.distortion_scale, self.p = distortion_scale, _probability(p)
+        self.interpolation, self.fill = interpolation, fill
 
     def draw(self, images, generator):
         n, (height, width) = len(images), images.shape[2:]
