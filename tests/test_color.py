@@ -381,6 +381,8 @@ def test_no_derivative():
             call()
         with torch.no_grad():
             assert not call().requires_grad
+    with pytest.raises(NotImplementedError, match="has no derivative"):
+        torch.func.grad(lambda x: F.adjust_brightness(x, 0.5).sum())(x.detach())
 
 
 def test_parameters_without_memory():

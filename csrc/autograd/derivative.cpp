@@ -11,6 +11,8 @@
 #include <torch/csrc/dynamo/compiled_autograd.h>
 #include <torch/library.h>
 
+#include <algorithm>
+#include <string_view>
 #include <unordered_map>
 
 #include "../form.h"
@@ -402,7 +404,8 @@ class NotDifferentiable final : public c10::OperatorKernel {
   }
 };
 
-// The autograd kernel of an op that updates what it is given and has no derivative: none of its tensors may need one.
+// The autograd kernel of an op that has no derivative, where torch would leave a gradient out with a warning: none of
+// its tensors may need one.
 class NeedsNoGrad final : public c10::OperatorKernel {
  public:
   void operator()(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
@@ -445,6 +448,11 @@ bool is_own_update(const c10::FunctionSchema& schema, const std::string& name) {
   return (schema.returns().empty() || is_inplace(schema)) && !find_op("aten", name);
 }
 
+bool has_derivatives(const std::string& family) {
+  constexpr std::string_view none[] = {"foreach", "color", "crop", "warp", "filter"};
+  return std::find(std::begin(none), std::end(none), family) == std::end(none);
+}
+
 }  // namespace
 
 Grads call_all(const char* op, std::vector<c10::IValue> arguments) {
@@ -466,7 +474,7 @@ TORCH_LIBRARY_IMPL(rusttorch, Autograd, m) {
     } else if (const auto* formula = autograd::find_formula(functional_name(schema))) {
       m.impl(name.c_str(),
              torch::CppFunction::makeFromBoxedFunctor(std::make_unique<autograd::Differentiable>(formula)));
-    } else if (family == "foreach" || autograd::is_own_update(schema, name)) {
+    } else if (!autograd::has_derivatives(family) || autograd::is_own_update(schema, name)) {
       m.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunctor(std::make_unique<autograd::NeedsNoGrad>()));
     }
   });

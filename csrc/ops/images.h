@@ -4,7 +4,6 @@
 // does not take could be handed to: that is an error.
 
 #include <ATen/ops/zeros.h>
-#include <c10/core/GradMode.h>
 
 #include <limits>
 
@@ -22,9 +21,6 @@ class Images {
     TORCH_CHECK(has_type, op, ": expected images of uint8 or float32, but got ", images.scalar_type());
     TORCH_CHECK(on_cpu(images) && images.layout() == at::kStrided, op, ": expected dense images on the CPU, but got ",
                 images.device(), " ", images.layout());
-    // (Without this torch warns at backward, and leaves the gradient out.)
-    TORCH_CHECK_NOT_IMPLEMENTED(!(c10::GradMode::is_enabled() && images.requires_grad()), op,
-                                " has no derivative: give it images.detach(), or call it under torch.no_grad()");
     if (images.size(1) > 1 && !images.is_contiguous() && images.is_contiguous(at::MemoryFormat::ChannelsLast)) {
       format_ = at::MemoryFormat::ChannelsLast;
     }

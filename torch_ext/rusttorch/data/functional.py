@@ -5,7 +5,7 @@ keeps. A parameter is a number, or a tensor [N] of one for each image. `which` i
 they are. Names and meanings are torchvision's, without expand, antialias and coefficients: what it has after expand is
 by keyword only. Points have (0, 0) at the corner of the first pixel, whose middle is (0.5, 0.5).
 
-Nothing here has a derivative.
+Nothing here has a derivative: images that require a gradient are an error.
 """
 
 import operator
