@@ -92,7 +92,7 @@ def _packed(gated):
 
 
 def _packed_backward(g, x, **options):
-    _check_one_device((g, x))
+    _check_one_device((g, x), {})
     return _contiguous_like_input(g, x)
 
 
