@@ -448,9 +448,12 @@ bool is_own_update(const c10::FunctionSchema& schema, const std::string& name) {
   return (schema.returns().empty() || is_inplace(schema)) && !find_op("aten", name);
 }
 
-bool has_derivatives(const std::string& family) {
-  constexpr std::string_view none[] = {"foreach", "color", "crop", "warp", "filter"};
-  return std::find(std::begin(none), std::end(none), family) == std::end(none);
+// An op of a family that families.h has not among those with a derivative, and not aten's (an optimizer's).
+bool is_own_of_no_derivative(const std::string& family, const std::string& name) {
+#define RUSTTORCH_NAME(family) #family,
+  constexpr std::string_view differentiable[] = {RUSTTORCH_DIFFERENTIABLE_FAMILIES(RUSTTORCH_NAME)};
+#undef RUSTTORCH_NAME
+  return std::ranges::find(differentiable, family) == std::end(differentiable) && !find_op("aten", name);
 }
 
 }  // namespace
@@ -474,7 +477,8 @@ TORCH_LIBRARY_IMPL(rusttorch, Autograd, m) {
     } else if (const auto* formula = autograd::find_formula(functional_name(schema))) {
       m.impl(name.c_str(),
              torch::CppFunction::makeFromBoxedFunctor(std::make_unique<autograd::Differentiable>(formula)));
-    } else if (!autograd::has_derivatives(family) || autograd::is_own_update(schema, name)) {
+    } else if (family == "foreach" || autograd::is_own_of_no_derivative(family, name) ||
+               autograd::is_own_update(schema, name)) {
       m.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunctor(std::make_unique<autograd::NeedsNoGrad>()));
     }
   });
