@@ -53,12 +53,13 @@
   X(norm, NormArgs)                  \
   X(rope, RopeArgs)                  \
   X(pool, PoolArgs)                  \
+  X(resize, ResizeArgs)              \
   X(batch_norm, BatchNormArgs)       \
   X(optimizer, OptimizerArgs)
 
 // And those that a device has not: stock's draws its own random numbers there, products are cuBLAS's and convolutions
-// cuDNN's; of attention, resizing, embedding and scattering there are no kernels yet, so that stock's run. Recurrent
-// layers are cuDNN's, too. Images are where they were decoded, and batches of them are changed there.
+// cuDNN's; of attention, embedding and scattering there are no kernels yet, so that stock's run. Recurrent layers are
+// cuDNN's, too. Images are where they were decoded, and batches of them are changed there.
 #define RUSTTORCH_CPU_TABLES(X)   \
   X(attention, AttentionArgs)     \
   X(convolution, ConvolutionArgs) \
@@ -67,7 +68,6 @@
   X(image, ImageArgs)             \
   X(matmul, MatmulArgs)           \
   X(recurrent, RecurrentArgs)     \
-  X(resize, ResizeArgs)           \
   X(scatter, ScatterArgs)         \
   X(color, ColorArgs)             \
   X(mix, MixArgs)                 \

@@ -14,7 +14,6 @@ STOCK_S = {
     "convolution": "cuDNN runs, through aten",
     "dropout": "stock's kernel runs, with the device's own random numbers",
     "matmul": "cuBLAS runs, through aten",
-    "resize": "stock's kernels run",
     "embedding": "stock's kernels run",
     "scatter": "stock's kernels run",
     "attention": "stock's kernels run",

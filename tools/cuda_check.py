@@ -65,7 +65,7 @@ def spills_too_much(kernel, stored):
 WRITERS = re.compile(
     r"::(softmax_forward|softmax_backward|norm_forward|norm_backward|cross_entropy_slope|cross_entropy_backward|scan_rows|"
     r"optimizer_step|pool_planes_backward)<|"
-    r"::(elementwise|pool_windows|pool_large_windows|pool_channels_backward)<.*, [248]>|"
+    r"::(elementwise|pool_windows|pool_large_windows|pool_channels_backward|resize_tiles)<.*, [248]>|"
     r"::channel_(normalize|gradient)<(float, 4|double, 2|__\w+, 8),|"
     r"::rope_turn<\w+, (4, float|2, double|8),"
 )

@@ -5,13 +5,16 @@
 #include <type_traits>
 
 #include "family.h"
+#include "resize_rule.h"
 
 namespace rusttorch {
 
-// One dim: the element o of the result is the sum of counts[o] elements from[k][o] of what is given, by weights[k][o];
-// or 0. Those of one k ascend with o.
+// One dim, from what is given to the result. A device goes by the rule, from the input to the output, which a gradient
+// goes backward. The CPU has tables of it: the element o of the result is the sum of counts[o] elements from[k][o] of
+// what is given, by weights[k][o]; or 0. Those of one k ascend with o.
 struct ResizeDim {
   int64_t in, out;
+  ResizeRule<double> rule;
   int64_t taps;         // the most that an element has
   int64_t pitch;        // from from[k] to from[k + 1]: room for a vector beyond `out`
   const void* from;     // ResizeIndex of what is computed in
@@ -24,13 +27,14 @@ struct ResizeDim {
 template <class C>
 using ResizeIndex = std::conditional_t<sizeof(C) == 4, int32_t, int64_t>;
 
-constexpr int64_t resize_slack = 64;  // room for whole vectors at the end of a row
+constexpr int64_t resize_slack = 64;    // room for whole vectors at the end of a row
+constexpr int resize_device_taps = 80;  // the most that a device has room for
 
 // Planes of [height][width][channels], with one channel where channels come before the height.
 struct ResizeArgs {
   Dtype dtype;
   int64_t planes, channels;
-  int64_t begin, end;  // rows of the result, counted through all planes
+  int64_t begin, end;  // rows of the result, counted through all planes: the CPU's part
   ResizeDim height, width;
   const void* in;
   void* out;

@@ -22,6 +22,12 @@ struct ResizeRule {
     const C half = how == Interpolation::linear_aa ? C(1) : C(2);
     return step >= 1 ? half * step : half;
   }
+  // The same rule in another type. (Of a step that was a float's, that float.)
+  template <class R>
+  constexpr ResizeRule<R> as() const {
+    return {how, align_corners, in, out, R(step), R(begin)};
+  }
+
   // The most taps of an element.
   constexpr int64_t taps() const {
     switch (how) {
@@ -31,6 +37,13 @@ struct ResizeRule {
       case Interpolation::cubic_aa: return -floor(-reach()) * 2 + 1;
       default: return 1;
     }
+  }
+
+  // The outputs that an element of the input is a tap of are so many at most, where all lie within the input.
+  constexpr int64_t taps_of_gradient() const {
+    const bool has_filter = how == Interpolation::linear_aa || how == Interpolation::cubic_aa;
+    const C across = 2 * (has_filter ? reach() : how == Interpolation::cubic ? C(2) : C(1));
+    return step * C(out) <= across ? out : at_most(int64_t(across / step) + 3, out);
   }
 
   // f(element, weight) for each tap of o, in ascending order. At a border an element may come twice.

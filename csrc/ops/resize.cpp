@@ -3,7 +3,6 @@
 #include <limits>
 #include <vector>
 
-#include "../kernels/resize_rule.h"
 #include "run.h"
 #include "stock.h"
 
@@ -143,11 +142,14 @@ class ResizePlan {
     a.is_gradient = request_.is_backward();
     a.in = from.const_data_ptr();
     a.out = out.mutable_data_ptr();
-    const Tensor height = fill(0, a.height, false), width = fill(1, a.width, a.channels == 1);
+    a.height = dim(0);
+    a.width = dim(1);
+    const auto& kernel = rusttorch::kernel(picks() ? resize::pick : resize::interpolate).on(request_.device());
+    if (!on_cpu(input_)) return run_on_device(input_, kernel, a);
+    const Tensor height = fill(a.height, false), width = fill(a.width, a.channels == 1);
     const int64_t row = out.size(3) * a.channels, rows = out.numel() / row;
     const int64_t bytes = element_size(a.dtype);
     a.stream = (out.numel() + from.numel()) * bytes >= int64_t(16) << 20;
-    const auto& kernel = rusttorch::kernel(picks() ? resize::pick : resize::interpolate).on(request_.device());
     parallel(rows, (out.numel() + from.numel()) / rows, [&](int64_t begin, int64_t end) {
       ResizeArgs part = a.part(begin, end);
       const Tensor own = empty_beside(input_, {resize_scratch(a)}, at::kDouble);
@@ -158,7 +160,7 @@ class ResizePlan {
 
  private:
   Handed fit() {
-    if (!on_cpu(input_) || input_.layout() != at::kStrided || !is_plain(input_)) return Handed::option;
+    if (input_.layout() != at::kStrided || !is_plain(input_)) return Handed::option;
     const at::ScalarType dtype = input_.scalar_type();
     if (!at::isFloatingType(dtype) || !dtype_of(input_)) return Handed::dtype;
     if (!has_sizes()) return Handed::option;
@@ -169,13 +171,32 @@ class ResizePlan {
       const bool fits = in(d) <= most && out(d) <= most && step<double>(d) * double(out(d)) <= double(most);
       if (!fits) return Handed::option;
     }
-    if (request_.has_filter() && at::isReducedFloatingType(dtype)) return Handed::dtype;  // stock raises
-    // Stock's filters give every row of a single column the first row's weights.
-    if (request_.has_filter() && !request_.is_backward() && out(1) == 1) return Handed::option;
     // aten's gradients of the cubic are always contiguous.
     const bool is_cubic = request_.how == Interpolation::cubic || request_.how == Interpolation::cubic_aa;
     if (!is_cubic || !request_.is_backward()) format_ = input_.suggest_memory_format();
+    return on_cpu(input_) ? fit_cpu() : fit_device();
+  }
+
+  Handed fit_cpu() const {
+    if (request_.has_filter() && at::isReducedFloatingType(input_.scalar_type())) return Handed::dtype;  // stock raises
+    // Stock's filters give every row of a single column the first row's weights.
+    if (request_.has_filter() && !request_.is_backward() && out(1) == 1) return Handed::option;
     return stock_is_faster() ? Handed::size : Handed::no;
+  }
+
+  // A device computes where things are in 32 bits, and has room for so many taps.
+  Handed fit_device() const {
+    constexpr int64_t most = std::numeric_limits<int32_t>::max();
+    if (input_.numel() > most || c10::multiply_integers(sizes()) > most) return Handed::size;
+    for (size_t d = 0; d < 2; ++d) {
+      const ResizeRule<double> rule = dim(d).rule;
+      // Scales that the sizes do not follow: outputs beyond the input, or sizes that are the same, which stock's
+      // kernels for a device resize and the rule does not.
+      const bool beyond = rule.step * double(out(d)) > double(in(d)) * (1 + 1e-6);
+      if (beyond || (in(d) == out(d) && in(d) > 1 && rule.step != 1)) return Handed::option;
+      if ((request_.is_backward() ? rule.taps_of_gradient() : rule.taps()) > resize_device_taps) return Handed::size;
+    }
+    return Handed::no;
   }
 
   // By measurement: doubles that are only copied or added, small images, pixels of few channels, and some sizes of
@@ -211,12 +232,13 @@ class ResizePlan {
     return {input_.size(0), input_.size(1), out(0), out(1)};
   }
 
-  // How far apart elements of the output are in the input, by aten's own rules.
+  // How far apart elements of the output are in the input, by aten's own rules: a device has not the CPU's for the
+  // nearest.
   template <class C>
   C step(size_t d) const {
     const Scale& scale = request_.scales[d];
     if (request_.align_corners) return out(d) > 1 ? C(in(d) - 1) / C(out(d) - 1) : C(0);
-    if (request_.how == Interpolation::nearest && !forgets_two()) {
+    if (request_.how == Interpolation::nearest && on_cpu(input_) && !forgets_two()) {
       if (in(d) == out(d)) return 1;
       if (2 * in(d) == out(d)) return C(0.5);
     }
@@ -236,17 +258,27 @@ class ResizePlan {
     return forward || backward ? Interpolation::same : request_.how;
   }
 
-  Tensor fill(size_t d, ResizeDim& dim, bool filled) const {
-    if (input_.scalar_type() != at::kDouble) return fill_by<float, float>(d, dim, filled);
-    return request_.is_nearest() ? fill_by<double, float>(d, dim, filled) : fill_by<double, double>(d, dim, filled);
-  }
-  template <class C, class R>
-  Tensor fill_by(size_t d, ResizeDim& dim, bool filled) const {
-    const ResizeRule<R> rule{how(d), request_.align_corners, in(d), out(d), step<R>(d)};
-    Taps<C> taps = Taps<C>::of(rule);
-    if (request_.is_backward()) taps = taps.transposed(in(d));
+  // Doubles are weighted in double, but the nearest is found in float.
+  bool is_double() const { return input_.scalar_type() == at::kDouble && !request_.is_nearest(); }
+
+  ResizeDim dim(size_t d) const {
+    ResizeDim dim{};
+    const double step = is_double() ? this->step<double>(d) : this->step<float>(d);
+    dim.rule = {how(d), request_.align_corners, in(d), out(d), step};
     dim.in = request_.is_backward() ? out(d) : in(d);
     dim.out = request_.is_backward() ? in(d) : out(d);
+    return dim;
+  }
+
+  // Writes the CPU's tables, and returns their memory.
+  Tensor fill(ResizeDim& dim, bool filled) const {
+    if (input_.scalar_type() != at::kDouble) return fill_by<float, float>(dim, filled);
+    return request_.is_nearest() ? fill_by<double, float>(dim, filled) : fill_by<double, double>(dim, filled);
+  }
+  template <class C, class R>
+  Tensor fill_by(ResizeDim& dim, bool filled) const {
+    Taps<C> taps = Taps<C>::of(dim.rule.as<R>());
+    if (request_.is_backward()) taps = taps.transposed(dim.out);
     dim.taps = taps.most();
     dim.pitch = dim.out + resize_slack;
     const Tensor table = empty_beside(input_, {(2 * dim.taps + 1) * dim.pitch}, at::kLong);
