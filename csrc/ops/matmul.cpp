@@ -147,14 +147,14 @@ struct Between {
   bool has(int64_t x) const { return least <= x && x <= most; }
 };
 
-// Where stock's products take less time by measurement (bench/matmul.py --take-all and shapes drawn at random, on one
-// core), with the ratio of stock's time to ours above it. Elsewhere ours is at 0.97 to 5 (few columns).
-struct Lost {
+struct Shapes {
   Lie lie;
   Between m, n, k;
 };
+// Where stock's products take less time by measurement (bench/matmul.py --take-all and shapes drawn at random, on one
+// core), with the ratio of stock's time to ours above it. Elsewhere ours is at 0.97 to 5 (few columns).
 // Of float32 with AVX2 (Zen 3); float64 is at 0.97 to 2.8.
-constexpr Lost lost_avx2[] = {
+constexpr Shapes lost_avx2[] = {
     // MKL is at its limit, and ours keeps sums: 0.92 to 1.03
     {Lie::any, {129}, {32}, {1024}},
     {Lie::nn, {65}, {32}, {1024}},
@@ -170,7 +170,7 @@ constexpr Lost lost_avx2[] = {
     {Lie::tn, {13, 64}, {16, 256}, {64}},
 };
 // Of float32 and float64 with AVX-512 (Zen 4).
-constexpr Lost lost_avx512[] = {
+constexpr Shapes lost_avx512[] = {
     // A row of less than a vector of a long k: 0.87 to 0.94
     {Lie::nn, {1, 1}, {2, 12}, {600}},
     {Lie::tn, {1, 1}, {2, 12}, {600}},
@@ -181,7 +181,7 @@ constexpr Lost lost_avx512[] = {
     {Lie::nt, {9, 20}, {33}, {32, 63}},
 };
 // Of bfloat16 with AVX512-BF16 (Zen 4), where stock's are oneDNN's.
-constexpr Lost lost_pairs[] = {
+constexpr Shapes lost_pairs[] = {
     // Many rows: 0.88 to 0.97
     {Lie::nt, {65}, {1000}, {100}},
     {Lie::nt, {65}, {300}, {2048}},
@@ -204,7 +204,7 @@ constexpr Lost lost_pairs[] = {
 
 // Of bfloat16 with AMX (Sapphire Rapids), where stock's are oneDNN's. Elsewhere ours is at 0.95 to 9. (Measured while
 // nobody else used the unit, which two cores share: then both take twice as long, and the ratio is nearer to 1.)
-constexpr Lost lost_squares[] = {
+constexpr Shapes lost_squares[] = {
     // Many rows: 0.58 to 1.1, 0.83 in the mean
     {Lie::nn, {400}, {250}, {250}},
     {Lie::nt, {400}, {250}, {250}},
@@ -228,10 +228,20 @@ constexpr Lost lost_squares[] = {
     {Lie::nt, {450}, {33, 249}, {250}},
 };
 
+// And where MKL's on Intel's CPUs with AVX-512 take more; elsewhere they are at the limit. (A Xeon with AMX.)
+constexpr Shapes won_of_mkl[] = {
+    // Of either width: 1.04 to 2.3
+    {Lie::nt, {4, 5}, {700}, {700}},
+};
+constexpr Shapes won_of_mkl_in_float[] = {
+    // 1.2 to 2.9
+    {Lie::nt, {7, 15}, {700}, {700}},
+};
+
 template <size_t lines>
-bool has(const Lost (&lost)[lines], Lie lie, const MatmulArgs& a) {
-  return std::any_of(std::begin(lost), std::end(lost), [&](const Lost& l) {
-    return (l.lie == Lie::any || l.lie == lie) && l.m.has(a.m) && l.n.has(a.n) && l.k.has(a.k);
+bool has(const Shapes (&shapes)[lines], Lie lie, const MatmulArgs& a) {
+  return std::any_of(std::begin(shapes), std::end(shapes), [&](const Shapes& s) {
+    return (s.lie == Lie::any || s.lie == lie) && s.m.has(a.m) && s.n.has(a.n) && s.k.has(a.k);
   });
 }
 
@@ -251,8 +261,13 @@ bool MatmulPlan::stock_is_faster() const {
     const bool is_small = args_.m <= 10 || args_.m * args_.n * args_.k < int64_t(1) << 22;
     return args_.dtype != Dtype::f16 || !is_small || instruction_set() != InstructionSet::avx512;
   }
-  if (is_intel() || instruction_set() == InstructionSet::base) return true;  // MKL is at its limit there
-  if (instruction_set() == InstructionSet::avx512) return has(lost_avx512, lie, args_);
+  const bool has_avx512 = instruction_set() == InstructionSet::avx512;
+  if (instruction_set() == InstructionSet::base || (is_intel() && !has_avx512)) return true;
+  if (is_intel()) {
+    const bool is_float = args_.dtype == Dtype::f32;
+    return !has(won_of_mkl, lie, args_) && !(is_float && has(won_of_mkl_in_float, lie, args_));
+  }
+  if (has_avx512) return has(lost_avx512, lie, args_);
   return args_.dtype == Dtype::f32 && has(lost_avx2, lie, args_);
 }
 
