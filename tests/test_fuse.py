@@ -238,6 +238,146 @@ def test_what_is_left(reason):
     assert not any("forward" in vars(module) for module in m.modules())
 
 
+def pooled(relu, pool, dims=2):
+    convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1]
+    return nn.Sequential(convolution(3, 4, 3, padding=1), relu, pool, nn.Flatten(), nn.LazyLinear(2))
+
+
+POOLS = {
+    "1d": lambda relu: pooled(relu, nn.MaxPool1d(2), 1),
+    "2d": lambda relu: pooled(relu, nn.MaxPool2d(2)),
+    "overlapping": lambda relu: pooled(relu, nn.MaxPool2d(3, 2, padding=1, ceil_mode=True)),
+    "3d": lambda relu: pooled(relu, nn.MaxPool3d(2), 3),
+    "adaptive": lambda relu: pooled(relu, nn.AdaptiveMaxPool2d((3, 5))),
+}
+
+
+@pytest.mark.parametrize("relu", (nn.ReLU(), nn.ReLU(inplace=True), nn.ReLU6(), nn.ReLU6(inplace=True)), ids=str)
+@pytest.mark.parametrize("kind", POOLS)
+def test_relu_of_what_is_pooled(kind, relu):
+    """To the bit, also of windows without a positive number, of ties and of NaN."""
+    torch.manual_seed(0)
+    m = POOLS[kind](relu)
+    dims = {"1d": 1, "3d": 3}.get(kind, 2)
+    x = 9 * torch.randn(5, 3, *[8] * dims)
+    x[0], x[1], x[2, 0].view(-1)[3] = -9, 0.0, float("nan")
+    m(x)  # which makes the last layer
+    fused = copy.deepcopy(m)
+    assert rusttorch.fuse_(fused) == [Fusion(("1", "2"), True, "relu of what is pooled")]
+
+    def results(m):
+        y = m(x)
+        return [y, *torch.autograd.grad(y.square().sum(), [*m.parameters()])]
+
+    seen = []
+    with fused[2].register_forward_pre_hook(lambda *_: seen.append(1)):  # with which it is not done
+        with_hook = results(fused)
+    assert len(seen) == 1
+    for found in (with_hook, results(fused)):
+        for f, w in zip(found, results(m), strict=True):
+            assert torch.allclose(f, w, rtol=0, atol=0, equal_nan=True)
+    assert fused[1](x.nan_to_num()).min() == 0  # by itself
+
+
+def test_relu_of_what_is_pooled_is_of_fewer_numbers():
+    m = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))
+    rusttorch.fuse_(m)
+    sizes = []
+
+    class Sizes(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            if function in (F.relu, torch.relu, torch.relu_):
+                sizes.append(args[0].shape[-1])
+            return function(*args, **kwargs or {})
+
+    with Sizes():
+        m(data())
+    assert set(sizes) == {4}
+
+
+class Chain(nn.Module):
+    """Pools that are called after several relus, or once not at all."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.norm, self.relu1, self.relu2, self.relu3 = nn.BatchNorm2d(4), nn.ReLU(True), nn.ReLU(True), nn.ReLU(True)
+        self.pool, self.flag = nn.MaxPool2d(2), True
+
+    def forward(self, x):
+        x = self.pool(self.relu1(self.conv1(x)))
+        x = self.relu2(self.conv2(x))
+        x = self.pool(x) if self.flag else x
+        return self.pool(self.relu3(self.norm(x)))
+
+
+def test_a_pool_of_several_relus():
+    torch.manual_seed(0)
+    m = Chain()
+    fused = copy.deepcopy(m)
+    assert rusttorch.fuse_(fused) == [
+        Fusion(("norm", "relu3"), True, "one pass"),
+        Fusion(("relu1", "pool"), True, "relu of what is pooled"),
+        Fusion(("relu2", "pool"), True, "relu of what is pooled"),
+    ]
+    close(train(fused), train(m))
+    f = lambda m: torch.utils.checkpoint.checkpoint(m, data(), use_reentrant=False).square().sum()  # noqa: E731
+    close(*(torch.autograd.grad(f(each), [*each.parameters()]) for each in (fused, m)))
+    m.flag = fused.flag = False
+    with pytest.raises(RuntimeError, match="or a max pool after its relu"):
+        fused(data())
+    rusttorch.unfuse_(fused)
+    close([fused(data())], [m(data())])
+
+
+class InCheckpoint(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.relu, self.pool = nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2)
+
+    def forward(self, x):
+        return torch.utils.checkpoint.checkpoint(lambda x: self.pool(self.relu(self.conv(x))), x, use_reentrant=False)
+
+
+def test_a_pool_in_a_checkpoint():
+    torch.manual_seed(0)
+    m = InCheckpoint()
+    fused = copy.deepcopy(m)
+    rusttorch.fuse_(fused)
+    close(train(fused), train(m))
+
+
+CONV = nn.Conv2d(3, 4, 3)
+LEFT_POOLS = {
+    "called more than once": Calls(
+        lambda m, x: m.pool(m.relu(m.relu(m.conv(x)))), conv=CONV, relu=nn.ReLU(), pool=nn.MaxPool2d(2)
+    ),
+    "what is between them is read by others too": Calls(
+        lambda m, x: (lambda y: m.pool(y).sum() + y)(m.relu(m.conv(x))), conv=CONV, relu=nn.ReLU(), pool=nn.MaxPool2d(2)
+    ),
+    "what is changed in place is read by others too": Calls(
+        lambda m, x: (lambda y: m.pool(m.relu(y)).sum() + y)(m.conv(x)),
+        **{"conv": CONV, "relu": nn.ReLU(inplace=True), "pool": nn.MaxPool2d(2)},
+    ),
+    "places": nn.Sequential(CONV, nn.ReLU(), nn.MaxPool2d(2, return_indices=True)),
+    "a hook": nn.Sequential(CONV, nn.ReLU(), hooked(nn.MaxPool2d(2))),
+    "an input in place": nn.Sequential(nn.ReLU(inplace=True), nn.MaxPool2d(2)),
+    "a hook that keeps what is changed": nn.Sequential(
+        hooked(nn.Conv2d(3, 4, 3)), nn.ReLU(inplace=True), nn.MaxPool2d(2)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LEFT_POOLS)
+def test_relus_that_are_left_before_their_pools(name):
+    m = copy.deepcopy(LEFT_POOLS[name])
+    x, y = data(), data()
+    wanted = copy.deepcopy(m)(x)
+    assert not any(fusion.fused for fusion in rusttorch.fuse_(m))
+    torch.testing.assert_close(m(y), wanted)
+    assert torch.equal(x, y)  # changed or not
+
+
 @pytest.mark.parametrize(
     "m",
     (

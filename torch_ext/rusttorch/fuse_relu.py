@@ -1,14 +1,17 @@
-"""Batch norm and relu, or relu6, of a model that stands, in one pass: a part of fuse_(model).
+"""Relu, or relu6, of a model that stands, and the layer beside it: a part of fuse_(model).
 
-Which relu follows which batch norm is read from the graph of the module that calls both, their parent (torch.fx). A
-parent that cannot be traced is watched while the model runs once, if inputs for that are given. Layers that anybody
-else calls or looks at are left as they are. (Not seen is what torch.fx cannot trace and a forward reads in training
-alone.)
+A batch norm and the relu behind it are one pass. A relu and the max pool behind it change places, as the largest of
+what relu makes is what relu makes of the largest, and fewer numbers are left then.
 
-A batch norm takes relu into its pass only while its parent's forward runs, and only if both are still there, without
-hooks. So a part of the model that is called by itself computes what it did, and so does one that a checkpoint within
-that forward computes again after it. The batch norm's output is marked, and its relu passes on what is marked. Where
-the relu is not called after all (a branch that was not seen), that is an error.
+Which layers follow each other is read from the graph of the module that calls both, their parent (torch.fx). A parent
+with batch norms that cannot be traced is watched while the model runs once, if inputs for that are given. Layers that
+anybody else calls or looks at are left as they are. (Not seen is what torch.fx cannot trace and a forward reads in
+training alone.)
+
+Two layers do so only while their parent's forward runs, and only if both are still there, without hooks. So a part of
+the model that is called by itself computes what it did, and so does one that a checkpoint within that forward computes
+again after it. What the first layer returns is marked, and the second knows by the mark what is done, or left to do.
+Where the second is not called after all (a branch that was not seen), that is an error.
 """
 
 import copy
@@ -28,6 +31,8 @@ from .nn import batch_norm_relu
 
 NORMS = {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d}
 RELUS = {nn.ReLU, nn.ReLU6}
+POOLS = {nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d}
+OWNERS = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm)  # of what they return
 RELU_FUNCTIONS = {
     torch.relu,
     torch.relu_,
@@ -40,62 +45,89 @@ RELU_FUNCTIONS = {
 
 
 class _Now(threading.local):
-    """Of a thread: the relus that batch norms may take into their pass, and those norms whose relu has yet to come."""
+    """Of a thread: the layers that may be fused, and those whose second has yet to come."""
 
     def __init__(self):
-        self.relus, self.waiting = {}, set()  # relus: {norm: (relu, the hooks on saved tensors when that began)}
+        self.seconds, self.waiting = {}, set()  # seconds: {first: (second, the hooks on saved tensors when that began)}
 
 
 _now = _Now()
-# What such a batch norm marks its output with, which its relu takes off.
-RECTIFIED = "_rusttorch_rectified"
+# What the first of two layers marks its output with, which the second takes off.
+FIRST = "_rusttorch_first"
 
 
 def _parent(pairs, parent, *args, **kwargs):
-    """The forward of a module that calls batch norms and their relus: {name of the one: name of the other}."""
-    before = _now.relus
+    """The forward of a module that calls such layers: {name of the first: name of the second}."""
+    before = _now.seconds
     layers = filter(None, (_if_ready(parent, names) for names in pairs.items()))
-    ready = {norm: (relu, _saved_tensors_hooks()) for norm, relu in layers}
-    _now.relus = before | ready
+    ready = {first: (second, _saved_tensors_hooks()) for first, second in layers}
+    _now.seconds = before | ready
     try:
         result = type(parent).forward(parent, *args, **kwargs)
         if not _now.waiting.isdisjoint(ready):
             raise RuntimeError(
-                "fuse_: a relu was not called after its batch norm, as it was when fuse_ looked, so that what "
-                "came between them is wrong: unfuse_(model) takes it back"
+                "fuse_: a relu was not called after its batch norm, or a max pool after its relu, as it was when "
+                "fuse_ looked, so that what came between them is wrong: unfuse_(model) takes it back"
             )
         return result
     finally:
-        _now.relus = before
+        _now.seconds = before
         _now.waiting.difference_update(ready)
 
 
 def _if_ready(parent, names):
-    """The batch norm and the relu of such names, if they are as they were."""
-    norm, relu = (parent._modules.get(name) for name in names)
-    ours = is_put(vars(norm).get("forward")) and is_put(vars(relu).get("forward")) if norm and relu else False
-    return (norm, relu) if ours and not has_hooks(norm) and not has_hooks(relu) else None
+    """The two layers of such names, if they are as they were."""
+    first, second = (parent._modules.get(name) for name in names)
+    ours = is_put(vars(first).get("forward")) and is_put(vars(second).get("forward")) if first and second else False
+    return (first, second) if ours and not has_hooks(first) and not has_hooks(second) else None
+
+
+def _second(first):
+    """The layer that is fused with this one in this call, if any."""
+    second, hooks = _now.seconds.get(first, (None, None))
+    # Not now; or for the second time; or in a checkpoint, which calls it again later.
+    return None if first in _now.waiting or hooks != _saved_tensors_hooks() else second
+
+
+def _mark(first, output):
+    _now.waiting.add(first)
+    setattr(output, FIRST, first)
+    return output
+
+
+def _take_mark(input):
+    """The first of the two layers, if the second is called with what that returned."""
+    first = vars(input).pop(FIRST, None)
+    _now.waiting.discard(first)
+    return first
 
 
 def _norm(norm, input):
     """The forward of a batch norm that may take relu into its pass."""
-    relu, hooks = _now.relus.get(norm, (None, None))
-    # Not now; or for the second time; or in a checkpoint, which calls it again later.
-    if relu is None or norm in _now.waiting or hooks != _saved_tensors_hooks():
+    relu = _second(norm)
+    if relu is None:
         return type(norm).forward(norm, input)
-    output = batch_norm_relu(norm, input, getattr(relu, "max_val", None))
-    _now.waiting.add(norm)
-    setattr(output, RECTIFIED, norm)
-    return output
+    return _mark(norm, batch_norm_relu(norm, input, getattr(relu, "max_val", None)))
 
 
 def _relu(relu, input):
     """The forward of a relu of which some inputs have it behind them."""
-    norm = vars(input).pop(RECTIFIED, None)
-    if norm is None:
-        return type(relu).forward(relu, input)
-    _now.waiting.discard(norm)
-    return input
+    return type(relu).forward(relu, input) if _take_mark(input) is None else input
+
+
+def _relu_later(relu, input):
+    """The forward of a relu that may leave its work to the pool behind it."""
+    return type(relu).forward(relu, input) if _second(relu) is None else _mark(relu, input)
+
+
+def _pool(pool, input):
+    """The forward of a max pool of which some inputs have relu yet to come."""
+    relu = _take_mark(input)
+    output = type(pool).forward(pool, input)
+    if relu is None:
+        return output
+    function = nn.functional.relu6 if type(relu) is nn.ReLU6 else nn.functional.relu
+    return function(output, inplace=True)
 
 
 def _saved_tensors_hooks():
@@ -106,25 +138,29 @@ def fuse(model, names, args, kwargs):
     """The Fusions of a model, whose modules have such names. With inputs it may run once, on them."""
     parents = [module for module in names if _may_be_parent(module)]
     links = {parent: _traced(parent) for parent in parents}
-    untraced = [parent for parent in parents if links[parent] is None]
+    untraced = [parent for parent in parents if links[parent] is None and _has(parent, NORMS)]
     if untraced and (args or kwargs):
         links |= _watched(model, untraced, args, kwargs)
     return [fusion for parent in parents for fusion in _fuse_in(parent, links[parent] or (), names)]
 
 
 def _may_be_parent(module):
-    """Whether it may call batch norms, by a forward that is its class's (a ModuleList has none)."""
+    """Whether it may call such layers, by a forward that is its class's (a ModuleList has none)."""
     has_forward = type(module).forward is not nn.Module.forward and "forward" not in vars(module)
-    return has_forward and type(module) not in NORMS and any(type(child) in NORMS for child in module.modules())
+    return has_forward and next(module.children(), None) is not None and _has(module, NORMS | POOLS)
+
+
+def _has(module, types):
+    return any(type(child) in types for child in module.modules())
 
 
 class _Link(NamedTuple):
-    """A batch norm and what reads its output: names in their parent; no relu is one that is called as a function."""
+    """A layer and what reads its output: names in their parent; no second is a relu that is called as a function."""
 
-    norm: str
-    relu: str | None
-    calls: int  # of the batch norm
-    readers: int  # of its output
+    first: str
+    second: str | None
+    calls: int  # of the first
+    readers: int  # of its output, or of what it changes in place
 
 
 class _Tracer(torch.fx.Tracer):
@@ -157,14 +193,21 @@ def _traced_in(parent, training):
     modules = {node: parent.get_submodule(node.target) for node in nodes if node.op == "call_module"}
     calls = Counter(modules.values())
     links = []
-    for node, norm in modules.items():
+    for node, first in modules.items():
         reader = next(iter(node.users), None)
-        if type(norm) not in NORMS or reader is None:
+        if reader is None:
             continue
-        if type(modules.get(reader)) in RELUS:
-            links.append(_Link(node.target, reader.target, calls[norm], len(node.users)))
-        elif reader.target in RELU_FUNCTIONS:
-            links.append(_Link(node.target, None, calls[norm], len(node.users)))
+        if type(first) in NORMS and type(modules.get(reader)) in RELUS:
+            links.append(_Link(node.target, reader.target, calls[first], len(node.users)))
+        elif type(first) in NORMS and reader.target in RELU_FUNCTIONS:
+            links.append(_Link(node.target, None, calls[first], len(node.users)))
+        elif type(first) in RELUS and type(modules.get(reader)) in POOLS:
+            before = node.all_input_nodes[0]
+            source = modules.get(before)
+            # What a relu changes in place is the convolution's before it, whose output nobody else has.
+            if not first.inplace or (isinstance(source, OWNERS) and not has_hooks(source)):
+                readers = max(len(node.users), len(before.users) if first.inplace else 1)
+                links.append(_Link(node.target, reader.target, calls[first], readers))
     return links
 
 
@@ -249,30 +292,35 @@ def _fuse_in(parent, links, names):
     """Fuses what the module `parent` calls."""
     found, pairs = [], {}
 
-    def why_not(link, norm, relu):
-        if link.calls > 1 or len(names[norm]) > 1:
+    def why_not(link, first, second):
+        if link.calls > 1 or len(names[first]) > 1:
             return "called more than once"
         if link.readers > 1:
             return "what is between them is read by others too"
-        if "." in link.norm or "." in link.relu:
+        if "." in link.first or "." in link.second:
             return "called past the module that they are in"
-        if getattr(relu, "min_val", 0) != 0:
+        if getattr(first, "min_val", 0) != 0 or getattr(second, "min_val", 0) != 0:
             return "not from 0 on"
-        return "" if is_plain(norm) and is_plain(relu) else "with hooks, or a forward of its own"
+        if getattr(second, "return_indices", False):
+            return "the largest are asked for by their places too"
+        return "" if is_plain(first) and is_plain(second) else "with hooks, or a forward of its own"
 
-    for link in links:
-        norm = parent.get_submodule(link.norm)
-        if link.relu is None:
+    for link in sorted(links, key=lambda link: type(parent.get_submodule(link.first)) not in NORMS):
+        first = parent.get_submodule(link.first)
+        if link.second is None:
             reason = "relu is called as a function: as a module it would be fused"
-            found.append(Fusion((names[norm][0], "relu"), False, reason))
+            found.append(Fusion((names[first][0], "relu"), False, reason))
             continue
-        relu = parent.get_submodule(link.relu)
-        reason = why_not(link, norm, relu)
+        if link.first in pairs.values():  # a relu in its batch norm's pass
+            continue
+        second = parent.get_submodule(link.second)
+        reason, is_norm = why_not(link, first, second), type(first) in NORMS
         if not reason:
-            pairs[link.norm] = link.relu
-            put(norm, _norm)
-            put(relu, _relu)
-        found.append(Fusion((names[norm][0], names[relu][0]), not reason, reason or "one pass"))
+            pairs[link.first] = link.second
+            put(first, _norm if is_norm else _relu_later)
+            put(second, _relu if is_norm else _pool)
+        how = "one pass" if is_norm else "relu of what is pooled"
+        found.append(Fusion((names[first][0], names[second][0]), not reason, reason or how))
     if pairs:
         put(parent, functools.partial(_parent, pairs))
     return found
