@@ -95,6 +95,12 @@ def test_erase(dtype, layout):
     assert torch.equal(y, expected) and y is not x
     noise = I.make((3, 3, 20, 30), dtype, seed=5)
     assert torch.equal(F.erase(x, 0, 0, 20, 30, noise), noise)
+    for patch in (noise[0, :, :1, :1], noise[0, :, :5, :7]):
+        expected_of_patch = x.clone()
+        expected_of_patch[1:, :, 2:7, 4:11] = patch
+        assert torch.equal(F.erase(x, 2, 4, torch.tensor([0, 5, 5]), 7, patch), expected_of_patch)
+    for wrong in (noise[0, 0], noise[:2]):
+        I.refused(lambda wrong=wrong: F.erase(x, 2, 4, 5, 7, wrong), "expected v to be")
     inplace = x.clone()
     assert F.erase(inplace, top, 4, height, 7, [0.0, 1.0, 0.5], inplace=True) is inplace
     assert torch.equal(inplace, expected)

@@ -250,6 +250,10 @@ def test_a_state_of_another_order_is_refused():
     for n, size, options in ((21, 4, {"shuffle": True}), (20, 5, {"shuffle": True}), (20, 4, {}), (20, 4, {"seed": 1})):
         with pytest.raises(ValueError, match="the state is of"):
             Loader(Squares(n), size, **options).load_state_dict(state)
+    with pytest.raises(ValueError, match="the state has no batch, epoch"):
+        Loader(Squares(20), 4, shuffle=True).load_state_dict(
+            {k: state[k] for k in state if k not in ("batch", "epoch")}
+        )
 
 
 def test_state_at_the_ends_of_an_epoch():

@@ -373,6 +373,10 @@ def test_bad_arguments():
         I.refused(lambda p=p: T.RandomPerspective(p=p), "p must be")
     I.refused(lambda: T.RandomAffine(0, translate=(0.1, 1.5)), "translate must be")
     I.refused(lambda: T.RandomAffine(0, scale=(0.0, 1.0)), "scale must be")
+    I.refused(lambda: T.RandomAffine(0, scale=(1.0,)), "scale must be")
+    I.refused(lambda: T.RandomAffine(0, translate=(0.1,)), "translate must be")
+    I.refused(lambda: T.RandomAffine(0, shear=(1.0, 2.0, 3.0)), "shear must be")
+    I.refused(lambda: T.RandomAffine((1, 2, 3)), "degrees must be")
     I.refused(lambda: T.GaussianBlur(3, (2, 1)), "sigma must be")
     I.refused(lambda: T.RandomInvert(1.0)(x.double()), "uint8 or float32")
 

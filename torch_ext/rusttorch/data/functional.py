@@ -244,16 +244,19 @@ def _middle(images, size):
 def erase(images, i, j, h, w, v=0.0, inplace=False):
     """With v in the part from row i and column j on, of h rows and w columns: none where h or w is 0.
 
-    v is a number, one for each channel, or a tensor of the batch's shape.
+    v is a number, one for each channel, a tensor [C, h, w] or what becomes one ([C, 1, 1]), which all parts get, or a
+    tensor of the batch's shape, of which each gets its own.
     """
     images = images if inplace else images.clone()
     v = torch.as_tensor(v, device="cpu")
-    v = _nearest(v, images) if v.dim() == 4 else _nearest(_fill(v, images), images)[:, None, None].expand_as(images)
+    v = _nearest(v if v.dim() > 1 else _fill(v, images)[:, None, None], images)
+    if v.dim() not in (3, 4) or (v.dim() == 4 and v.shape != images.shape):
+        raise ValueError(f"expected v to be [C], [C, h, w] or {list(images.shape)}, but got {list(v.shape)}")
     rows, columns, heights, widths = (_each(t, images, dtype=torch.int64).tolist() for t in (i, j, h, w))
     for k, (row, column, height, width) in enumerate(zip(rows, columns, heights, widths, strict=True)):
         if height > 0 and width > 0:
             part = slice(None), slice(row, row + height), slice(column, column + width)
-            images[k][part] = v[k][part]
+            images[k][part] = v[k][part] if v.dim() == 4 else v
     return images
 
 

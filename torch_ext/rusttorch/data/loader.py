@@ -131,6 +131,9 @@ class Loader:
 
     def load_state_dict(self, state):
         """The next iteration goes on after what state says. Raises ValueError where its order was another."""
+        missing = self.state_dict().keys() - state.keys()
+        if missing:
+            raise ValueError(f"Loader: the state has no {', '.join(sorted(missing))}")
         for name, mine in self._order_depends_on().items():
             if state[name] != mine:
                 raise ValueError(f"Loader: the state is of {name} {state[name]!r}, but this Loader has {mine!r}")

@@ -270,10 +270,10 @@ def _numbers(value):
 def _range(value, name, least=None, center=0.0):
     """(low, high) of a number around a center, or of a pair."""
     given = _numbers(value)
-    low, high = (center - given[0], center + given[0]) if len(given) == 1 else given
-    if low > high or (least is not None and low < least):
+    limits = [center - given[0], center + given[0]] if len(given) == 1 else given
+    if len(limits) != 2 or limits[0] > limits[1] or (least is not None and limits[0] < least):
         raise ValueError(f"{name} must be a number or (low, high), but got {value}")
-    return low, high
+    return tuple(limits)
 
 
 class RandomAffine(Geometric):
@@ -283,10 +283,10 @@ class RandomAffine(Geometric):
     def __init__(self, degrees, translate=None, scale=None, shear=None, interpolation="nearest", fill=0.0, center=None):
         self.degrees = _range(degrees, "degrees")
         self.translate, self.scale = translate, scale
-        if translate is not None and not all(0 <= part <= 1 for part in translate):
+        if translate is not None and not (len(translate) == 2 and all(0 <= part <= 1 for part in translate)):
             raise ValueError(f"translate must be parts of width and height, from 0 to 1, but got {translate}")
-        if scale is not None and not all(factor > 0 for factor in scale):
-            raise ValueError(f"scale must be positive, but got {scale}")
+        if scale is not None and not (len(scale) == 2 and 0 < scale[0] <= scale[1]):
+            raise ValueError(f"scale must be a positive (low, high), but got {scale}")
         if shear is not None and len(_numbers(shear)) != 4:
             shear = (*_range(shear, "shear"), 0.0, 0.0)
         self.shear = shear
