@@ -129,12 +129,13 @@ def assert_as_right(ours, stock, case, tensors):
 ONE_RUN = ("contiguous", "tail", "long", "misaligned")
 DENSE = (*ONE_RUN, "transposed", "channels_last")
 NARROW = (torch.bfloat16, torch.float16)
+OF_POWERS = DTYPES if torch.backends.cpu.get_cpu_capability() == "DEFAULT" else (torch.float64,)
 # And what is stock's nevertheless, because it has no kernel or stock's was measured to be faster: (the beginning of the
 # case's name, layouts, dtypes).
 STOCK_S = (
     *[(f"div.{op}_mode", DENSE, NARROW) for op in ("Tensor", "Scalar")],
     ("div.Tensor_mode-rounding_mode=floor", DENSE, DTYPES),
-    ("pow.Tensor_Scalar-2.5", DENSE, DTYPES),
+    *[(f"pow.Tensor_Scalar-{e}", DENSE, OF_POWERS) for e in (2.5, 5, -4, -1.5)],
     ("pow.Tensor_Scalar-0.5", DENSE, NARROW),
     *[(op, ("contiguous", "long"), NARROW) for op in ("neg", "abs", "pow.Tensor_Scalar-2")],
     *[(op, ("contiguous", "long"), NARROW) for op in ("sigmoid_backward", "tanh_backward", "gelu")],

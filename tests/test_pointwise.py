@@ -1,5 +1,7 @@
 import families
+import pytest
 import rusttorch
+import torch
 from cases import Case, functional_ops
 
 CASES = [
@@ -27,7 +29,10 @@ CASES = [
     Case("pow.Tensor_Scalar", "n", (2,), exact=True, integers=True),
     Case("pow.Tensor_Scalar", "n", (3,), integers=True),
     Case("pow.Tensor_Scalar", "p", (-1,), exact=True),
-    Case("pow.Tensor_Scalar", "p", (2.5,), exact=True),
+    Case("pow.Tensor_Scalar", "p", (2.5,)),
+    Case("pow.Tensor_Scalar", "n", (5,)),
+    Case("pow.Tensor_Scalar", "n", (-4,)),
+    Case("pow.Tensor_Scalar", "p", (-1.5,)),
     Case("maximum", "nn", exact=True, integers=True),
     Case("minimum", "nn", exact=True, integers=True),
     Case("clamp", "n", (-1, 2), exact=True, integers=True),
@@ -57,3 +62,35 @@ test_opcheck = families.opcheck_test(CASES)
 test_compile = families.compile_test(CASES)
 test_vmap = families.vmap_test(CASES)
 test_swapped = families.swapped_test(CASES)
+
+
+EXPONENTS = (2.5, -1.5, 0.1, 1 / 3, 4, 5, -3, -4, 100, -101, 3.3, 1e-3, 1e4, 1.0001, 1e30, -1e30, 1e-30, 16777217.0)
+
+
+@pytest.mark.parametrize("exponent", EXPONENTS)
+def test_powers_err_less_than_an_ulp(exponent):
+    """For numbers of all sizes, by C's rules for zeros, infinities and NaN."""
+    inf, nan = float("inf"), float("nan")
+    special = torch.tensor([0.0, -0.0, 1.0, -1.0, inf, -inf, nan, 1e-45, -1e-45, 1e-38, 3e38, -3e38, 2.0, -2.0, 0.5])
+    g = torch.Generator().manual_seed(0)
+    of_all_sizes = torch.exp2(torch.rand(20_000, generator=g) * 270 - 140)
+    x = torch.cat(
+        [special, torch.randn(20_000, generator=g), of_all_sizes, 1 + torch.randn(20_000, generator=g) / 1000]
+    )
+    rounded = float(torch.tensor(exponent, dtype=torch.float32))
+    y, exact = rusttorch.pow(x, exponent), x.double() ** rounded
+    assert torch.equal(y.isnan(), exact.isnan())
+    kept = ~exact.isnan()
+    y, exact = y[kept], exact[kept]
+    assert torch.equal(y.signbit(), exact.signbit())
+    finite = exact.float().isfinite()
+    assert torch.equal(y[~finite], exact[~finite].float())
+    ulp = torch.exp2(exact[finite].abs().clamp(min=2**-126).log2().floor() - 23)
+    assert ((y[finite].double() - exact[finite]).abs() / ulp).max() < 1
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64, torch.bfloat16, torch.float16), ids=str)
+def test_powers_that_are_stock_s(dtype):
+    x = torch.tensor([0.0, -0.0, 1.0, -1.0, 0.3, -2.0, float("inf"), -float("inf"), float("nan")], dtype=dtype)
+    for exponent in (0, 0.0, 1, -0.5, -2, float("inf"), -float("inf"), float("nan"), 1e-300):
+        torch.testing.assert_close(rusttorch.pow(x, exponent), x**exponent, rtol=0, atol=0, equal_nan=True)

@@ -210,7 +210,19 @@ def tanh_table():
     return list(zip(*rows, strict=True)), worst
 
 
+def pow_table():
+    """1 / c and log2(c) in f64, by the first four bits of the mantissa of x in [3/4, 3/2), c amid those x."""
+    inverse = []
+    for k in range(16):
+        middle = 1 + (k + mpf(1) / 2) / 16
+        is_around_one = k in (0, 15)  # where the log is all in the remainder
+        inverse.append(to_f64(1 if is_around_one else 1 / middle if k < 8 else 2 / middle))
+    return inverse, [to_f64(-log(c) / LN2) for c in inverse]
+
+
 if __name__ == "__main__":
+    for name, table in zip(("1 / c", "log2(c)"), pow_table(), strict=True):
+        print(f"pow_table {name}:\n    " + ", ".join(hexadecimal(c) for c in table))
     for name, table in zip(("1 / c", "log(c)"), log_table(), strict=True):
         print(f"log_table {name}:\n    " + ", ".join(hexadecimal(c) + "f" for c in table))
     tables, error = tanh_table()

@@ -12,7 +12,8 @@ enum class Dtype : uint8_t { f32, f64, bf16, f16, i32, i64, b8 };
 
 // A set of them: bit k is the k-th.
 using Dtypes = uint16_t;
-constexpr Dtypes wide_floats = 0b0000011, floats = 0b0001111, numbers = 0b0111111, everything = 0b1111111;
+constexpr Dtypes wide_floats = 0b0000011, short_floats = 0b0001101, floats = 0b0001111, numbers = 0b0111111,
+                 everything = 0b1111111;
 
 // out[j][i] = formula(in[0][i], in[1][i], ..., scalars...) for i in [0, n). An output may be one of the inputs,
 // but may not overlap one in part.

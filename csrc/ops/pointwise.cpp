@@ -3,7 +3,9 @@
 #include <ATen/ops/addcmul.h>
 
 #include <cmath>
+#include <limits>
 
+#include "../instruction_set.h"
 #include "elementwise.h"
 #include "stock.h"
 
@@ -84,7 +86,8 @@ struct DivTensor {
   }
 };
 
-// The exponents that are a product, a root or a quotient; any other is stock's, whose pow is as fast as ours was.
+// Some exponents are a product, a root or a quotient. Doubles' others are stock's, and so are 0, 1, and those that
+// stock has a quotient or a root for.
 struct Pow {
   static ElementwiseRequest request(const Tensor& self, const Scalar& exponent) {
     ElementwiseRequest r;
@@ -100,8 +103,30 @@ struct Pow {
       r.kernel = kernel(pointwise::cube);
     } else if (e == -1) {
       r.kernel = kernel(pointwise::reciprocal);
+    } else if (e != 1 && e != -0.5 && e != -2 && e != 0.5) {
+      add_exponent(r, rounded(e, self.scalar_type()));
     }
     return r;
+  }
+
+ private:
+  // As stock takes it.
+  static double rounded(double e, at::ScalarType dtype) {
+    switch (dtype) {
+      case at::kBFloat16: return float(at::BFloat16(float(e)));
+      case at::kHalf: return float(at::Half(float(e)));
+      default: return float(e);
+    }
+  }
+  static void add_exponent(ElementwiseRequest& r, double e) {
+    // Without AVX2 stock's is faster: 0.64 to 0.73.
+    const bool is_slow = has_cpu_kernels && r.device() == Device::cpu && instruction_set() == InstructionSet::base;
+    if (!std::isfinite(e) || e == 0 || is_slow) return;
+    const bool is_whole = std::trunc(e) == e, is_odd = is_whole && std::fmod(e, 2) != 0;
+    r.kernel = kernel(pointwise::pow);
+    r.add(Scalar(e));
+    r.add(Scalar(is_odd ? -0.0 : 0.0));
+    r.add(Scalar(is_whole ? 1.0 : std::numeric_limits<double>::quiet_NaN()));
   }
 };
 
