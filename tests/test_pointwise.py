@@ -68,7 +68,7 @@ EXPONENTS = (2.5, -1.5, 0.1, 1 / 3, 4, 5, -3, -4, 100, -101, 3.3, 1e-3, 1e4, 1.0
 
 
 @pytest.mark.parametrize("exponent", EXPONENTS)
-def test_powers_err_less_than_an_ulp(exponent):
+def test_powers_err_little_more_than_their_rounding(exponent):
     """For numbers of all sizes, by C's rules for zeros, infinities and NaN."""
     inf, nan = float("inf"), float("nan")
     special = torch.tensor([0.0, -0.0, 1.0, -1.0, inf, -inf, nan, 1e-45, -1e-45, 1e-38, 3e38, -3e38, 2.0, -2.0, 0.5])
@@ -78,7 +78,9 @@ def test_powers_err_less_than_an_ulp(exponent):
         [special, torch.randn(20_000, generator=g), of_all_sizes, 1 + torch.randn(20_000, generator=g) / 1000]
     )
     rounded = float(torch.tensor(exponent, dtype=torch.float32))
+    rusttorch.reset_stats()
     y, exact = rusttorch.pow(x, exponent), x.double() ** rounded
+    is_ours = rusttorch.stats()["pow.Tensor_Scalar"].ran == 1  # not without AVX2
     assert torch.equal(y.isnan(), exact.isnan())
     kept = ~exact.isnan()
     y, exact = y[kept], exact[kept]
@@ -86,7 +88,7 @@ def test_powers_err_less_than_an_ulp(exponent):
     finite = exact.float().isfinite()
     assert torch.equal(y[~finite], exact[~finite].float())
     ulp = torch.exp2(exact[finite].abs().clamp(min=2**-126).log2().floor() - 23)
-    assert ((y[finite].double() - exact[finite]).abs() / ulp).max() < 1
+    assert not is_ours or ((y[finite].double() - exact[finite]).abs() / ulp).max() < 0.51
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float64, torch.bfloat16, torch.float16), ids=str)
