@@ -1,5 +1,7 @@
 """Resizing of images: the nearest to the bit, the others and all gradients against float64."""
 
+import itertools
+
 import pytest
 import rusttorch
 import torch
@@ -49,6 +51,10 @@ CALLS = [
 ]
 
 
+# Few, several, and of channels that come last whole packs of a device too.
+CHANNELS = {layout: (3, 20, 24) if layout == "channels_last" else (3, 20) for layout in LAYOUTS}
+
+
 def draw(shape, dtype):
     return torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)
 
@@ -58,8 +64,8 @@ def draw(shape, dtype):
 @pytest.mark.parametrize("case", SIZES, ids=str)
 def test_nearest(case, layout, dtype):
     size, output, scales = case
-    x = LAYOUTS[layout](draw((2, 3, *size), dtype))
-    for name in NEAREST:
+    for channels, name in itertools.product(CHANNELS[layout], NEAREST):
+        x = LAYOUTS[layout](draw((2, channels, *size), dtype))
         ours, stock = (getattr(m, name)(x, output, *scales) for m in (OPS, ATEN))
         assert torch.equal(ours, stock) and ours.stride() == stock.stride()
 
@@ -80,7 +86,7 @@ def options_of(name, align_corners):
 @pytest.mark.parametrize("case, layout, align_corners", CALLS, ids=str)
 def test_weighted(name, case, align_corners, layout, dtype):
     size, output, scales = case
-    for channels in (3, 20):
+    for channels in CHANNELS[layout]:
         x = LAYOUTS[layout](draw((2, channels, *size), dtype))
         args = (output, align_corners, *scales)
         ours, stock = (getattr(m, name)(x, *args) for m in (OPS, ATEN))
@@ -92,7 +98,7 @@ def test_weighted(name, case, align_corners, layout, dtype):
 @pytest.mark.parametrize("case, layout, align_corners", CALLS, ids=str)
 def test_gradients(name, case, align_corners, layout, dtype):
     size, output, scales = case
-    for channels in (3, 20):
+    for channels in CHANNELS[layout]:
         g = LAYOUTS[layout](draw((4, channels, *output), dtype))
         args = (output, (4, channels, *size), *options_of(name, align_corners), *scales)
         ours, stock = (getattr(m, f"{name}_backward")(g, *args) for m in (OPS, ATEN))

@@ -45,7 +45,7 @@ LEFT_OUT = {
     "_fused_add_": "the CPU's kernels; on a device sums and their norms are made of other ops",
     "errors": "what a device refuses by an assertion, the CPU refuses by an exception",
     "indices_from_elsewhere": "a device asks the windows that have an element, as stock's max_pool2d does there",
-    "(test_gradients and 2.009 and upsample_nearest2d)": "a scale beside a size that is doubled: the CPU's rule",
+    "(2.009 and (test_nearest or upsample_nearest2d))": "a scale beside a size that is doubled: the CPU's rule",
     "test_sizes_at_which_stock_is_faster": "the CPU's sizes",
     "zeros_over_a_divisor": "which are 0 in one of stock's CPU kernels, and -0 on a device as in the other",
 }
