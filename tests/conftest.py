@@ -65,6 +65,7 @@ OF_THE_CPU = {
     "test_what_ran": "a device has layer norms of 16 bits too",
     "test_gelu_at_infinity_is_its_limit": "the CPU's gelu",
     "test_powers_err_little_more_than_their_rounding": "the CPU's pow; a device's is its own library's",
+    "test_exponents_are_rounded_as_stock_rounds_them": "the CPU's pow; a device's is its own library's",
     "test_inputs_of_16_bits_may_be_changed": "what stock keeps of them on the CPU; on a device it keeps the tensor",
     "test_labels_changed_after_forward": "labels out of range: an assertion on a device, after which it is of no use",
     "test_members_that_share_memory": "lists of tensors are stock's on a device, where the members race",

@@ -99,6 +99,8 @@ def test_erase(dtype, layout):
         expected_of_patch = x.clone()
         expected_of_patch[1:, :, 2:7, 4:11] = patch
         assert torch.equal(F.erase(x, 2, 4, torch.tensor([0, 5, 5]), 7, patch), expected_of_patch)
+    if dtype == torch.uint8:
+        assert F.erase(x, 2, 4, 5, 7, torch.full((3, 1, 1), 300.6))[0, 0, 2, 4] == 255
     for wrong in (noise[0, 0], noise[:2]):
         I.refused(lambda wrong=wrong: F.erase(x, 2, 4, 5, 7, wrong), "expected v to be")
     inplace = x.clone()

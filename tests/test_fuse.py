@@ -255,7 +255,7 @@ POOLS = {
 @pytest.mark.parametrize("relu", (nn.ReLU(), nn.ReLU(inplace=True), nn.ReLU6(), nn.ReLU6(inplace=True)), ids=str)
 @pytest.mark.parametrize("kind", POOLS)
 def test_relu_of_what_is_pooled(kind, relu):
-    """To the bit, also of windows without a positive number, of ties and of NaN."""
+    """The same numbers, also of windows without a positive one, of ties and of NaN (a zero's sign may be another)."""
     torch.manual_seed(0)
     m = POOLS[kind](relu)
     dims = {"1d": 1, "3d": 3}.get(kind, 2)
@@ -326,6 +326,9 @@ def test_a_pool_of_several_relus():
     m.flag = fused.flag = False
     with pytest.raises(RuntimeError, match="or a max pool after its relu"):
         fused(data())
+    m.flag = fused.flag = True
+    close([fused(data())], [m(data())])  # which is not in the way of the next
+    m.flag = fused.flag = False
     rusttorch.unfuse_(fused)
     close([fused(data())], [m(data())])
 
@@ -347,6 +350,72 @@ def test_a_pool_in_a_checkpoint():
     close(train(fused), train(m))
 
 
+class Same(nn.Conv2d):
+    """Whose output is its input."""
+
+    def forward(self, x):
+        return x
+
+
+class NoGrad(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.relu, self.pool = nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2)
+
+    def forward(self, x):
+        x = self.conv(x)
+        with torch.no_grad():
+            x = self.relu(x)
+        return self.pool(x)
+
+
+def test_a_relu_without_gradients():
+    """Found by a reader: it had one."""
+    m = NoGrad()
+    assert rusttorch.fuse_(m)[0].fused
+    assert not m(data()).requires_grad
+
+
+def limited(maximum):
+    relu = nn.ReLU6()
+    relu.max_val = maximum
+    return relu
+
+
+def test_another_maximum():
+    """Found by a reader: it was 6."""
+    m = nn.Sequential(nn.Conv2d(3, 4, 3), limited(0.5), nn.MaxPool2d(2))
+    wanted = m(9 * data())
+    assert rusttorch.fuse_(m)[0].fused
+    assert torch.equal(m(9 * data()), wanted) and wanted.max() == 0.5
+    m[1].max_val = 0.25
+    assert m(9 * data()).max() == 0.25
+
+
+POOL_CHANGES = {
+    "a hook on the convolution": lambda m: m[0].register_forward_hook(lambda m, _, y: setattr(m, "kept", y)),
+    "another layer before": lambda m: m.__setitem__(0, nn.Identity()),
+    "places": lambda m: setattr(m[2], "return_indices", True),
+}
+
+
+@pytest.mark.parametrize("name", POOL_CHANGES)
+def test_changes_after_of_a_pool(name):
+    """Found by a reader: what was kept, or given, was not what relu had made of it."""
+    torch.manual_seed(0)
+    m = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.MaxPool2d(2))
+    fused = copy.deepcopy(m)
+    assert rusttorch.fuse_(fused)[0].fused
+    inputs = [data(), data()]
+    for each in (m, fused):
+        POOL_CHANGES[name](each)
+    results = [each(x) for each, x in zip((m, fused), inputs, strict=True)]
+    torch.testing.assert_close(*results)
+    torch.testing.assert_close(*inputs)
+    if name.startswith("a hook"):
+        assert torch.equal(fused[0].kept, m[0].kept)
+
+
 CONV = nn.Conv2d(3, 4, 3)
 LEFT_POOLS = {
     "called more than once": Calls(
@@ -362,6 +431,15 @@ LEFT_POOLS = {
     "places": nn.Sequential(CONV, nn.ReLU(), nn.MaxPool2d(2, return_indices=True)),
     "a hook": nn.Sequential(CONV, nn.ReLU(), hooked(nn.MaxPool2d(2))),
     "an input in place": nn.Sequential(nn.ReLU(inplace=True), nn.MaxPool2d(2)),
+    "an input": Calls(lambda m, x: m.pool(m.relu(x)) - m.pool(x), relu=nn.ReLU(), pool=nn.MaxPool2d(2)),
+    "two relus": Calls(
+        lambda m, x: (lambda y: m.pool1(m.relu1(y)) - m.pool2(m.relu2(y)))(m.conv(x)),
+        **{"conv": CONV, "relu1": nn.ReLU(), "pool1": nn.MaxPool2d(2), "relu2": nn.ReLU6(), "pool2": nn.MaxPool2d(2)},
+    ),
+    "another's input in place": nn.Sequential(nn.Identity(), nn.ReLU(inplace=True), nn.MaxPool2d(2)),
+    "a convolution that is none": nn.Sequential(Same(3, 3, 1), nn.ReLU(inplace=True), nn.MaxPool2d(2)),
+    "another minimum": nn.Sequential(CONV, nn.Hardtanh(), nn.MaxPool2d(2)),
+    "windows of padding": nn.Sequential(CONV, nn.ReLU(), nn.MaxPool2d(2, 1, padding=1, dilation=2)),
     "a hook that keeps what is changed": nn.Sequential(
         hooked(nn.Conv2d(3, 4, 3)), nn.ReLU(inplace=True), nn.MaxPool2d(2)
     ),

@@ -91,6 +91,13 @@ def test_powers_err_little_more_than_their_rounding(exponent):
     assert not is_ours or ((y[finite].double() - exact[finite]).abs() / ulp).max() < 0.51
 
 
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16), ids=str)
+def test_exponents_are_rounded_as_stock_rounds_them(dtype):
+    x = torch.rand(2000, generator=torch.Generator().manual_seed(0)).to(dtype) * 10
+    for exponent in (0.1, 1 / 3, 1.0001, 2.3):
+        assert torch.equal(rusttorch.pow(x, exponent), x**exponent)
+
+
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float64, torch.bfloat16, torch.float16), ids=str)
 def test_powers_that_are_stock_s(dtype):
     x = torch.tensor([0.0, -0.0, 1.0, -1.0, 0.3, -2.0, float("inf"), -float("inf"), float("nan")], dtype=dtype)

@@ -232,8 +232,8 @@ class ResizePlan {
     return {input_.size(0), input_.size(1), out(0), out(1)};
   }
 
-  // How far apart elements of the output are in the input, by aten's own rules: a device has not the CPU's for the
-  // nearest.
+  // How far apart elements of the output are in the input, by aten's own rules: of the nearest the CPU has one for
+  // sizes that are kept or doubled.
   template <class C>
   C step(size_t d) const {
     const Scale& scale = request_.scales[d];

@@ -59,8 +59,9 @@ struct ResizeTable {
 
   template <class R>
   __device__ void put(int at, int& count, int64_t from, R weight) {
-    RUSTTORCH_ASSERT(count < taps);
-    tap[count++][at] = {C(weight), int(from)};
+    const bool has_room = count < taps;  // the plan has seen to it
+    RUSTTORCH_ASSERT(has_room);
+    if (has_room) tap[count++][at] = {C(weight), int(from)};
   }
   template <class R>
   __device__ void make_forward(const ResizeRule<R>& rule, int at, int64_t o) {

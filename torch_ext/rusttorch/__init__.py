@@ -6,7 +6,7 @@ rusttorch.enable(), disable()                       the same, from here to there
 rusttorch.stats()                                   what ran, and what was handed to stock, and why
 ab = rusttorch.AB()                                 what it is worth, inside a training loop
 rusttorch.optim, rusttorch.clip_grad_norm_, ...     optimizers and gradients in one pass
-rusttorch.fuse_(model), unfuse_(model)              batch norm and relu in one pass; rusttorch.nn has them as modules
+rusttorch.fuse_(model), unfuse_(model)              layers of a model that stands, in fewer passes
 rusttorch.memory                                    the memory pool
 rusttorch.data                                      from files to tensors: read_csv
 python -m rusttorch run [--ab] train.py             a script, unmodified, with everything, or as an A/B

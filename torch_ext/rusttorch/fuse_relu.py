@@ -1,7 +1,7 @@
 """Relu, or relu6, of a model that stands, and the layer beside it: a part of fuse_(model).
 
-A batch norm and the relu behind it are one pass. A relu and the max pool behind it change places, as the largest of
-what relu makes is what relu makes of the largest, and fewer numbers are left then.
+A batch norm and the relu behind it are one pass. A convolution's relu and the max pool behind it change places, as the
+largest of what relu makes is what relu makes of the largest, and fewer numbers are left then.
 
 Which layers follow each other is read from the graph of the module that calls both, their parent (torch.fx). A parent
 with batch norms that cannot be traced is watched while the model runs once, if inputs for that are given. Layers that
@@ -26,13 +26,13 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from .fusion import Fusion, has_hooks, is_plain, is_put, put
+from .fusion import Fusion, is_plain, is_put, put
 from .nn import batch_norm_relu
 
 NORMS = {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d}
 RELUS = {nn.ReLU, nn.ReLU6}
 POOLS = {nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d}
-OWNERS = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm)  # of what they return
+CONVOLUTIONS = {nn.Conv1d, nn.Conv2d, nn.Conv3d}
 RELU_FUNCTIONS = {
     torch.relu,
     torch.relu_,
@@ -48,7 +48,7 @@ class _Now(threading.local):
     """Of a thread: the layers that may be fused, and those whose second has yet to come."""
 
     def __init__(self):
-        self.seconds, self.waiting = {}, set()  # seconds: {first: (second, the hooks on saved tensors when that began)}
+        self.seconds, self.waiting = {}, set()  # seconds: {first: (second, the modes when that began)}
 
 
 _now = _Now()
@@ -57,10 +57,10 @@ FIRST = "_rusttorch_first"
 
 
 def _parent(pairs, parent, *args, **kwargs):
-    """The forward of a module that calls such layers: {name of the first: name of the second}."""
+    """The forward of a module that calls such layers: {name of the first: (of the second, of what is before them)}."""
     before = _now.seconds
-    layers = filter(None, (_if_ready(parent, names) for names in pairs.items()))
-    ready = {first: (second, _saved_tensors_hooks()) for first, second in layers}
+    layers = filter(None, (_if_ready(parent, first, *others) for first, others in pairs.items()))
+    ready = {first: (second, _modes()) for first, second in layers}
     _now.seconds = before | ready
     try:
         result = type(parent).forward(parent, *args, **kwargs)
@@ -75,18 +75,36 @@ def _parent(pairs, parent, *args, **kwargs):
         _now.waiting.difference_update(ready)
 
 
-def _if_ready(parent, names):
-    """The two layers of such names, if they are as they were."""
-    first, second = (parent._modules.get(name) for name in names)
+def _if_ready(parent, first, second, source):
+    """The two layers of such names, if they and what is before them are as they were."""
+    first, second, source = (parent._modules.get(name) for name in (first, second, source))
     ours = is_put(vars(first).get("forward")) and is_put(vars(second).get("forward")) if first and second else False
-    return (first, second) if ours and not has_hooks(first) and not has_hooks(second) else None
+    return (first, second) if ours and not _why_not(first, second, source) else None
+
+
+def _why_not(first, second, source):
+    """What keeps two layers from being fused, in words."""
+    if getattr(first, "min_val", 0) != 0 or getattr(second, "min_val", 0) != 0:
+        return "not from 0 on"
+    if type(second) in POOLS:
+        if type(source) not in CONVOLUTIONS or not is_plain(source):
+            return "what relu is given may be others' too: only a convolution's output is known to be nobody else's"
+        if second.return_indices:
+            return "the largest are asked for by their places too"
+        if set(_as_tuple(getattr(second, "dilation", 1))) != {1}:
+            return "a window may be of padding alone"
+    return "" if is_plain(first) and is_plain(second) else "with hooks, or a forward of its own"
+
+
+def _as_tuple(value):
+    return value if isinstance(value, tuple) else (value,)
 
 
 def _second(first):
     """The layer that is fused with this one in this call, if any."""
-    second, hooks = _now.seconds.get(first, (None, None))
-    # Not now; or for the second time; or in a checkpoint, which calls it again later.
-    return None if first in _now.waiting or hooks != _saved_tensors_hooks() else second
+    second, modes = _now.seconds.get(first, (None, None))
+    # Not now; or for the second time; or in a checkpoint, which calls it again later; or with no_grad for it alone.
+    return None if first in _now.waiting or modes != _modes() else second
 
 
 def _mark(first, output):
@@ -96,7 +114,7 @@ def _mark(first, output):
 
 
 def _take_mark(input):
-    """The first of the two layers, if the second is called with what that returned."""
+    """The first of the two layers, if the second is called with what the first has returned."""
     first = vars(input).pop(FIRST, None)
     _now.waiting.discard(first)
     return first
@@ -124,14 +142,11 @@ def _pool(pool, input):
     """The forward of a max pool of which some inputs have relu yet to come."""
     relu = _take_mark(input)
     output = type(pool).forward(pool, input)
-    if relu is None:
-        return output
-    function = nn.functional.relu6 if type(relu) is nn.ReLU6 else nn.functional.relu
-    return function(output, inplace=True)
+    return output if relu is None else type(relu).forward(relu, output)
 
 
-def _saved_tensors_hooks():
-    return torch._C._autograd._top_saved_tensors_default_hooks(False)
+def _modes():
+    return torch._C._autograd._top_saved_tensors_default_hooks(False), torch.is_grad_enabled()
 
 
 def fuse(model, names, args, kwargs):
@@ -160,7 +175,8 @@ class _Link(NamedTuple):
     first: str
     second: str | None
     calls: int  # of the first
-    readers: int  # of its output, or of what it changes in place
+    readers: int  # of its output; of a relu's before a pool its input's too
+    source: str | None = None  # what makes that input
 
 
 class _Tracer(torch.fx.Tracer):
@@ -202,12 +218,10 @@ def _traced_in(parent, training):
         elif type(first) in NORMS and reader.target in RELU_FUNCTIONS:
             links.append(_Link(node.target, None, calls[first], len(node.users)))
         elif type(first) in RELUS and type(modules.get(reader)) in POOLS:
-            before = node.all_input_nodes[0]
-            source = modules.get(before)
-            # What a relu changes in place is the convolution's before it, whose output nobody else has.
-            if not first.inplace or (isinstance(source, OWNERS) and not has_hooks(source)):
-                readers = max(len(node.users), len(before.users) if first.inplace else 1)
-                links.append(_Link(node.target, reader.target, calls[first], readers))
+            given = node.all_input_nodes[0]
+            readers = max(len(node.users), len(given.users))
+            source = given.target if given in modules else None
+            links.append(_Link(node.target, reader.target, calls[first], readers, source))
     return links
 
 
@@ -299,11 +313,7 @@ def _fuse_in(parent, links, names):
             return "what is between them is read by others too"
         if "." in link.first or "." in link.second:
             return "called past the module that they are in"
-        if getattr(first, "min_val", 0) != 0 or getattr(second, "min_val", 0) != 0:
-            return "not from 0 on"
-        if getattr(second, "return_indices", False):
-            return "the largest are asked for by their places too"
-        return "" if is_plain(first) and is_plain(second) else "with hooks, or a forward of its own"
+        return _why_not(first, second, parent._modules.get(link.source))
 
     for link in sorted(links, key=lambda link: type(parent.get_submodule(link.first)) not in NORMS):
         first = parent.get_submodule(link.first)
@@ -311,12 +321,12 @@ def _fuse_in(parent, links, names):
             reason = "relu is called as a function: as a module it would be fused"
             found.append(Fusion((names[first][0], "relu"), False, reason))
             continue
-        if link.first in pairs.values():  # a relu in its batch norm's pass
+        if any(link.first == second for second, _ in pairs.values()):  # a relu in its batch norm's pass
             continue
         second = parent.get_submodule(link.second)
         reason, is_norm = why_not(link, first, second), type(first) in NORMS
         if not reason:
-            pairs[link.first] = link.second
+            pairs[link.first] = link.second, link.source
             put(first, _norm if is_norm else _relu_later)
             put(second, _relu if is_norm else _pool)
         how = "one pass" if is_norm else "relu of what is pooled"

@@ -283,9 +283,9 @@ class RandomAffine(Geometric):
     def __init__(self, degrees, translate=None, scale=None, shear=None, interpolation="nearest", fill=0.0, center=None):
         self.degrees = _range(degrees, "degrees")
         self.translate, self.scale = translate, scale
-        if translate is not None and not (len(translate) == 2 and all(0 <= part <= 1 for part in translate)):
+        if translate is not None and not (len(_numbers(translate)) == 2 and all(0 <= part <= 1 for part in translate)):
             raise ValueError(f"translate must be parts of width and height, from 0 to 1, but got {translate}")
-        if scale is not None and not (len(scale) == 2 and 0 < scale[0] <= scale[1]):
+        if scale is not None and not (len(_numbers(scale)) == 2 and 0 < scale[0] <= scale[1]):
             raise ValueError(f"scale must be a positive (low, high), but got {scale}")
         if shear is not None and len(_numbers(shear)) != 4:
             shear = (*_range(shear, "shear"), 0.0, 0.0)
