@@ -52,7 +52,7 @@ struct ResizeRule {
     switch (how) {
       case Interpolation::same: return f(o, C(1));
       case Interpolation::nearest: return f(at_most(floor(C(o) * step), in - 1), C(1));
-      case Interpolation::nearest_exact: return f(at_most(floor(float((Middle(o) + 0.5f) * step)), in - 1), C(1));
+      case Interpolation::nearest_exact: return f(at_most(floor((C(o) + C(0.5)) * step), in - 1), C(1));
       case Interpolation::linear: return linear(o, f);
       case Interpolation::cubic: return cubic(o, f);
       default: return filtered(o, f);
@@ -60,13 +60,6 @@ struct ResizeRule {
   }
 
  private:
-  // What aten's kernels have the middle of an element in.
-#if defined(__CUDACC__)
-  using Middle = C;
-#else
-  using Middle = double;
-#endif
-
   static constexpr int64_t floor(float x) {
     const int64_t whole = int64_t(x);
     return whole - (float(whole) > x);
