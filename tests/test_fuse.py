@@ -333,18 +333,15 @@ def test_a_pool_of_several_relus():
     close([fused(data())], [m(data())])
 
 
-class InCheckpoint(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv, self.relu, self.pool = nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2)
-
-    def forward(self, x):
-        return torch.utils.checkpoint.checkpoint(lambda x: self.pool(self.relu(self.conv(x))), x, use_reentrant=False)
+def convolved_and_pooled(forward):
+    """A module that calls its layers by forward(module, x)."""
+    return Calls(forward, conv=nn.Conv2d(3, 4, 3), relu=nn.ReLU(), pool=nn.MaxPool2d(2))
 
 
 def test_a_pool_in_a_checkpoint():
     torch.manual_seed(0)
-    m = InCheckpoint()
+    layers = lambda m: lambda x: m.pool(m.relu(m.conv(x)))  # noqa: E731
+    m = convolved_and_pooled(lambda m, x: torch.utils.checkpoint.checkpoint(layers(m), x, use_reentrant=False))
     fused = copy.deepcopy(m)
     rusttorch.fuse_(fused)
     close(train(fused), train(m))
@@ -357,21 +354,9 @@ class Same(nn.Conv2d):
         return x
 
 
-class NoGrad(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv, self.relu, self.pool = nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2)
-
-    def forward(self, x):
-        x = self.conv(x)
-        with torch.no_grad():
-            x = self.relu(x)
-        return self.pool(x)
-
-
 def test_a_relu_without_gradients():
     """Found by a reader: it had one."""
-    m = NoGrad()
+    m = convolved_and_pooled(lambda m, x: m.pool(torch.no_grad()(m.relu)(m.conv(x))))
     assert rusttorch.fuse_(m)[0].fused
     assert not m(data()).requires_grad
 

@@ -28,9 +28,9 @@ class ImageTaps {
     first_.reserve(size_t(span.out));
     begin_.reserve(size_t(span.out) + 1);
     const double step = double(span.size) / double(span.out);
-    const bool has_filter = how == Interpolation::linear_aa || how == Interpolation::cubic_aa;
-    const ResizeRule<double> rule{how,      false, has_filter ? span.in : span.size,
-                                  span.out, step,  has_filter ? double(span.begin) : 0};
+    const bool filters = has_filter(how);
+    const ResizeRule<double> rule{how,      false, filters ? span.in : span.size,
+                                  span.out, step,  filters ? double(span.begin) : 0};
     double center = double(span.begin) + step / 2;  // summed up as Pillow does, with its roundings
     for (int64_t o = 0; o < span.out; ++o, center += step) {
       begin_.push_back(weights_.size());
@@ -39,7 +39,7 @@ class ImageTaps {
       } else if (how == Interpolation::nearest) {
         add(std::min(int64_t(center), span.in - 1), 1);
       } else {
-        const int64_t before = has_filter ? 0 : span.begin;
+        const int64_t before = filters ? 0 : span.begin;
         rule.each_tap(o, [&](int64_t i, double weight) { add(before + i, weight); });
       }
     }

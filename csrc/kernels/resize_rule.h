@@ -8,6 +8,13 @@ namespace rusttorch {
 // nearer than a filter reaches, which grows with the step (antialias).
 enum class Interpolation : uint8_t { same, nearest, nearest_exact, linear, cubic, linear_aa, cubic_aa };
 
+constexpr bool is_nearest(Interpolation how) {
+  return how == Interpolation::nearest || how == Interpolation::nearest_exact;
+}
+constexpr bool has_filter(Interpolation how) {
+  return how == Interpolation::linear_aa || how == Interpolation::cubic_aa;
+}
+
 // aten's rules, with its roundings, for one dim: which elements of the input, the taps, the element o of the output is
 // made of, and their weights. C is what they are computed in. (constexpr: a device has them too.)
 template <class C>
@@ -41,8 +48,7 @@ struct ResizeRule {
 
   // The outputs that an element of the input is a tap of are so many at most, where all lie within the input.
   constexpr int64_t taps_of_gradient() const {
-    const bool has_filter = how == Interpolation::linear_aa || how == Interpolation::cubic_aa;
-    const C across = 2 * (has_filter ? reach() : how == Interpolation::cubic ? C(2) : C(1));
+    const C across = 2 * (has_filter(how) ? reach() : how == Interpolation::cubic ? C(2) : C(1));
     return step * C(out) <= across ? out : at_most(int64_t(across / step) + 3, out);
   }
 

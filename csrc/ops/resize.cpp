@@ -24,8 +24,6 @@ struct ResizeRequest {
   at::IntArrayRef input_size = {};  // backward
 
   bool is_backward() const { return !input_size.empty(); }
-  bool is_nearest() const { return how == Interpolation::nearest || how == Interpolation::nearest_exact; }
-  bool has_filter() const { return how == Interpolation::linear_aa || how == Interpolation::cubic_aa; }
   Device device() const { return device_type(input); }
 };
 
@@ -178,9 +176,10 @@ class ResizePlan {
   }
 
   Handed fit_cpu() const {
-    if (request_.has_filter() && at::isReducedFloatingType(input_.scalar_type())) return Handed::dtype;  // stock raises
+    if (has_filter(request_.how) && at::isReducedFloatingType(input_.scalar_type()))
+      return Handed::dtype;  // stock raises
     // Stock's filters give every row of a single column the first row's weights.
-    if (request_.has_filter() && !request_.is_backward() && out(1) == 1) return Handed::option;
+    if (has_filter(request_.how) && !request_.is_backward() && out(1) == 1) return Handed::option;
     return stock_is_faster() ? Handed::size : Handed::no;
   }
 
@@ -204,17 +203,17 @@ class ResizePlan {
   bool stock_is_faster() const {
     if (request_.how > Interpolation::linear) return false;
     const at::ScalarType dtype = input_.scalar_type();
-    if (request_.is_nearest() && dtype == at::kDouble) return true;
+    if (is_nearest(request_.how) && dtype == at::kDouble) return true;
     const bool has_pixels = format_ == at::MemoryFormat::ChannelsLast;
     const int64_t elements = c10::multiply_integers(sizes()) + input_.numel();
     if (elements < 8192 && (has_pixels || request_.is_backward())) return true;
     if (!has_pixels || picks()) return false;
     const bool shrinks = !request_.is_backward() && in(0) > out(0) && !at::isReducedFloatingType(dtype);
-    const bool has_large_windows = request_.is_nearest() && out(0) > 2 * in(0);
+    const bool has_large_windows = is_nearest(request_.how) && out(0) > 2 * in(0);
     return shrinks || has_large_windows || input_.size(1) < 16;
   }
 
-  bool picks() const { return request_.is_nearest() && !request_.is_backward(); }
+  bool picks() const { return is_nearest(request_.how) && !request_.is_backward(); }
 
   // What is resized has these sizes, forward, and so has the gradient of it. Else stock raises.
   at::IntArrayRef input_size() const { return request_.is_backward() ? request_.input_size : input_.sizes(); }
@@ -252,14 +251,14 @@ class ResizePlan {
   }
   // Sizes that are the same are not resized: by filters forward, dim by dim, and by the cubic's derivative.
   Interpolation how(size_t d) const {
-    const bool forward = request_.has_filter() && !request_.is_backward() && in(d) == out(d);
+    const bool forward = has_filter(request_.how) && !request_.is_backward() && in(d) == out(d);
     const bool backward =
         request_.how == Interpolation::cubic && request_.is_backward() && in(0) == out(0) && in(1) == out(1);
     return forward || backward ? Interpolation::same : request_.how;
   }
 
   // Doubles are weighted in double, but the nearest is found in float.
-  bool is_double() const { return input_.scalar_type() == at::kDouble && !request_.is_nearest(); }
+  bool is_double() const { return input_.scalar_type() == at::kDouble && !is_nearest(request_.how); }
 
   ResizeDim dim(size_t d) const {
     ResizeDim dim{};
@@ -273,7 +272,7 @@ class ResizePlan {
   // Writes the CPU's tables, and returns their memory.
   Tensor fill(ResizeDim& dim, bool filled) const {
     if (input_.scalar_type() != at::kDouble) return fill_by<float, float>(dim, filled);
-    return request_.is_nearest() ? fill_by<double, float>(dim, filled) : fill_by<double, double>(dim, filled);
+    return is_nearest(request_.how) ? fill_by<double, float>(dim, filled) : fill_by<double, double>(dim, filled);
   }
   template <class C, class R>
   Tensor fill_by(ResizeDim& dim, bool filled) const {

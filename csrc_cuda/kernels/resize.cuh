@@ -143,8 +143,7 @@ struct DeviceResize {
         width(a.width),
         channels(int(a.channels)),
         is_gradient(a.is_gradient),
-        is_double(sizeof(T) == 8 && a.height.rule.how != Interpolation::nearest &&
-                  a.height.rule.how != Interpolation::nearest_exact),
+        is_double(sizeof(T) == 8 && !is_nearest(a.height.rule.how)),
         in(static_cast<const T*>(a.in)),
         out(static_cast<T*>(a.out)) {}
 };
